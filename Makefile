@@ -1,0 +1,44 @@
+# Two commands: `make audit` and `make test`. Both set up .venv on first use and do nothing twice.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+.PHONY: audit test lint format lock bench clean
+.DEFAULT_GOAL := audit
+
+audit: $(STAMP)  ## run the audit of lora_lite and write docs/audit/variants_review_v2.md
+	@$(BIN)/python -m pytest harness/ --report $(ARGS)
+
+test: $(STAMP) lint  ## the audit's own tests
+	@$(BIN)/python -m pytest tests/ $(ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP)  ## lora_lite beside PEFT, paired, in one run
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "make: Python 3.11 or newer is needed, %s is %d.%d; name another with PYTHON=..." % (sys.executable, *v))'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned dependencies into $(VENV) (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock:  ## resolve requirements.in anew
+	@$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet --requirement requirements.in
+	@{ echo "# Written by 'make lock' from requirements.in: every version the audit runs with."; \
+	   .venv-lock/bin/pip list --format=freeze --exclude pip --exclude setuptools | sed 's/+cpu//'; } > requirements.lock
+	@rm -rf .venv-lock
+
+clean:
+	@rm -rf $(VENV) reports/out docs/audit/variants_review_v2.md .hypothesis .pytest_cache .mypy_cache .ruff_cache
