@@ -1,0 +1,1 @@
+"""Small, hackable adapters for `torch.nn.Linear`."""
