@@ -1,0 +1,209 @@
+"""The data of an audit: frozen records, plain values, in the vocabulary of `audit.json` (schema 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+VARIANT_ORDER = ("lora", "pissa", "dora", "ia3", "hra", "delora")
+
+Outcome = Literal["pass", "fail", "declared", "not_applicable", "unverified", "error"]
+Tag = Literal["BUG", "OK-doc", "OK-undoc", "STYLE"]
+Severity = Literal["critical", "major", "minor", "none"]
+Grade = Literal["Faithful", "Faithful-with-doc-gap", "Partial", "Buggy"]
+
+
+@dataclass(frozen=True)
+class Witness:
+    """The smallest case at which a claim fails, in plain values.
+
+    ``case`` describes the case in words and numbers (in, out, rank, alpha, dtype, bias, batch, state, seed);
+    ``quantity`` is what was compared ("output", "gradient of A"); ``expected`` and ``actual`` are short texts.
+    """
+
+    case: Mapping[str, Any]
+    quantity: str
+    expected: str
+    actual: str
+    note: str = ""
+    replay: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A catalogued mistake (or a reference's other form) whose values equal the subject's.
+
+    ``agrees_with`` names the reference that has this form (then it is no bug); None for a plain mistake.
+    ``documented_by`` are words of which any one, in the subject's docstring, states the choice.
+    """
+
+    mistake: str
+    summary: str
+    failure_mode: str
+    matched: int
+    tried: int
+    agrees_with: str | None = None
+    documented_by: tuple[str, ...] = ()
+    severity: Severity | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One check of one variant against one oracle, and what came of it. ``ratio``: worst seen, see DESIGN §9."""
+
+    id: str
+    variant: str
+    aspect: str
+    check: str
+    oracle: str
+    outcome: Outcome
+    ratio: float | None = None
+    threshold: float | None = None
+    examples: int = 0
+    witness: Witness | None = None
+    diagnosis: Diagnosis | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckInfo:
+    """What the reports need to know of a check: how bad its failure is and how to say it.
+
+    ``question``: what the check asks (its docstring's first paragraph). ``title``: the difference, as a sentence
+    for a finding that nothing in the mistakes catalogue explains. ``failure_mode``: what goes wrong for a user.
+    ``follows``: checks whose failure explains this one's (a wrong forward also trains wrongly), so that one
+    defect is one finding.
+    """
+
+    id: str
+    aspect: str
+    severity: Severity
+    question: str
+    title: str
+    failure_mode: str
+    follows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OracleInfo:
+    """Where an oracle comes from. ``kind`` recorded: replayed from files committed here, not run live."""
+
+    id: str
+    variant: str | None
+    kind: Literal["live", "recorded", "equation"]
+    title: str
+    package: str | None = None
+    version: str | None = None
+    repo: str | None = None
+    commit: str | None = None
+    sha256: str | None = None
+    licence: str | None = None
+    recorded_on: str | None = None
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A deviation that the subject declares. ``documented``: its docstring contains all the words;
+    ``occurred``: some claim of this run failed as declared (None: not asked in this selection)."""
+
+    check: str
+    variant: str
+    oracle: str
+    reason: str
+    words: tuple[str, ...]
+    documented: bool
+    occurred: bool | None
+
+
+@dataclass(frozen=True)
+class VariantInfo:
+    """A variant's record, as far as the review shows it."""
+
+    id: str
+    title: str
+    paper: str
+    equation: str
+    reference_facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # aspect -> source -> fact
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was audited. ``sources``: (variant, aspect) -> file and qualified symbol, for quotes;
+    ``docstrings``: variant -> the text in which the subject states its choices."""
+
+    name: str
+    version: str
+    ref: str
+    sources: Mapping[tuple[str, str], tuple[Path, str]] = field(default_factory=dict)
+    docstrings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a run hands to the reports, before judgement."""
+
+    subject: Subject
+    oracles: tuple[OracleInfo, ...]
+    environment: Mapping[str, str]
+    profile: Mapping[str, Any]  # name, examples, seed
+    variants: tuple[VariantInfo, ...]
+    checks: Mapping[str, CheckInfo]
+    claims: tuple[Claim, ...]  # in collection order
+    declarations: tuple[Declaration, ...] = ()
+    reference_disagreements: tuple[Mapping[str, Any], ...] = ()
+    root: Path = Path()  # paths in cites are shown relative to it where possible
+
+
+@dataclass(frozen=True)
+class Cite:
+    """A place in a source file: ``alias:Lstart`` with at most 10 quoted lines, or why there is none."""
+
+    alias: str
+    start: int | None
+    end: int | None
+    lines: tuple[str, ...] = ()
+    url: str | None = None
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One difference between the subject and the references."""
+
+    id: str  # "D1", "D2", ... within its variant
+    variant: str
+    aspect: str
+    tag: Tag
+    new: bool
+    overturn: bool
+    severity: Severity
+    title: str
+    failure_mode: str
+    claims: tuple[str, ...]
+    reference_cites: tuple[Cite, ...] = ()
+    subject_cites: tuple[Cite, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement on a variant; ``verified`` of ``applicable`` claims hold (declared ones included)."""
+
+    prior: str | None
+    verdict: Grade
+    reason: str
+    new_bugs: int
+    doc_gaps: int
+    verified: int
+    applicable: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A judged run: what `audit.json` holds."""
+
+    run: Run
+    findings: tuple[Finding, ...]
+    verdicts: Mapping[str, Verdict]
