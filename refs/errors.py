@@ -1,0 +1,36 @@
+"""The named errors of `refs`; each carries one sentence that can be shown as it is."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CatalogError",
+    "HashMismatchError",
+    "NotAvailableError",
+    "RefsError",
+    "SourceError",
+    "UnsafePathError",
+]
+
+
+class RefsError(Exception):
+    """What every error of this folder is."""
+
+
+class CatalogError(RefsError):
+    """The catalogue itself is malformed, or was asked for something it does not hold."""
+
+
+class SourceError(RefsError):
+    """A source file cannot be read or parsed, or does not hold the symbol."""
+
+
+class NotAvailableError(RefsError):
+    """A reference is not on this machine: its package not installed, its file not synced."""
+
+
+class HashMismatchError(RefsError):
+    """A file is there, but it is not the pinned one."""
+
+
+class UnsafePathError(RefsError):
+    """A path that would leave the cache folder, or that passes through a symbolic link."""

@@ -1,0 +1,82 @@
+"""Citations: lines of a reference or of the subject, with numbers and url, or the sentence that says why not."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from refs.catalog import Catalog, Cite, Reference
+from refs.errors import RefsError, SourceError
+from refs.locate import locate
+from refs.source import digest_tree, node_of, quote
+
+__all__ = ["Citation", "cite", "cite_file", "cite_target", "symbol_digest"]
+
+
+@dataclass(frozen=True)
+class Citation:
+    """At most ten lines of ``alias``; ``missing`` is the sentence to show where there are none.
+
+    ``note`` says that the symbol differs from the pinned release, so that the quote is of another version.
+    """
+
+    alias: str
+    symbol: str
+    url: str | None = None
+    start: int | None = None
+    end: int | None = None
+    lines: tuple[str, ...] = ()
+    missing: str | None = None
+    note: str | None = None
+
+    @property
+    def label(self) -> str:
+        """``alias:L150``, or ``alias:L150-L157`` for several lines; the alias alone where there are none."""
+        if self.start is None:
+            return self.alias
+        return f"{self.alias}:L{self.start}" + (f"-L{self.end}" if self.end != self.start else "")
+
+
+def cite(catalog: Catalog, item: Cite, cache: Path | None = None) -> Citation:
+    """The citation of one cite of the catalogue; never raises for what is wrong with a file."""
+    return cite_target(catalog, item.alias, item.symbol, item.anchor, cache)
+
+
+def cite_target(
+    catalog: Catalog, alias: str, symbol: str, anchor: str | None = None, cache: Path | None = None
+) -> Citation:
+    """The citation of ``symbol`` in the reference ``alias``. Raises CatalogError for an unknown alias."""
+    reference = catalog.reference(alias)
+    try:
+        path = locate(reference, cache)
+    except RefsError as error:
+        return Citation(alias, symbol, missing=str(error))
+    found = cite_file(path, symbol, anchor, alias)
+    if found.start is None or found.end is None:
+        return found
+    note = _drift(catalog, reference, path, symbol)
+    url = reference.url(found.start, found.end)
+    return Citation(alias, symbol, url, found.start, found.end, found.lines, None, note)
+
+
+def cite_file(path: Path, symbol: str, anchor: str | None = None, alias: str | None = None) -> Citation:
+    """The citation of a symbol in any file, the subject's too; never raises for what is wrong with it."""
+    alias = alias or path.name
+    try:
+        found = quote(path, symbol, anchor)
+    except SourceError as error:
+        return Citation(alias, symbol, missing=str(error).replace(path.name, alias))
+    return Citation(alias, symbol, None, found.start, found.end, found.lines)
+
+
+def symbol_digest(path: Path, symbol: str) -> str:
+    """The sha256 of a symbol's syntax tree: without comments, docstrings, layout. Raises SourceError."""
+    return hashlib.sha256(repr(digest_tree(node_of(path, symbol))).encode()).hexdigest()[:16]
+
+
+def _drift(catalog: Catalog, reference: Reference, path: Path, symbol: str) -> str | None:
+    pinned = catalog.digests.get(reference.alias, {}).get(symbol)
+    if pinned is None or path.suffix != ".py" or symbol_digest(path, symbol) == pinned:
+        return None
+    return f"`{symbol}` of {reference.alias} differs from {reference.source.name} {reference.source.pin}"

@@ -1,0 +1,264 @@
+"""Find a symbol in a Python file by parsing it, and pick the lines worth quoting.
+
+Works on any file, the audited subject's too: what is wrong with a file becomes one sentence (SourceError).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from refs.errors import SourceError
+
+__all__ = ["Quote", "Span", "digest_tree", "find", "node_of", "quote"]
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+Node = ast.Module | ast.stmt
+Tree = tuple[object, ...]
+MODULE = "<module>"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Lines ``start`` to ``end``, counted from 1, both included."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Quote:
+    """At most ``limit`` consecutive lines of a file, as they stand there."""
+
+    path: Path
+    symbol: str
+    start: int
+    end: int
+    lines: tuple[str, ...]
+
+
+def find(path: Path, symbol: str, anchor: str | None = None) -> Span:
+    """The lines of ``symbol`` (``Class.method``, decorators included), or of ``anchor`` inside it.
+
+    ``anchor`` is an expression: the statement that assigns to it, else the one that uses it; ``#2`` behind it
+    takes the second such statement, ``#-1`` the last; ``a .. b`` reaches from the one to the other.
+    Raises SourceError when the file cannot be parsed or either is not there.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        return _find_json(path, anchor or symbol)
+    node = node_of(path, symbol)
+    if anchor is None:
+        return _span(node)
+    first, _, last = anchor.partition(" .. ")
+    spans = [_find_anchor(path, symbol, node, part.strip()) for part in (first, last) if part]
+    if spans[-1].end < spans[0].start:
+        raise SourceError(f"`{anchor}` runs backwards in `{symbol}` of {path.name}")
+    return Span(spans[0].start, spans[-1].end)
+
+
+def quote(path: Path, symbol: str, anchor: str | None = None, limit: int = 10) -> Quote:
+    """The at most ``limit`` most telling lines of ``symbol``: the anchor's, or the densest in arithmetic.
+
+    Raises SourceError as `find` does.
+    """
+    path = Path(path)
+    span = find(path, symbol, anchor)
+    if span.end - span.start >= limit:
+        telling = anchor is None and path.suffix != ".json"
+        span = _densest(node_of(path, symbol), limit) if telling else Span(span.start, span.start + limit - 1)
+    lines = _read(path)[span.start - 1 : span.end]
+    while len(lines) > 1 and not lines[-1].strip():
+        lines.pop()
+    return Quote(path, symbol, span.start, span.start + len(lines) - 1, tuple(lines))
+
+
+def node_of(path: Path, symbol: str) -> Node:
+    """What defines ``symbol``: a function, method, class or assignment; ``<module>`` is the whole file.
+
+    Raises SourceError.
+    """
+    node: Node = _parse(path)
+    for name in [] if symbol == MODULE else symbol.split("."):
+        found = _defined(node, name)
+        if found is None:
+            raise SourceError(f"`{symbol}` was not found in {path.name}")
+        node = found
+    return node
+
+
+def digest_tree(node: ast.AST) -> Tree:
+    """``node`` without positions, docstrings, empty fields and contexts: the same on every Python version."""
+    fields: list[object] = [type(node).__name__]
+    for name, value in ast.iter_fields(node):
+        if name == "body" and isinstance(node, Definition):
+            value = _body(node)
+        if value is None or value == [] or name in ("ctx", "kind", "type_comment"):
+            continue
+        fields.append((name, _plain(value)))
+    return tuple(fields)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, ast.AST):
+        return digest_tree(value)
+    return tuple(_plain(item) for item in value) if isinstance(value, list) else repr(value)
+
+
+def _read(path: Path) -> list[str]:
+    """The file's lines in the encoding it declares. Raises SourceError."""
+    try:
+        with tokenize.open(path) as handle:
+            return handle.read().split("\n")
+    except OSError as error:
+        raise SourceError(f"{path.name} cannot be read: {error.strerror or error}") from None
+    except (SyntaxError, UnicodeDecodeError, LookupError) as error:
+        raise SourceError(f"{path.name} cannot be decoded: {error}") from None
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise SourceError(f"{path.name} cannot be read: {error.strerror or error}") from None
+    return _parse_version(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=64)
+def _parse_version(path: Path, mtime: int, size: int) -> ast.Module:
+    try:
+        return ast.parse("\n".join(_read(path)))
+    except SyntaxError as error:
+        raise SourceError(f"{path.name} is not valid Python: {error.msg} (line {error.lineno})") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SourceError(f"{path.name} cannot be parsed: {error}") from None
+
+
+def _statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """The statements of one scope, through if, try, with and loops, but not into functions and classes."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            yield child
+        if not isinstance(child, Definition | ast.expr):
+            yield from _statements(child)
+
+
+def _defined(scope: ast.AST, name: str) -> ast.stmt | None:
+    """The last function or class called ``name`` in ``scope`` (Python keeps it), else its first assignment."""
+    statements = list(_statements(scope))
+    for statement in reversed(statements):
+        if isinstance(statement, Definition) and statement.name == name:
+            return statement
+    wanted = digest_tree(ast.Name(name))
+    return next((s for s in statements if any(digest_tree(t) == wanted for t in _targets(s))), None)
+
+
+def _targets(statement: ast.AST) -> list[ast.expr]:
+    """What ``statement`` assigns to, tuples taken apart."""
+    targets: list[ast.expr] = []
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, ast.AnnAssign | ast.AugAssign):
+        targets = [statement.target]
+    return [e for t in targets for e in (t.elts if isinstance(t, ast.Tuple | ast.List) else [t])]
+
+
+def _span(node: Node | ast.expr) -> Span:
+    if isinstance(node, ast.Module):
+        return Span(1, max((s.end_lineno or s.lineno for s in node.body), default=1))
+    decorators = node.decorator_list if isinstance(node, Definition) else []
+    return Span(min([node.lineno, *(d.lineno for d in decorators)]), node.end_lineno or node.lineno)
+
+
+def _find_anchor(path: Path, symbol: str, node: Node, anchor: str) -> Span:
+    text, _, nth = anchor.partition("#")
+    try:
+        wanted = digest_tree(ast.parse(text.strip(), mode="eval").body)
+        which = int(nth or 1)
+    except (SyntaxError, ValueError):
+        raise SourceError(f"`{anchor}` is not an anchor: an expression is expected") from None
+    spans = _assigning(node, wanted) or _using(node, wanted)
+    index = which - 1 if which > 0 else which
+    if not -len(spans) <= index < len(spans):
+        raise SourceError(f"`{anchor}` was not found in `{symbol}` of {path.name}")
+    return spans[index]
+
+
+def _assigning(node: Node, wanted: Tree) -> list[Span]:
+    hits = [n for n in ast.walk(node) if any(digest_tree(t) == wanted for t in _targets(n))]
+    return sorted((_span(n) for n in hits if isinstance(n, ast.stmt)), key=lambda s: s.start)
+
+
+def _using(node: Node, wanted: Tree) -> list[Span]:
+    """The statements that use the expression; where one is long or compound, the expression's own lines."""
+    spans: set[tuple[int, int]] = set()
+    for statement in (n for n in ast.walk(node) if isinstance(n, ast.stmt)):
+        for own in _expressions(statement):
+            for hit in (e for e in ast.walk(own) if isinstance(e, ast.expr) and digest_tree(e) == wanted):
+                whole = _span(statement)
+                long = hasattr(statement, "body") or whole.end - whole.start >= 10
+                shown = _span(hit) if long else whole
+                spans.add((shown.start, shown.end))
+    return [Span(*pair) for pair in sorted(spans)]
+
+
+def _expressions(statement: ast.stmt) -> list[ast.expr]:
+    """The expressions of a statement itself, without those of the statements inside it."""
+    return [child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.expr)]
+
+
+def _body(node: ast.AST) -> list[ast.stmt]:
+    """The statements of a function or class, its docstring left out."""
+    body: list[ast.stmt] = getattr(node, "body", [])
+    first = body[0] if body else None
+    doc = (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    )
+    return body[1:] if doc and isinstance(node, Definition) else body
+
+
+def _densest(node: Node, limit: int) -> Span:
+    """The ``limit`` lines with the most arithmetic, calls, assignments and returns; the first of equals."""
+    body: list[ast.AST] = [*_body(node)] or [node]
+    start, end = min(getattr(n, "lineno", 1) for n in body), _span(node).end
+    weights = dict.fromkeys(range(start, end + 1), 0)
+    skipped = {line for n in ast.walk(node) if isinstance(n, ast.Raise) for line in _lines(n)}
+    for part in (n for statement in body for n in ast.walk(statement)):
+        line = getattr(part, "lineno", None)
+        if line in weights and line not in skipped:
+            weights[line] += _weight(part)
+    last = max(start, end - limit + 1)
+    best = max(range(start, last + 1), key=lambda s: (sum(weights.get(s + i, 0) for i in range(limit)), -s))
+    return Span(best, min(end, best + limit - 1))
+
+
+def _lines(node: ast.stmt) -> range:
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
+
+
+def _weight(node: ast.AST) -> int:
+    if isinstance(node, ast.BinOp | ast.AugAssign):
+        return 2
+    return int(isinstance(node, ast.Assign | ast.AnnAssign | ast.Return | ast.Call))
+
+
+def _find_json(path: Path, key: str) -> Span:
+    """The first line of a JSON file that holds ``key``. Raises SourceError."""
+    lines = _read(path)
+    try:
+        json.loads("\n".join(lines))
+    except ValueError as error:
+        raise SourceError(f"{path.name} is not valid JSON: {error}") from None
+    pattern = re.compile(rf'"{re.escape(key)}"\s*:')
+    for number, line in enumerate(lines, start=1):
+        if pattern.search(line):
+            return Span(number, number)
+    raise SourceError(f"`{key}` was not found in {path.name}")
