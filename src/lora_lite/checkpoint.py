@@ -1,0 +1,159 @@
+"""The adapter file: safetensors, one tensor per adapter parameter, keyed ``layer name.parameter``.
+
+Metadata: ``lora_lite`` (format version), ``config`` (JSON, the variant among it), ``layers`` (JSON, per layer
+its options and, for a variant that is bound to one base, the base weight's fingerprint).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .config import AdapterConfig
+from .variant import Variant, config_from_dict, is_linear
+
+__all__ = ["Entry", "check", "digest", "layer_for", "read", "write"]
+
+FORMAT = "1"
+
+
+@dataclass
+class Entry:
+    """What the file holds for one layer."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str | None = None
+
+
+def digest(weight: Tensor) -> str:
+    """sha256 of a weight's dtype, shape and bytes."""
+    head = f"{weight.dtype} {tuple(weight.shape)} ".encode()
+    flat = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(head + flat.numpy().tobytes()).hexdigest()
+
+
+def write(path: str | PathLike[str], config: AdapterConfig, entries: dict[str, Entry]) -> None:
+    """Write to a temporary file beside ``path``, then move it there: a crash leaves the old file or none."""
+    target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        raise ValueError(f"path must name a file in an existing folder, got {str(target)!r}")
+    tensors = {
+        join(name, key): tensor.detach().cpu().contiguous().clone()
+        for name, entry in entries.items()
+        for key, tensor in entry.tensors.items()
+    }
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata=metadata(config, entries))
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def join(layer: str, parameter: str) -> str:
+    """The key of a parameter; a model that is itself the layer has the empty name."""
+    return f"{layer}.{parameter}" if layer else parameter
+
+
+def metadata(config: AdapterConfig, entries: dict[str, Entry]) -> dict[str, str]:
+    layers = {name: {"options": e.options, "base_sha256": e.fingerprint} for name, e in entries.items()}
+    return {"lora_lite": FORMAT, "config": json.dumps(config.to_dict()), "layers": json.dumps(layers)}
+
+
+def read(path: str | PathLike[str]) -> tuple[AdapterConfig, dict[str, Entry]]:
+    """Config and entries of a file. Raises ValueError if it is not one that :func:`write` wrote."""
+    source = Path(path)
+    if not source.is_file():
+        raise ValueError(f"there is no adapter file {str(source)!r}")
+    reject_pickle(source)
+    try:
+        with safe_open(source, framework="pt", device="cpu") as file:
+            meta = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{str(source)!r} is not a readable safetensors file: {error}") from None
+    return parse(source, meta, tensors)
+
+
+def reject_pickle(source: Path) -> None:
+    """Raises ValueError for what ``torch.save`` and ``pickle`` write; opening those can run code."""
+    with source.open("rb") as file:
+        start = file.read(4)
+    if start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"):
+        raise ValueError(
+            f"{str(source)!r} is a pickle, which lora_lite never opens; expected a safetensors file"
+        )
+
+
+def parse(
+    source: Path, meta: dict[str, str], tensors: dict[str, Tensor]
+) -> tuple[AdapterConfig, dict[str, Entry]]:
+    """Metadata and tensors into config and entries."""
+    if meta.get("lora_lite") != FORMAT:
+        found = meta.get("lora_lite", "none")
+        raise ValueError(f"{str(source)!r} is no lora_lite file of format {FORMAT} (its format: {found})")
+    try:
+        config = config_from_dict(json.loads(meta["config"]))
+        layers = json.loads(meta["layers"])
+        entries = {name: Entry({}, item["options"], item["base_sha256"]) for name, item in layers.items()}
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(source)!r} has damaged lora_lite metadata: {error!r}") from None
+    for key, tensor in tensors.items():
+        layer, _, parameter = key.rpartition(".")
+        if layer not in entries:
+            raise ValueError(
+                f"{str(source)!r} holds the tensor {key!r}, but its metadata lists no layer {layer!r}"
+            )
+        entries[layer].tensors[parameter] = tensor
+    if not entries:
+        raise ValueError(f"{str(source)!r} holds no adapter")
+    return config, entries
+
+
+def layer_for(model: nn.Module, name: str) -> nn.Module:
+    """The model's linear layer of that name. Raises ValueError if it has none."""
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        raise ValueError(f"the file adapts layer {name!r}, which this {type(model).__name__} lacks") from None
+    if not is_linear(layer):
+        kind = type(layer).__name__
+        raise ValueError(
+            f"the file adapts a linear layer {name or 'as the whole model'!r}, here it is a {kind}"
+        )
+    return layer
+
+
+def check(name: str, entry: Entry, adapter: Variant, layer: nn.Module) -> None:
+    """Raises ValueError unless the tensors are those that this adapter on this layer consists of."""
+    expected = adapter.expected()
+    if set(entry.tensors) != set(expected):
+        raise ValueError(
+            f"layer {name!r}: the file has the tensors {sorted(entry.tensors)}, expected {sorted(expected)}"
+        )
+    for key, (shape, dtype) in expected.items():
+        check_tensor(join(name, key), entry.tensors[key], shape, dtype)
+    if entry.fingerprint != adapter.fingerprint(layer):
+        raise ValueError(
+            f"layer {name!r}: the base weight is not the one that this {adapter.Config.variant} adapter was made "
+            "for (sha256 differs); load it onto that base, in the same dtype"
+        )
+
+
+def check_tensor(key: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+    """Raises ValueError for another shape, or for a dtype that could not be widened to ``dtype`` exactly."""
+    if tensor.shape != shape:
+        raise ValueError(f"{key}: the file has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+    if not tensor.is_floating_point() or torch.promote_types(tensor.dtype, dtype) != dtype:
+        raise ValueError(f"{key}: the file has dtype {tensor.dtype}, expected {dtype}")

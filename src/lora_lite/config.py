@@ -1,0 +1,175 @@
+"""What to adapt with: one frozen dataclass per variant over :class:`AdapterConfig`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+__all__ = [
+    "AdapterConfig",
+    "DeLoRAConfig",
+    "DoRAConfig",
+    "HRAConfig",
+    "IA3Config",
+    "LoRAConfig",
+    "PiSSAConfig",
+]
+
+
+def names(value: Any, field: str) -> str | tuple[str, ...] | None:
+    """A name list as a tuple; a regular expression (a string) and None as they are."""
+    if value is None or isinstance(value, str):
+        return value
+    entries = tuple(value) if isinstance(value, Iterable) else ()
+    if not entries or not all(isinstance(entry, str) for entry in entries):
+        raise ValueError(f"{field} must be a regular expression or a list of names, got {value!r}")
+    return entries
+
+
+def check_rank(rank: Any) -> None:
+    """Raises ValueError unless ``rank`` is an int of at least 1."""
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"rank must be an integer of at least 1, got {rank!r}")
+
+
+def check_number(field: str, value: Any, low: float, high: float, closed: bool = False) -> None:
+    """Raises ValueError unless ``low < value < high`` (``low <= value`` where ``closed``)."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (low < value < high or (closed and value == low)):
+        lower = f"at least {low:g}" if closed else f"above {low:g}"
+        upper = "finite" if math.isinf(high) else f"below {high:g}"
+        raise ValueError(f"{field} must be a number {lower} and {upper}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What every variant shares: which layers to adapt.
+
+    targets: a list of names (``"q_proj"`` matches every layer called so, ``"mlp.c_proj"`` a longer ending), or
+        one regular expression that the full name must match, or ``"all-linear"`` (output head left alone), or
+        None: the defaults of the model's architecture. A model that is itself one linear layer needs none.
+    exclude: names or one regular expression to leave out.
+    layers: indices of the blocks to adapt (``model.layers.3.…`` is 3), or None: all.
+    """
+
+    variant: ClassVar[str] = ""
+
+    targets: str | tuple[str, ...] | None = None
+    exclude: str | tuple[str, ...] | None = None
+    layers: tuple[int, ...] | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # A dataclass answers an unknown field with a TypeError that names one of them and no alternative.
+        known = [f.name for f in fields(cls)]
+        if args:
+            raise ValueError(f"{cls.__name__} takes its fields by name: {', '.join(known)}")
+        if unknown := sorted(set(kwargs) - set(known)):
+            raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(known)}")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for field in ("targets", "exclude"):
+            object.__setattr__(self, field, names(getattr(self, field), field))
+        object.__setattr__(self, "layers", self._indices())
+        self.check()
+
+    def _indices(self) -> tuple[int, ...] | None:
+        if self.layers is None:
+            return None
+        indices = (self.layers,) if isinstance(self.layers, int) else tuple(self.layers)
+        if not indices or not all(type(index) is int and index >= 0 for index in indices):
+            raise ValueError(f"layers must be block indices of at least 0, got {self.layers!r}")
+        return indices
+
+    def check(self) -> None:
+        """Raises ValueError for a value that no layer could be adapted with."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :func:`lora_lite.config_from_dict` is the inverse."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {"variant": self.variant, **plain}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig(AdapterConfig):
+    """rank r; alpha, the scale is alpha / r; dropout on the adapter's input."""
+
+    variant: ClassVar[str] = "lora"
+
+    rank: int = 8
+    alpha: float = 8.0
+    dropout: float = 0.0
+
+    def check(self) -> None:
+        check_rank(self.rank)
+        check_number("alpha", self.alpha, 0.0, math.inf)
+        check_number("dropout", self.dropout, 0.0, 1.0, closed=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PiSSAConfig(LoRAConfig):
+    """As LoRA; rank at most min(in_features, out_features)."""
+
+    variant: ClassVar[str] = "pissa"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoRAConfig(LoRAConfig):
+    """As LoRA; the dropped input is used for the direction and for the magnitude's correction."""
+
+    variant: ClassVar[str] = "dora"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IA3Config(AdapterConfig):
+    """feedforward: which of the adapted layers are gated at their input instead of their output.
+
+    Names or a regular expression as in ``targets``; True: all; False: none; None: the architecture's defaults.
+    """
+
+    variant: ClassVar[str] = "ia3"
+
+    feedforward: bool | str | tuple[str, ...] | None = None
+
+    def check(self) -> None:
+        if not isinstance(self.feedforward, bool):
+            object.__setattr__(self, "feedforward", names(self.feedforward, "feedforward"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HRAConfig(AdapterConfig):
+    """rank: how many reflections, even unless ``gram_schmidt``; gram_schmidt: I - 2QQᵀ instead of the chain."""
+
+    variant: ClassVar[str] = "hra"
+
+    rank: int = 8
+    gram_schmidt: bool = False
+
+    def check(self) -> None:
+        check_rank(self.rank)
+        if not isinstance(self.gram_schmidt, bool):
+            raise ValueError(f"gram_schmidt must be True or False, got {self.gram_schmidt!r}")
+        if self.rank % 2 and not self.gram_schmidt:
+            raise ValueError(
+                f"HRA needs an even rank, got {self.rank}: reflections start as equal pairs that cancel, "
+                "and an odd one out would start the layer at a random reflection"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeLoRAConfig(AdapterConfig):
+    """rank r; lambda0, the initial boundary λ; dropout on the adapter's input."""
+
+    variant: ClassVar[str] = "delora"
+
+    rank: int = 8
+    lambda0: float = 15.0
+    dropout: float = 0.0
+
+    def check(self) -> None:
+        check_rank(self.rank)
+        check_number("lambda0", self.lambda0, 0.0, math.inf)
+        check_number("dropout", self.dropout, 0.0, 1.0, closed=True)
