@@ -102,7 +102,7 @@ def parse_target(text: str) -> tuple[str, str, str | None]:
 
 
 def load(path: Path | None = None) -> Catalog:
-    """The catalogue at ``path``, by default the one beside this file. Raises CatalogError at the first fault."""
+    """The catalogue at ``path``, or the one beside this file. Raises CatalogError at the first fault."""
     path = Path(path or HERE / "catalog.toml")
     try:
         return _load(path, path.stat().st_mtime_ns)

@@ -9,6 +9,7 @@ __all__ = [
     "RefsError",
     "SourceError",
     "UnsafePathError",
+    "UsageError",
 ]
 
 
@@ -18,6 +19,10 @@ class RefsError(Exception):
 
 class CatalogError(RefsError):
     """The catalogue itself is malformed, or was asked for something it does not hold."""
+
+
+class UsageError(RefsError):
+    """The command line asks for what cannot be done."""
 
 
 class SourceError(RefsError):

@@ -1,4 +1,4 @@
-"""Citations: lines of a reference or of the subject, with numbers and url, or the sentence that says why not."""
+"""Citations: lines of a reference or of the subject, with numbers and url, or a sentence saying why not."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def _statements(node: ast.AST) -> Iterator[ast.stmt]:
 
 
 def _defined(scope: ast.AST, name: str) -> ast.stmt | None:
-    """The last function or class called ``name`` in ``scope`` (Python keeps it), else its first assignment."""
+    """The last function or class called ``name`` (the one Python keeps), else its first assignment."""
     statements = list(_statements(scope))
     for statement in reversed(statements):
         if isinstance(statement, Definition) and statement.name == name:

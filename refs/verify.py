@@ -28,7 +28,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class Status:
-    """One reference: ``state`` is ok, absent, drift (a package's file differs), refused (a synced one does)."""
+    """One reference: ``state`` is ok, absent, drift (a package's differs), refused (a synced one does)."""
 
     reference: Reference
     state: str
