@@ -5,20 +5,25 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 import lora_lite
-from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot
+from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
 
 __all__ = ["LoraLite"]
 
 CONFIGS: dict[str, Callable[[AdapterSpec], dict[str, Any]]] = {
     "lora": lambda s: {"rank": s.rank, "alpha": s.alpha, "dropout": s.dropout},
+    "pissa": lambda s: {"rank": s.rank, "alpha": s.alpha, "dropout": s.dropout},
+    "dora": lambda s: {"rank": s.rank, "alpha": s.alpha, "dropout": s.dropout},
+    "ia3": lambda s: {"feedforward": s.feedforward},
+    "hra": lambda s: {"rank": s.rank, "gram_schmidt": s.gram_schmidt},
+    "delora": lambda s: {"rank": s.rank, "lambda0": s.lambda0, "dropout": s.dropout},
 }
 
-# aspect -> the method that implements it
+# aspect -> the method that implements it; "forward" is `after` but where a variant changes the input
 SYMBOLS = {
     "shapes": "build",
     "init": "init",
@@ -63,7 +68,8 @@ class LoraLite(Implementation):
     def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
         if aspect == "targets":
             return locate(lora_lite.target.find_targets)
-        return locate_method(lora_lite.VARIANTS[variant], SYMBOLS.get(aspect, ""))
+        method = "before" if (variant, aspect) == ("hra", "forward") else SYMBOLS.get(aspect, "")
+        return locate_method(lora_lite.VARIANTS[variant], method)
 
 
 def config(
@@ -73,16 +79,30 @@ def config(
     targets: Sequence[str] | None = None,
 ) -> lora_lite.AdapterConfig:
     """The library's config for a spec. Raises Unsupported for the specs that it refuses by design."""
+    refuse(spec, in_features, out_features)
     values = CONFIGS[spec.variant](spec)
     if targets is not None:
         values["targets"] = tuple(targets)
     return lora_lite.config_from_dict({"variant": spec.variant, **values})
 
 
+def refuse(spec: AdapterSpec, in_features: int | None, out_features: int | None) -> None:
+    """Raises Unsupported for the ranks that the library documents as refused (everything else must work)."""
+    least = min(in_features or spec.rank, out_features or spec.rank)
+    if spec.variant == "pissa" and spec.rank > least:
+        raise Unsupported(f"PiSSA with rank {spec.rank} above min(in, out) = {least} is refused")
+    if spec.variant == "hra" and not spec.gram_schmidt and spec.rank % 2:
+        raise Unsupported(f"HRA with the odd rank {spec.rank} is refused: it would not start at the identity")
+    if spec.variant == "hra" and spec.gram_schmidt and spec.rank > (in_features or spec.rank):
+        raise Unsupported(f"HRA's Gram-Schmidt mode: rank {spec.rank} above in = {in_features} is refused")
+
+
 def adapted(layer: nn.Module) -> Adapted:
     """The live tensors of the adapter on ``layer`` under their canonical names."""
     adapter = lora_lite.adapters(layer)[""]
-    slots = {name: Slot(tensor) for name, tensor in tensors(adapter).items()}
+    slots = {name.rstrip("_"): Slot(tensor) for name, tensor in tensors(adapter).items()}
+    if isinstance(adapter, lora_lite.variants.PiSSA):
+        slots["W"] = Slot(cast(Tensor, layer.weight))
     return Adapted(layer, slots)
 
 

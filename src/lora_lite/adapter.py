@@ -1,4 +1,4 @@
-"""attach, detach, merge, save, load: adapters live on linear layers as forward hooks, no module is replaced."""
+"""attach, detach, merge, save, load: adapters sit on linear layers as forward hooks, nothing is replaced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .config import AdapterConfig, IA3Config
 from .target import default_feedforward, find_targets, matches, model_type
-from .variant import Variant, is_conv1d, variant_of, weight_of, weight_problem
+from .variant import Variant, bias_of, in_layout, variant_of, weight_of, weight_problem
 
 __all__ = ["adapters", "attach", "detach", "load", "merge", "parameters", "save"]
 
@@ -90,13 +90,10 @@ def _make(name: str, layer: nn.Module, config: AdapterConfig, options: dict[str,
 def _check_free(layer: nn.Module) -> None:
     """Raises ValueError if the layer has an adapter, or is one whose forward is never called."""
     if CHILD in layer._modules:
-        raise ValueError(
-            f"it already has a {type(getattr(layer, CHILD)).__name__} adapter; detach or merge it first"
-        )
+        has = type(getattr(layer, CHILD)).__name__
+        raise ValueError(f"it already has a {has} adapter; detach or merge it first")
     if type(layer).__name__ == "NonDynamicallyQuantizableLinear":
-        raise ValueError(
-            "nn.MultiheadAttention reads its out_proj's weight and never calls it, so a hook cannot act"
-        )
+        raise ValueError("nn.MultiheadAttention reads its weight and never calls it, so no hook would run")
 
 
 def _install(model: nn.Module, chosen: dict[str, Variant]) -> None:
@@ -176,17 +173,17 @@ def merge(model: nn.Module) -> nn.Module:
 def _fold(layer: nn.Module) -> None:
     adapter = _take_off(layer)
     wide = next(adapter.parameters()).dtype
-    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    bias = bias_of(layer)
     W, b = adapter.merged(weight_of(layer).to(wide), None if bias is None else bias.to(wide))
     # New parameters, not writes: a weight tied to another module is not this layer's alone.
-    _set(layer, "weight", W.t() if is_conv1d(layer) else W)
+    _set(layer, "weight", in_layout(layer, W))
     if b is not None:
         _set(layer, "bias", b)
 
 
 def _set(layer: nn.Module, name: str, value: Tensor) -> None:
     old: Tensor = getattr(layer, name)
-    setattr(layer, name, nn.Parameter(value.to(old.dtype).contiguous(), requires_grad=False))
+    setattr(layer, name, nn.Parameter(value.to(old.dtype), requires_grad=False))
 
 
 def save(model: nn.Module, path: str | PathLike[str]) -> None:

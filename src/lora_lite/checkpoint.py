@@ -25,6 +25,7 @@ from .variant import Variant, config_from_dict, is_linear
 __all__ = ["Entry", "check", "digest", "layer_for", "read", "write"]
 
 FORMAT = "1"
+LONGEST_HEADER = 100_000_000  # safetensors' own limit, in bytes
 
 
 @dataclass
@@ -89,11 +90,11 @@ def read(path: str | PathLike[str]) -> tuple[AdapterConfig, dict[str, Entry]]:
 def reject_pickle(source: Path) -> None:
     """Raises ValueError for what ``torch.save`` and ``pickle`` write; opening those can run code."""
     with source.open("rb") as file:
-        start = file.read(4)
-    if start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"):
-        raise ValueError(
-            f"{str(source)!r} is a pickle, which lora_lite never opens; expected a safetensors file"
-        )
+        start = file.read(8)
+    # A safetensors file starts with its header's length, which may begin with the same bytes but is small.
+    magic = start[:2] == b"PK" or start[:1] == b"\x80"
+    if magic and int.from_bytes(start, "little") > LONGEST_HEADER:
+        raise ValueError(f"{str(source)!r} is a pickle, which is never opened; expected a safetensors file")
 
 
 def parse(
@@ -112,9 +113,7 @@ def parse(
     for key, tensor in tensors.items():
         layer, _, parameter = key.rpartition(".")
         if layer not in entries:
-            raise ValueError(
-                f"{str(source)!r} holds the tensor {key!r}, but its metadata lists no layer {layer!r}"
-            )
+            raise ValueError(f"{str(source)!r} holds {key!r}, but its metadata lists no layer {layer!r}")
         entries[layer].tensors[parameter] = tensor
     if not entries:
         raise ValueError(f"{str(source)!r} holds no adapter")
@@ -129,9 +128,7 @@ def layer_for(model: nn.Module, name: str) -> nn.Module:
         raise ValueError(f"the file adapts layer {name!r}, which this {type(model).__name__} lacks") from None
     if not is_linear(layer):
         kind = type(layer).__name__
-        raise ValueError(
-            f"the file adapts a linear layer {name or 'as the whole model'!r}, here it is a {kind}"
-        )
+        raise ValueError(f"the file adapts {name or 'a single layer'!r}, which here is a {kind}, not linear")
     return layer
 
 
@@ -146,8 +143,8 @@ def check(name: str, entry: Entry, adapter: Variant, layer: nn.Module) -> None:
         check_tensor(join(name, key), entry.tensors[key], shape, dtype)
     if entry.fingerprint != adapter.fingerprint(layer):
         raise ValueError(
-            f"layer {name!r}: the base weight is not the one that this {adapter.Config.variant} adapter was made "
-            "for (sha256 differs); load it onto that base, in the same dtype"
+            f"layer {name!r}: the base weight is not the one that this {adapter.Config.variant} adapter was "
+            "made for (its sha256 differs); load it onto that base, in the same dtype"
         )
 
 

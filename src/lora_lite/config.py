@@ -47,8 +47,8 @@ def check_number(field: str, value: Any, low: float, high: float, closed: bool =
 class AdapterConfig:
     """What every variant shares: which layers to adapt.
 
-    targets: a list of names (``"q_proj"`` matches every layer called so, ``"mlp.c_proj"`` a longer ending), or
-        one regular expression that the full name must match, or ``"all-linear"`` (output head left alone), or
+    targets: a list of names (``"q_proj"``: every layer called so; ``"mlp.c_proj"``: a longer ending), or one
+        regular expression that the full name must match, or ``"all-linear"`` (output head left alone), or
         None: the defaults of the model's architecture. A model that is itself one linear layer needs none.
     exclude: names or one regular expression to leave out.
     layers: indices of the blocks to adapt (``model.layers.3.…`` is 3), or None: all.
@@ -127,7 +127,7 @@ class DoRAConfig(LoRAConfig):
 class IA3Config(AdapterConfig):
     """feedforward: which of the adapted layers are gated at their input instead of their output.
 
-    Names or a regular expression as in ``targets``; True: all; False: none; None: the architecture's defaults.
+    Names or a regular expression as in ``targets``; True: all; False: none; None: the architecture's.
     """
 
     variant: ClassVar[str] = "ia3"
@@ -141,7 +141,7 @@ class IA3Config(AdapterConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class HRAConfig(AdapterConfig):
-    """rank: how many reflections, even unless ``gram_schmidt``; gram_schmidt: I - 2QQᵀ instead of the chain."""
+    """rank: how many reflections, even unless ``gram_schmidt``, which is I - 2QQᵀ instead of the chain."""
 
     variant: ClassVar[str] = "hra"
 

@@ -41,8 +41,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "t5": ("q", "v"),
 }
 
-# (IA)³: (gated at the output, gated at the input). Qwen and Gemma gate q_proj and not the paper's keys: PEFT's
-# choice, kept so that adapters can be exchanged.
+# (IA)³: (gated at the output, gated at the input). Qwen and Gemma gate q_proj and not the paper's keys:
+# PEFT's choice, kept so that adapters can be exchanged.
 QVD = (QV, ("down_proj",))
 IA3_TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "bart": (QV, ("fc2",)),
@@ -90,19 +90,19 @@ def default_feedforward(kind: str | None) -> tuple[str, ...]:
 
 
 def matches(name: str, pattern: str | tuple[str, ...]) -> bool:
-    """Whether a layer's full name fits: a string is a regular expression for all of it, a list holds endings."""
+    """Whether a full name fits: a string is a regular expression for all of it, a list holds endings."""
     if isinstance(pattern, str):
         return re.fullmatch(pattern, name) is not None
     return any(name == ending or name.endswith("." + ending) for ending in pattern)
 
 
 def block_index(name: str) -> int | None:
-    """The first number among the parts of a name, ``model.layers.3.mlp.experts.0.w2`` -> 3: the block, not the expert."""
+    """The first number in a dotted name: ``model.layers.3.mlp.experts.0.w2`` is in block 3."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers by name; a shared one once, under its first name, and none that belongs to an adapter."""
+    """The linear layers by name; a shared one once, under its first name, and none inside an adapter."""
     found: dict[str, nn.Module] = {}
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():

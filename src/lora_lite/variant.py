@@ -1,7 +1,7 @@
 """What a variant is: a small module that sits on a linear layer and changes its input or its output.
 
-A variant is one file in ``variants/``: a subclass of :class:`Variant` that declares its parameters, fills them,
-and overrides :meth:`Variant.before` (what the layer is given) or :meth:`Variant.after` (what it returns).
+A variant is one file in ``variants/``: a subclass of :class:`Variant` that declares its parameters, fills
+them, and overrides :meth:`Variant.before` (what the layer is given) or :meth:`Variant.after` (its output).
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from .config import AdapterConfig
 
-__all__ = ["VARIANTS", "Variant", "config_from_dict", "is_linear", "register", "variant_of", "weight_of"]
+__all__ = [
+    "VARIANTS",
+    "Variant",
+    "add",
+    "config_from_dict",
+    "full_precision",
+    "is_linear",
+    "register",
+    "variant_of",
+    "weight_of",
+]
 
 DENSE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
@@ -31,8 +41,19 @@ def is_linear(layer: nn.Module) -> bool:
 
 def weight_of(layer: nn.Module) -> Tensor:
     """The layer's weight as a (out, in) view, detached, whatever the layer's own layout."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator, union-attr, assignment]
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     return weight.t() if is_conv1d(layer) else weight
+
+
+def in_layout(layer: nn.Module, W: Tensor) -> Tensor:
+    """A (out, in) matrix stored as the layer stores its weight, or back: its own inverse."""
+    return (W.t() if is_conv1d(layer) else W).contiguous()
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """The layer's bias (out,), detached, if it has one."""
+    bias = layer.bias
+    return bias.detach() if isinstance(bias, Tensor) else None
 
 
 def features_of(layer: nn.Module) -> tuple[int, int]:
@@ -55,12 +76,22 @@ def weight_problem(layer: nn.Module) -> str | None:
     return None
 
 
+def add(y: Tensor, delta: Tensor) -> Tensor:
+    """y + delta in y's dtype: a fp32 delta is added before the rounding, not after it."""
+    return (y + delta).to(y.dtype)
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """A block in which autocast rounds nothing."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 class Variant(nn.Module):
     """An adapter on one linear layer, y = x Wᵀ + b with W (out, in).
 
-    Subclasses set ``Config`` and override :meth:`build`, :meth:`init`, one of :meth:`before` and :meth:`after`,
-    and :meth:`merged`. The layer is handed in at each call and never stored: layer and adapter can be copied
-    and pickled together.
+    Subclasses set ``Config`` and override :meth:`build`, :meth:`init`, :meth:`before` or :meth:`after`, and
+    :meth:`merged`. The layer is handed in at each call and never stored, so that layer and adapter can be
+    copied and pickled together.
     """
 
     Config: ClassVar[type[AdapterConfig]]
@@ -72,7 +103,7 @@ class Variant(nn.Module):
         self.options = dict(options or {})  # what holds for this layer alone, saved with the adapter
         self.out_features, self.in_features = features_of(layer)
         weight = layer.weight
-        self._device = weight.device
+        self._device: torch.device = weight.device  # type: ignore[assignment]
         # Half-precision bases train fp32 adapters, as PEFT's autocast_adapter_dtype does.
         self._dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self._check_weight(layer)
@@ -82,9 +113,7 @@ class Variant(nn.Module):
     def _check_weight(self, layer: nn.Module) -> None:
         problem = weight_problem(layer) if self.needs_weight else None
         if problem:
-            raise ValueError(
-                f"{self.Config.variant} needs the layer's dense floating-point weight, but {problem}"
-            )
+            raise ValueError(f"{self.Config.variant} needs a dense floating-point weight, but {problem}")
 
     def empty(self, *shape: int) -> Tensor:
         """An uninitialised tensor of the adapter's dtype, on the layer's device."""
@@ -95,7 +124,7 @@ class Variant(nn.Module):
         return nn.Parameter(self.empty(*shape))
 
     def build(self) -> None:
-        """Declare the parameters and buffers (shapes only). Raises ValueError if the layer cannot have them."""
+        """Declare parameters and buffers, shapes only. Raises ValueError if the layer cannot have them."""
         raise NotImplementedError
 
     def init(self, layer: nn.Module) -> None:
@@ -117,7 +146,7 @@ class Variant(nn.Module):
         return y
 
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The weight (out, in) and bias (out,) of a plain layer that computes the same; W, b in fp32 or fp64."""
+        """Weight (out, in) and bias (out,) of a plain layer that computes the same; W, b are fp32 or fp64."""
         raise NotImplementedError
 
     def state(self, layer: nn.Module) -> dict[str, Tensor]:

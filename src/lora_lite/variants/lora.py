@@ -5,18 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import dropout, linear
 
 from ..config import LoRAConfig
-from ..variant import Variant, register
+from ..variant import Variant, add, register
 
-__all__ = ["LoRA", "add_linear"]
-
-
-def add_linear(y: Tensor, h: Tensor, B: Tensor) -> Tensor:
-    """y + h Bᵀ in y's dtype, for y (..., out), h (..., r), B (out, r): the sum before the rounding."""
-    return (y + F.linear(h, B)).to(y.dtype)
+__all__ = ["LoRA"]
 
 
 @register
@@ -26,7 +21,8 @@ class LoRA(Variant):
     Equation
         y = x Wᵀ + b + s · drop(x) Aᵀ Bᵀ,   s = α / r;   merged: W + s B A, bias unchanged.
     Shapes
-        A (r, in), B (out, r), in fp32 (fp64 on an fp64 base). W (out, in) and b (out,) are frozen.
+        A (r, in), B (out, r), in fp32 (fp64 on an fp64 base). W (out, in) and b (out,) are frozen. Any rank,
+        above min(in, out) too.
     Initialisation
         A ~ U(-1/√in, 1/√in), which is what kaiming-uniform with a = √5 amounts to; B = 0: step 0 is the base.
 
@@ -36,8 +32,8 @@ class LoRA(Variant):
 
     Deviations
         - From the paper: A uniform, not Gaussian, and dropout; both as in PEFT and in the authors' code.
-        - From PEFT: on a half-precision base A is drawn in fp32 and not rounded through the base's dtype first,
-          so its support bound holds exactly. No rsLoRA, no trainable bias.
+        - From PEFT: on a half-precision base A is drawn in fp32 and not rounded through the base's dtype
+          first, so its support bound holds exactly. No rsLoRA, no trainable bias.
         - From the authors' code: `eval()` does not merge; merging is an explicit call, so the base weight
           collects no rounding errors.
     """
@@ -45,7 +41,7 @@ class LoRA(Variant):
     Config = LoRAConfig
 
     def build(self) -> None:
-        """A (r, in) and B (out, r). Any rank is allowed, above min(in, out) too."""
+        """A (r, in) and B (out, r)."""
         self.A = self.parameter(self.config.rank, self.in_features)
         self.B = self.parameter(self.out_features, self.config.rank)
 
@@ -61,15 +57,18 @@ class LoRA(Variant):
         nn.init.zeros_(self.B)
 
     def dropped(self, x: Tensor) -> Tensor:
-        """drop(x) in the adapter's dtype; consumes random numbers only where dropout is active."""
+        """drop(x) in the adapter's dtype; random numbers are drawn only where dropout is active."""
         x = x.to(self.A.dtype)
         active = self.training and self.config.dropout > 0
-        return F.dropout(x, self.config.dropout) if active else x
+        return dropout(x, self.config.dropout) if active else x
+
+    def low_rank(self, x: Tensor) -> Tensor:
+        """s · x Aᵀ Bᵀ (..., out); the (..., r) product is the cheapest place for s."""
+        return linear(linear(x, self.A) * self.scale, self.B)
 
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """y + s · drop(x) Aᵀ Bᵀ; scaling the (..., r) product is the cheapest place for s."""
-        h = F.linear(self.dropped(x), self.A) * self.scale
-        return add_linear(y, h, self.B)
+        """y + s · drop(x) Aᵀ Bᵀ."""
+        return add(y, self.low_rank(self.dropped(x)))
 
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """W + s B A."""

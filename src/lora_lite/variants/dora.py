@@ -1,0 +1,96 @@
+"""DoRA: y = x (diag(m / ‖V‖_row) V)ᵀ + b with V = W + s B A and the norm detached."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ..config import DoRAConfig
+from ..variant import add, bias_of, full_precision, register, weight_of
+from .lora import LoRA
+
+__all__ = ["DoRA"]
+
+
+@register
+class DoRA(LoRA):
+    """Weight-decomposed low-rank adaptation (Liu et al., arXiv 2402.09353, Eqs. (5) and (11), §4.3).
+
+    Equation
+        V = W + s B A,  s = α / r,  g = m / ‖V‖_row with ‖V‖_row held constant (detached):
+        y = x Wᵀ + b + (g - 1) ⊙ drop(x) Wᵀ + g ⊙ s drop(x) Aᵀ Bᵀ.
+        Without dropout that is x (diag(g) V)ᵀ + b; merged: diag(g) V. The bias is not scaled by g.
+    Shapes
+        A (r, in), B (out, r), m (out,): one magnitude for each output, the norm of a row of W (out, in).
+    Initialisation
+        A, B as LoRA; m = ‖W‖_row: g is exactly 1 and step 0 is the base bit for bit.
+    What detaching the norm means
+        ‖V‖_row follows A and B in the forward pass but is a constant in the backward pass, so the gradient of
+        V is (m/‖V‖) ∇W' (Eq. (11)) without the projection onto the complement of V of Eq. (6): less memory,
+        and A and B also receive the part of the gradient that only rescales a row.
+    Cost
+        The norms are computed from W + s B A a block of rows at a time; the whole is never built. Where no
+        dropout is active, x Wᵀ is taken from the layer's own output instead of being computed again.
+
+    References
+        https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/dora.py
+        https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/variants.py
+        https://github.com/NVlabs/DoRA/blob/7e2f10abbe8efe212c8fca1d983ae1d04ef13a18/commonsense_reasoning/peft/src/peft/tuners/dora.py
+
+    Deviations
+        - From the paper: it writes the norm over columns of W (d × k), which for h = W x are inputs; PEFT and
+          the authors' code both take the rows, one magnitude for each output, and so does this.
+        - From PEFT: on a half-precision base m is kept in fp32 and not rounded through the base's dtype, so
+          the start is the identity in bf16 too (PEFT's is off in about every seventh output).
+        - From both: a zero row of V gives g = 0/0 = NaN there; here such a row has g = m + 1, that is 1 at
+          the start, so a zero row of W (a pruned output) passes through and A, B get gradients.
+    """
+
+    Config = DoRAConfig
+    needs_weight = True
+
+    def build(self) -> None:
+        """A (r, in), B (out, r), m (out,)."""
+        super().build()
+        self.m = self.parameter(self.out_features)
+
+    @torch.no_grad()
+    def init(self, layer: nn.Module) -> None:
+        """A, B as LoRA, m = ‖W + s B A‖_row, with the very function that the forward pass divides by."""
+        super().init(layer)
+        self.m.copy_(self.row_norm(weight_of(layer)))
+
+    @torch.no_grad()
+    def row_norm(self, W: Tensor) -> Tensor:
+        """‖W + s B A‖_row (out,), detached: the norm of each eighth of the rows in turn."""
+        # Expanding the square needs no V at all, is as cheap, and cancels where s B A is close to -W.
+        rows = max(64, -(-self.out_features // 8))
+        with full_precision(W):
+            blocks = zip(W.split(rows), self.B.split(rows), strict=True)
+            norms = [self._combine(w, b).norm(dim=1) for w, b in blocks]
+        return torch.cat(norms)
+
+    def _combine(self, W: Tensor, B: Tensor) -> Tensor:
+        return torch.addmm(W.to(B.dtype), B, self.A, alpha=self.scale)
+
+    def gain(self, W: Tensor) -> Tensor:
+        """g = m / ‖V‖_row (out,), and m + 1 for a zero row."""
+        norm = self.row_norm(W)
+        zero = (norm == 0).to(norm.dtype)
+        return (self.m + zero) / (norm + zero)
+
+    def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """y + (g - 1) ⊙ (z + v) + v with z = drop(x) Wᵀ, v = s drop(x) Aᵀ Bᵀ: one tensor to save, z + v."""
+        W, dropped = weight_of(layer), self.dropped(x)
+        v = self.low_rank(dropped)
+        if self.training and self.config.dropout > 0:
+            z = linear(dropped.to(W.dtype), W)
+        else:
+            b = bias_of(layer)
+            z = y if b is None else y - b
+        return add(y, (self.gain(W) - 1) * (z + v) + v)
+
+    def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """diag(g) (W + s B A), bias unchanged."""
+        return self.gain(W)[:, None] * self._combine(W, self.B), b

@@ -1,0 +1,96 @@
+"""HRA: y = x (W H₁ H₂ … H_r)ᵀ + b with H_i = I - 2 u_i u_iᵀ / ‖u_i‖²."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ..config import HRAConfig
+from ..variant import Variant, full_precision, register
+
+__all__ = ["HRA"]
+
+
+@register
+class HRA(Variant):
+    """Householder reflection adaptation (Yuan et al., arXiv 2405.17484v3, Eqs. (1) to (5)).
+
+    Equation
+        y = x (W H₁ H₂ … H_r)ᵀ + b,  H_i = I - 2 u_i u_iᵀ / ‖u_i‖²: H_r meets x first, then …, then W.
+        Gram-Schmidt mode: y = x (W (I - 2 Q Qᵀ))ᵀ + b, Q the orthonormalised columns of U.
+        The bias is untouched; merged: W H. There is no eps: a zero column gives NaN, as in PEFT.
+    Shapes
+        U (in, r), reflection i is column i, in fp32 (fp64 on an fp64 base).
+    Initialisation
+        r/2 columns ~ U(-1/√(r/2), 1/√(r/2)), each one twice: H H = I, so step 0 is the base up to rounding,
+        and both columns of a pair get a gradient (equal and opposite). Therefore no zero-initialised gate:
+        with y = base + gate · (...) and gate = 0 the vectors would have no gradient at all on step 0.
+        An odd rank would leave one random reflection at the start and is refused.
+        Gram-Schmidt mode can never start at the identity (I - 2QQᵀ has the eigenvalue -1, r times), and pairs
+        are degenerate there, since two equal columns span one direction. It starts unpaired: r independent
+        columns ~ U(-1/√r, 1/√r). Any rank up to in_features.
+    How it is computed
+        Compact WY: with Û the normalised columns, H₁ … H_r = I - Û T Ûᵀ, T⁻¹ = ½ I + striu(ÛᵀÛ) (r × r, upper
+        triangular). So x Hᵀ = x - ((x Û) Tᵀ) Ûᵀ: two skinny products in front of the layer, in fp32 and
+        outside autocast, and nothing of size in × in or out × in.
+
+    References
+        https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/hra/layer.py
+        https://github.com/DaShenZi721/HRA/blob/8e0c6371e4928df6f69a56baae4ff90fb2619ccb/generation/control/hra.py
+        https://github.com/DaShenZi721/HRA/blob/8e0c6371e4928df6f69a56baae4ff90fb2619ccb/nlu/adapterlib/layers.py
+        https://github.com/DaShenZi721/HRA/blob/8e0c6371e4928df6f69a56baae4ff90fb2619ccb/llama/peft/oft/layer.py
+
+    Deviations
+        - From the paper: the pairing is PEFT's and the authors' code's, the text gives no start.
+        - From PEFT: an odd rank is refused, PEFT warns and starts at a random reflection. Gram-Schmidt mode
+          starts unpaired, PEFT's paired start normalises rounding noise there; Q comes from a QR
+          factorisation, so dependent columns give an orthogonal, if arbitrary, completion, and a rank above
+          in_features is refused. On a half-precision base U is not rounded through the base's dtype, and what
+          is rounded is the reflected input, not the reflected weight. GPT-2's Conv1D is supported.
+        - From the authors' llama code: it reflects the output side, with an eps inside the norm.
+        - The orthogonality regulariser, Eq. (6), is left to the training loop.
+    """
+
+    Config = HRAConfig
+
+    def build(self) -> None:
+        """U (in, r). Raises ValueError for a Gram-Schmidt rank above in_features."""
+        if self.config.gram_schmidt and self.config.rank > self.in_features:
+            raise ValueError(
+                f"HRA's Gram-Schmidt mode needs a rank of at most in_features={self.in_features}, "
+                f"got {self.config.rank}"
+            )
+        self.U = self.parameter(self.in_features, self.config.rank)
+
+    @torch.no_grad()
+    def init(self, layer: nn.Module) -> None:
+        """Kaiming-uniform (a = √5) columns, each one twice; unpaired in Gram-Schmidt mode."""
+        copies = 1 if self.config.gram_schmidt else 2
+        distinct = self.U.new_empty(self.in_features, self.config.rank // copies)
+        bound = 1 / math.sqrt(distinct.shape[1])
+        self.U.copy_(distinct.uniform_(-bound, bound).repeat_interleave(copies, dim=1))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Û (in, r) and T (r, r) with H = I - Û T Ûᵀ; Q and 2I in Gram-Schmidt mode."""
+        eye = torch.eye(self.config.rank, dtype=self.U.dtype, device=self.U.device)
+        if self.config.gram_schmidt:
+            return torch.linalg.qr(self.U).Q, 2 * eye
+        unit = self.U / self.U.norm(dim=0)
+        inverse = eye / 2 + (unit.T @ unit).triu(1)
+        return unit, torch.linalg.solve_triangular(inverse, eye, upper=True)
+
+    def before(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """x Hᵀ = x - ((x Û) Tᵀ) Ûᵀ."""
+        with full_precision(x):
+            unit, T = self.factors()
+            wide = x.to(unit.dtype)
+            h = linear(linear(wide, unit.T), T)
+            return (wide - linear(h, unit)).to(x.dtype)
+
+    def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """W H = W - (W Û) T Ûᵀ."""
+        unit, T = self.factors()
+        return W - (W @ unit) @ T @ unit.T, b
