@@ -1,0 +1,8 @@
+"""The paper authors' own code as oracles: one short module per implementation, run from the files that
+`python -m refs sync` brought (loralib is a package), with nothing of theirs installed; and the recordings of
+what it computes, which stand in where it is not synced. `available(variant)` says which there are."""
+
+from oracles.authors.cases import RecordedCase
+from oracles.authors.registry import Author, Provenance, available, cases
+
+__all__ = ["Author", "Provenance", "RecordedCase", "available", "cases"]
