@@ -39,8 +39,8 @@ class DeLoRA(Variant):
         - From the paper and the authors' code: they start at random A and B and subtract the frozen initial
           product, Eq. (9); PEFT and this start at B = 0 and clamp the norms. The paper leaves ‖W‖ without an
           index, both codes take it per column; the authors recompute it on every call, PEFT and this keep it.
-        - From PEFT: w_norm is folded into A, not into x, which saves one activation; on a half-precision base
-          A, w_norm and λ are not rounded through the base's dtype. GPT-2's Conv1D is supported.
+        - From PEFT: on a half-precision base A, w_norm and λ are not rounded through the base's dtype, and
+          the sum is rounded once, ΔW's part not before it. GPT-2's Conv1D is supported.
     """
 
     Config = DeLoRAConfig
@@ -75,8 +75,8 @@ class DeLoRA(Variant):
         return dropout(x, self.config.dropout) if active else x
 
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """y + drop(x) (A diag(w_norm))ᵀ diag((λ/r) Ξ) Bᵀ."""
-        h = linear(self.dropped(x).to(self.A.dtype), self.A * self.w_norm)
+        """y + (drop(x) ⊙ w_norm) Aᵀ diag((λ/r) Ξ) Bᵀ."""
+        h = linear(self.dropped(x) * self.w_norm, self.A)
         return add(y, linear(h * self.scale(), self.B))
 
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -31,7 +31,8 @@ class DoRA(LoRA):
         and A and B also receive the part of the gradient that only rescales a row.
     Cost
         The norms are computed from W + s B A a block of rows at a time; the whole is never built. Where no
-        dropout is active, x Wᵀ is taken from the layer's own output instead of being computed again.
+        dropout is active, x Wᵀ is taken from the layer's own output instead of being computed again, and one
+        tensor of the output's size is kept for the backward pass.
 
     References
         https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/dora.py
@@ -81,14 +82,17 @@ class DoRA(LoRA):
         return (self.m + zero) / (norm + zero)
 
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """y + (g - 1) ⊙ (z + v) + v with z = drop(x) Wᵀ, v = s drop(x) Aᵀ Bᵀ: one tensor to save, z + v."""
-        W, dropped = weight_of(layer), self.dropped(x)
-        v = self.low_rank(dropped)
+        """g ⊙ (y + v) + (1 - g) ⊙ b with v = s x Aᵀ Bᵀ: without dropout y holds all that is needed of x Wᵀ."""
         if self.training and self.config.dropout > 0:
-            z = linear(dropped.to(W.dtype), W)
-        else:
-            b = bias_of(layer)
-            z = y if b is None else y - b
+            return self._after_dropped(layer, self.dropped(x), y)
+        g, b = self.gain(weight_of(layer)), bias_of(layer)
+        scaled = g * (y + self.low_rank(x.to(self.A.dtype)))
+        return (scaled if b is None else scaled + (1 - g) * b).to(y.dtype)
+
+    def _after_dropped(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """y + (g - 1) ⊙ x Wᵀ + g ⊙ s x Aᵀ Bᵀ for the dropped x; y belongs to the undropped one."""
+        W = weight_of(layer)
+        z, v = linear(x.to(W.dtype), W), self.low_rank(x)
         return add(y, (self.gain(W) - 1) * (z + v) + v)
 
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:

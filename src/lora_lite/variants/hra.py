@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..config import HRAConfig
-from ..variant import Variant, full_precision, register
+from ..variant import Variant, add, full_precision, register, weight_of, weight_problem
 
 __all__ = ["HRA"]
 
@@ -35,7 +35,8 @@ class HRA(Variant):
     How it is computed
         Compact WY: with Û the normalised columns, H₁ … H_r = I - Û T Ûᵀ, T⁻¹ = ½ I + striu(ÛᵀÛ) (r × r, upper
         triangular). So x Hᵀ = x - ((x Û) Tᵀ) Ûᵀ: two skinny products in front of the layer, in fp32 and
-        outside autocast, and nothing of size in × in or out × in.
+        outside autocast, and nothing of size in × in or out × in. Where x needs no gradient (a model's first
+        layer) the same is subtracted behind it, y - ((x Û) Tᵀ) (W Û)ᵀ, and backward need not pass W.
 
     References
         https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/hra/layer.py
@@ -84,11 +85,28 @@ class HRA(Variant):
 
     def before(self, layer: nn.Module, x: Tensor) -> Tensor:
         """x Hᵀ = x - ((x Û) Tᵀ) Ûᵀ."""
+        if self._acts_behind(layer, x):
+            return x
         with full_precision(x):
             unit, T = self.factors()
-            wide = x.to(unit.dtype)
+            wide = x.to(unit.dtype).reshape(-1, self.in_features)
             h = linear(linear(wide, unit.T), T)
-            return (wide - linear(h, unit)).to(x.dtype)
+            return torch.addmm(wide, h, unit.T, alpha=-1).view(x.shape).to(x.dtype)
+
+    def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """y - ((x Û) Tᵀ) (W Û)ᵀ, the same, for an x that needs no gradient."""
+        if not self._acts_behind(layer, x):
+            return y
+        with full_precision(x):
+            unit, T = self.factors()
+            h = linear(linear(x.to(unit.dtype), unit.T), T)
+            return add(y, -linear(h, weight_of(layer) @ unit))
+
+    def _acts_behind(self, layer: nn.Module, x: Tensor) -> bool:
+        """Whether to correct the output: only for U's sake would the gradient have to come back through W. An
+        input that :meth:`before` has reflected carries a gradient, so the two never act both."""
+        alone = torch.is_grad_enabled() and self.U.requires_grad and not x.requires_grad
+        return alone and weight_problem(layer) is None and layer.weight.dtype == self.U.dtype
 
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """W H = W - (W Û) T Ûᵀ."""
