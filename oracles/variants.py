@@ -59,6 +59,7 @@ class Variant:
     has_scale: bool = False
     has_rank: bool = True
     has_dropout: bool = False
+    refuses_dtypes: tuple[str, ...] = ()  # base dtypes that the reference of record refuses
     modes: tuple[str, ...] = ()  # boolean fields of AdapterSpec that this variant has
     starts_at_identity: Callable[[AdapterSpec], bool] = lambda spec: True
     in_domain: Callable[[int, int, AdapterSpec], bool] = lambda out, in_, spec: True
@@ -127,6 +128,7 @@ PISSA = Variant(
     ),
     has_scale=True,
     has_dropout=True,
+    refuses_dtypes=("float64",),
     in_domain=lambda out, in_, spec: spec.rank <= min(out, in_),
 )
 

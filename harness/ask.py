@@ -1,0 +1,213 @@
+"""What a check is handed: the subject and one oracle on the same case, and the comparison of the two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from harness import measure
+from harness.cases import Case
+from harness.layer import Layer, SubjectRaised, adapt, answering
+from harness.outcome import Deviation, Unverified
+from harness.thresholds import THRESHOLDS
+from oracles import paper
+from oracles.implementation import AdapterSpec, Implementation, Unsupported
+from oracles.variants import Variant
+
+State = Literal["initial", "step0", "far"]
+
+
+class Refused(Exception):
+    """The subject will not have this rank on these sizes; asked once, by ``forward.edge_ranks``, not everywhere."""
+
+
+@dataclass
+class Worst:
+    """The largest ratio seen relative to its threshold, over a claim's examples."""
+
+    ratio: float | None = None
+    threshold: float | None = None
+
+    def see(self, ratio: float, threshold: float) -> None:
+        """Keep ``ratio`` if it comes closer to its threshold than any before."""
+        if self.ratio is None or self.threshold is None:
+            self.ratio, self.threshold = ratio, threshold
+        elif ratio * max(self.threshold, 1e-300) > self.ratio * max(threshold, 1e-300):
+            self.ratio, self.threshold = ratio, threshold
+
+
+@dataclass
+class Pair:
+    """Subject and oracle at the same parameters; ``theirs`` in float64."""
+
+    case: Case
+    ours: Layer
+    theirs: Layer
+    trainable: list[str]
+
+    @property
+    def point(self) -> measure.Point:
+        """The oracle's float64 point: base, input and the parameters that both hold."""
+        return measure.point(self.case, self.theirs.values())
+
+
+@dataclass
+class Ask:
+    """One claim's question: a subject, an oracle, a variant."""
+
+    subject: Implementation
+    oracle: Implementation
+    variant: Variant
+    worst: Worst = field(default_factory=Worst)
+
+    def layer(self, case: Case, seed: int = 0) -> Layer:
+        """The subject on a fresh base of ``case``, torch's generator seeded from the case."""
+        torch.manual_seed(case.seed + seed)
+        try:
+            return adapt(self.subject, case.base(), case.spec)
+        except (SubjectRaised, Unsupported):
+            if case.spec.rank > min(case.in_features, case.out_features) and self.variant.has_rank:
+                raise Refused from None
+            raise
+
+    def reference(self, case: Case) -> Layer:
+        """The oracle on a fresh base in the case's own dtype, as a user of it would have it."""
+        torch.manual_seed(case.seed)
+        try:
+            return adapt(self.oracle, case.base(), case.spec)
+        except SubjectRaised as error:
+            raise Unverified(f"the oracle refused: {error}") from error
+
+    def evaluator(self, case: Case) -> Layer:
+        """The oracle in float64, for evaluation at parameters that are written into it."""
+        build = getattr(self.oracle, "evaluator", self.oracle.adapt)
+        torch.manual_seed(case.seed)
+        try:
+            with answering(self.oracle.name, "adapt"):
+                return Layer(build(case.base(torch.float64), case.spec), self.oracle.name)
+        except SubjectRaised as error:
+            raise Unverified(f"the oracle refused: {error}") from error
+
+    @property
+    def forward(self) -> paper.Forward:
+        """The equation whose conditioning sets the noise: the oracle's own form where it has one."""
+        forms = getattr(self.oracle, "forms", None)
+        return forms[self.variant.id].forward if forms else paper.FORWARD[self.variant.id]
+
+    def pair(self, case: Case, state: State) -> Pair:
+        """Both layers at the same parameters.
+
+        ``initial``: the subject's own start; ``step0``: the oracle's start, with the subject's random draws;
+        ``far``: values far from initialisation. What the subject lacks keeps the oracle's value where that is
+        determined, and leaves the claim unverified where it is not.
+        """
+        ours, theirs = self.layer(case), self.evaluator(case)
+        self._share_what_is_missing(case, ours, theirs)
+        if state == "far":
+            ours.write(case.far({name: None for name in ours.names}))
+        keep = {t.name for t in self.variant.tensors if t.exact} if state == "step0" else set()
+        theirs.write({name: ours.value(name) for name in ours.names if name not in keep})
+        trainable = [n for n in theirs.names if n in ours.names and theirs.raw(n).requires_grad]
+        return Pair(case, ours, theirs, trainable)
+
+    def _share_what_is_missing(self, case: Case, ours: Layer, theirs: Layer) -> None:
+        for tensor in self.variant.tensors:
+            if tensor.name not in theirs.names:
+                continue
+            if tensor.name in ours.names and ours.view(tensor.name).shape == theirs.view(tensor.name).shape:
+                continue
+            if tensor.role == "base" and {"A", "B"} <= set(ours.names):
+                theirs.write({tensor.name: residual(case, ours)})
+            elif tensor.exact is None:
+                raise Unverified(f"the subject has no slot {tensor.name!r} of the canonical shape")
+
+    def compare(self, pair: Pair, *, gradients: bool = False, only: Iterable[str] | None = None) -> None:
+        """Output (and gradients) of both at the pair's point, each within its threshold of rounding noise."""
+        actual = measure.observe(pair.ours, pair.case, gradients=gradients)
+        expected = measure.observe(pair.theirs, double(pair.case), gradients=gradients)
+        noise = self.noise(pair, gradients=gradients)
+        for name, exact in expected.items():
+            if name in actual and name in noise and (only is None or name in only):
+                self.judge(pair.case, name, actual[name], exact, noise[name])
+
+    def noise(self, pair: Pair, *, gradients: bool = False, unit: torch.dtype | None = None) -> dict[str, float]:
+        """Rounding noise of every quantity at the pair's point, in float32 or the case's coarser dtype."""
+        dtype = unit or coarser(pair.case.torch_dtype)
+        trainable = [n for n in pair.trainable if self.variant.tensor(n)]
+
+        def at(point: measure.Point) -> measure.Quantities:
+            return measure.evaluate(self.forward, point, trainable, gradients)
+
+        return measure.noise(at, pair.point, dtype, pair.case.generator(7))
+
+    def judge(
+        self, case: Case, name: str, actual: Tensor, exact: Tensor, noise: float, kind: str = "formula"
+    ) -> None:
+        """Raise Deviation where ``actual`` is further from ``exact`` than the threshold of ``kind`` allows."""
+        threshold = THRESHOLDS[kind]
+        ratio = measure.ratio(actual, exact, noise)
+        self.worst.see(ratio, threshold)
+        if ratio > threshold:
+            expected, got = where_worst(actual, exact)
+            raise Deviation(case, name, expected, got, ratio=ratio, threshold=threshold)
+
+    def demand(self, held: bool, case: Case | None, quantity: str, expected: Any, actual: Any, note: str = "") -> None:
+        """Raise Deviation unless ``held``: for facts that are not numbers."""
+        if not held:
+            raise Deviation(case, quantity, str(expected), str(actual), note=note)
+
+    def calling(self, what: str, call: Callable[..., Any], *args: Any) -> Any:
+        """A method of the subject, its exceptions turned into findings."""
+        with answering(self.subject.name, what):
+            return call(*args)
+
+
+def residual(case: Case, ours: Layer) -> Tensor:
+    """PiSSA Eq. (4) from the subject's own factors: ``W − (α/r) B A`` (out, in), float64."""
+    return case.weight.double() - paper.scale(case.spec) * (ours.value("B") @ ours.value("A"))
+
+
+def coarser(dtype: torch.dtype) -> torch.dtype:
+    """``dtype``, or float32 where that is finer: formula claims are measured in float32's units."""
+    return torch.float32 if dtype == torch.float64 else dtype
+
+
+def double(case: Case) -> Case:
+    """The same case whose tensors are the float64 values of its rounded ones."""
+    wide = case.but(dtype="float64")
+    # cached_property: the rounded values are put in place of freshly drawn ones.
+    vars(wide).update(
+        weight=case.weight.double(),
+        bias_vector=None if case.bias_vector is None else case.bias_vector.double(),
+        x=case.x.double(),
+        cotangent=case.cotangent.double(),
+    )
+    return wide
+
+
+def where_worst(actual: Tensor, exact: Tensor) -> tuple[str, str]:
+    """The entry that is furthest off, as two short texts."""
+    if actual.shape != exact.shape:
+        return f"shape {tuple(exact.shape)}", f"shape {tuple(actual.shape)}"
+    if actual.numel() == 0:
+        return "empty", "empty"
+    gap = (actual - exact).abs().nan_to_num(nan=float("inf")).flatten()
+    worst = int(gap.argmax())
+    at = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), actual.shape))
+    index = "[" + ", ".join(map(str, at)) + "]" if actual.dim() else ""
+    return f"{float(exact.flatten()[worst]):.6g} at {index}", f"{float(actual.flatten()[worst]):.6g}"
+
+
+def plain(base: nn.Linear, x: Tensor) -> Tensor:
+    """The base layer's own output, float64, without autograd."""
+    with torch.no_grad():
+        return base(x).double()
+
+
+def spec_of(spec: AdapterSpec) -> str:
+    """A spec in a few words, for messages."""
+    return f"{spec.variant}, rank {spec.rank}, alpha {spec.alpha:g}"

@@ -1,0 +1,300 @@
+"""An audit from pytest's options to the written review: what is asked, what came back, what is written where."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness import deviations, plugin, resolve
+from harness.claim import Profile, covers
+from harness.session import PROFILES, Session, environment, load_checks
+from oracles import registry
+from oracles.implementation import Implementation
+from oracles.variants import VARIANTS
+from reports.model import Claim, Declaration, OracleInfo, Run, Subject, VariantInfo
+
+ASPECTS = ("shapes", "init", "scale", "forward", "save_load", "targets", "dropout", "merge")
+# The contract leaves the aspects' names open: a subject that says "initialisation" is understood.
+SYNONYMS = {
+    "shapes": ("parameter shapes", "parameters", "shape"),
+    "init": ("initialisation", "initialization"),
+    "scale": ("scale factor", "scaling"),
+    "forward": ("forward equation",),
+    "save_load": ("save/load", "save", "load"),
+    "targets": ("target placement", "target"),
+    "dropout": (),
+    "merge": (),
+}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the run writes; None: not at all."""
+
+    report: str | None
+    audit_json: Path | None
+    sarif: Path | None
+    html: Path | None
+    prior: Path | None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A checked set of options: a session to ask, places to write."""
+
+    session: Session
+    ref: str
+    outputs: Outputs
+    root: Path
+    narrowed: bool
+
+
+def build(config: pytest.Config) -> Built:
+    """Everything from the options, each bad one refused in a sentence (exit 4) before anything runs."""
+    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    load_checks()
+    try:
+        found = resolve.resolve(config.getoption("subject"))
+        return _built(config, found)
+    except (resolve.BadSubject, deviations.BadDeviations, BadOption) as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+class BadOption(Exception):
+    """An option's value cannot be used; the text is one sentence."""
+
+
+def _built(config: pytest.Config, found: resolve.Resolved) -> Built:
+    subject = found.implementation
+    variants = _variants(config.getoption("variant"), subject)
+    oracles = _chosen("--oracle", config.getoption("oracle"), registry.ids())
+    declared = _declarations(config.getoption("deviations"), found)
+    session = Session(subject, variants, oracles, _profile(config), declared)
+    narrowed = config.getoption("variant") is not None or config.getoption("oracle") is not None
+    return Built(session, found.ref, _outputs(config), config.rootpath, narrowed)
+
+
+def _chosen(option: str, given: str | None, there: Sequence[str]) -> tuple[str, ...]:
+    if given is None:
+        return tuple(there)
+    asked = [name.strip() for name in given.split(",") if name.strip()]
+    unknown = [name for name in asked if name not in there]
+    if unknown or not asked:
+        raise BadOption(f"{option} {given!r}: expected one or more of {', '.join(there)}")
+    return tuple(name for name in there if name in asked)
+
+
+def _variants(given: str | None, subject: Implementation) -> tuple[str, ...]:
+    chosen = _chosen("--variant", given, list(VARIANTS))
+    offered = tuple(v for v in chosen if v in subject.variants)
+    if not offered:
+        raise BadOption(
+            f"--variant {given!r}: {subject.name} offers only {', '.join(sorted(subject.variants))}, nothing is left"
+        )
+    return offered
+
+
+def _profile(config: pytest.Config) -> Profile:
+    name = config.getoption("audit_profile")
+    if name not in PROFILES:
+        raise BadOption(f"--audit-profile {name!r}: expected one of {', '.join(PROFILES)}")
+    return Profile(name, PROFILES[name], _seed(config.getoption("hypothesis_seed", None)))
+
+
+def _seed(given: Any) -> int:
+    if given is None:
+        return 0
+    try:
+        return int(given)
+    except ValueError:
+        raise BadOption(f"--hypothesis-seed {given!r}: expected a whole number (the audit has no random runs)") from None
+
+
+def _declarations(given: str | None, found: resolve.Resolved) -> tuple[Declaration, ...]:
+    path = Path(given) if given else found.declarations
+    if path is None:
+        return ()
+    if given and not path.is_file():
+        raise BadOption(f"--deviations {given!r}: there is no such file")
+    return deviations.load(path, docstrings(found.implementation))
+
+
+def _outputs(config: pytest.Config) -> Outputs:
+    report = config.getoption("report")
+    root = config.rootpath
+    if report == "":
+        report = str(root / plugin.REPORT)
+    outputs = Outputs(
+        report,
+        _target("--audit-json", config.getoption("audit_json"), root / plugin.AUDIT_JSON if report else None),
+        _target("--sarif", config.getoption("sarif"), None),
+        _target("--html", config.getoption("html"), None),
+        _prior(config.getoption("prior"), root / plugin.PRIOR),
+    )
+    if report and report != "-":
+        _target("--report", report, None)
+    return outputs
+
+
+def _target(option: str, given: str | None, default: Path | None) -> Path | None:
+    """A path that can be written. Raises BadOption for a folder, or a place where nothing can be made."""
+    path = Path(given).absolute() if given else default
+    if path is None:
+        return None
+    if path.is_dir():
+        raise BadOption(f"{option} {given or path} is a directory, expected a file to write")
+    folder = next(p for p in path.parents if p.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise BadOption(f"{option} {given or path} cannot be written: no permission in {folder}")
+    return path
+
+
+def _prior(given: str | None, default: Path) -> Path | None:
+    if given is None:
+        return default if default.is_file() else None
+    if not Path(given).is_file():
+        raise BadOption(f"--prior {given!r}: there is no such file")
+    return Path(given)
+
+
+def docstrings(subject: Implementation) -> dict[str, str]:
+    """Per variant, the text in which the subject states its choices: docstrings of the sources it names."""
+    from harness.docstrings import docstrings_of
+
+    texts = {}
+    for variant in subject.variants:
+        found = dict.fromkeys(s for aspect in ASPECTS if (s := source_of(subject, variant, aspect)))
+        own = inspect.getdoc(type(subject)) or ""
+        texts[variant] = "\n".join([own, *(docstrings_of(path, symbol) for path, symbol in found)])
+    return texts
+
+
+def source_of(subject: Implementation, variant: str, aspect: str) -> tuple[Path, str] | None:
+    """``subject.source``, asked under the aspect's other names too; None for whatever is no answer."""
+    for name in (aspect, *SYNONYMS[aspect]):
+        try:
+            found = subject.source(variant, name)
+        except Exception:
+            continue
+        if isinstance(found, tuple) and len(found) == 2:
+            return Path(found[0]), str(found[1])
+    return None
+
+
+def run_of(built: Built, claims: Sequence[Claim], planned: Sequence[str]) -> Run:
+    """What the reports are made from."""
+    session = built.session
+    subject = session.subject
+    sources = {
+        (variant, aspect): place
+        for variant in session.variants
+        for aspect in ASPECTS
+        if (place := source_of(subject, variant, aspect))
+    }
+    described = Subject(
+        subject.name, subject.version, _ref(built), sources, docstrings(subject)
+    )
+    return Run(
+        described,
+        tuple(_oracle_info(entry) for entry in registry.entries() if entry.id in session.oracles),
+        environment(),
+        {"name": session.profile.name, "examples": session.profile.examples, "seed": session.profile.seed},
+        tuple(VariantInfo(v.id, v.title, v.paper, v.equation) for v in VARIANTS.values() if v.id in session.variants),
+        {id_: c.info for id_, c in load_checks().items()},
+        tuple(claims),
+        tuple(_concluded(d, claims) for d in session.declarations if d.variant in session.variants),
+        root=built.root,
+        planned=tuple(planned),
+    )
+
+
+def _ref(built: Built) -> str:
+    # A path is shown as it lies in the checkout, so that the folder a run was started from leaves no trace.
+    path, _, attribute = built.ref.rpartition(":")
+    if path.endswith(".py"):
+        absolute = Path(path).resolve()
+        shown = absolute.relative_to(built.root) if absolute.is_relative_to(built.root) else Path(absolute.name)
+        return f"{shown.as_posix()}:{attribute}"
+    return built.ref
+
+
+def _oracle_info(entry: registry.Entry) -> OracleInfo:
+    return OracleInfo(
+        entry.id, None, entry.kind, entry.title, entry.package, entry.version, licence=entry.licence
+    )
+
+
+def _concluded(declared: Declaration, claims: Sequence[Claim]) -> Declaration:
+    """The declaration with whether it occurred; None where this selection did not ask."""
+    asked = [c for c in claims if covers(declared, c)]
+    occurred = any(c.outcome == "declared" for c in asked) if asked else None
+    return dataclasses.replace(declared, occurred=occurred)
+
+
+class Collector:
+    """On the controller: gathers claims from reports, then writes everything once."""
+
+    def __init__(self, config: pytest.Config, built: Built) -> None:
+        self.config, self.built = config, built
+        self.claims: dict[str, Claim] = {}
+        self.planned: list[str] = []
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Serial runs: the claims that are going to be asked."""
+        self._plan([item.nodeid for item in session.items])
+
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
+        """Runs with workers: every worker collects the same."""
+        self._plan(ids)
+
+    def _plan(self, nodeids: Sequence[str]) -> None:
+        if nodeids:
+            self.planned = [p for nodeid in nodeids if (p := claim_id(nodeid))]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the claim that travels with a test's report."""
+        from reports.serial import claim_from_plain
+
+        if data := getattr(report, "audit_claim", None):
+            claim = claim_from_plain(data)
+            self.claims[claim.id] = claim
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Judge, write, and let a stale declaration fail the run."""
+        if self.built.outputs.report is None and self.built.outputs.audit_json is None:
+            return
+        if not self.planned:
+            return
+        from harness import writing
+
+        claims = [self.claims[id_] for id_ in self.planned if id_ in self.claims]
+        run = run_of(self.built, claims, self.planned)
+        status = writing.write(run, self.built.outputs, sys.stdout, self._say)
+        if exitstatus in (0, 1):
+            session.exitstatus = max(int(exitstatus), status)
+
+    def _say(self, line: str) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is not None:
+            terminal.write_line(line)
+
+
+def claim_id(nodeid: str) -> str | None:
+    """The claim's id that a test's node id stands for: ``…/test_init.py::test_identity[lora-peft]``."""
+    path, _, test = nodeid.partition("::")
+    name, _, label = test.partition("[")
+    for check in load_checks().values():
+        module = inspect.getmodule(check.function)
+        if module and Path(path).stem == module.__name__.rsplit(".")[-1] and check.function.__name__ == name:
+            return f"{check.id}[{label}"
+    return None

@@ -1,0 +1,188 @@
+"""The cases a claim is tried on: shapes, spec, dtype and a seed, drawn by Hypothesis, never degenerate by accident.
+
+A Case is plain data, so a failing one shrinks to the smallest shapes and prints in one line; its tensors follow
+from it deterministically.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from oracles.implementation import AdapterSpec
+from oracles.variants import VARIANTS, Variant
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer and one input. ``batch``: the leading dimensions of x; ``far``: parameters far from their start."""
+
+    spec: AdapterSpec
+    in_features: int
+    out_features: int
+    bias: bool = False
+    batch: tuple[int, ...] = (3,)
+    dtype: str = "float32"
+    seed: int = 0
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def variant(self) -> Variant:
+        return VARIANTS[self.spec.variant]
+
+    def generator(self, stream: int) -> torch.Generator:
+        """A generator of this case's own; ``stream`` keeps base, input and parameters independent."""
+        return torch.Generator().manual_seed(self.seed * 8 + stream)
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """W (out, in), entries of order 1/√in, rounded to the case's dtype; returned in that dtype."""
+        W = torch.randn(self.out_features, self.in_features, generator=self.generator(0), dtype=torch.float64)
+        return (W / self.in_features**0.5).to(self.torch_dtype)
+
+    @cached_property
+    def bias_vector(self) -> Tensor | None:
+        """b (out,), or None."""
+        if not self.bias:
+            return None
+        b = torch.randn(self.out_features, generator=self.generator(1), dtype=torch.float64)
+        return (b + b.sign() / 2).to(self.torch_dtype)  # no entry near zero: a lost bias must show
+
+    @cached_property
+    def x(self) -> Tensor:
+        """x (*batch, in) in the case's dtype."""
+        shape = (*self.batch, self.in_features)
+        return torch.randn(shape, generator=self.generator(2), dtype=torch.float64).to(self.torch_dtype)
+
+    @cached_property
+    def cotangent(self) -> Tensor:
+        """G = ∂L/∂y (*batch, out): the loss is ⟨G, y⟩."""
+        shape = (*self.batch, self.out_features)
+        return torch.randn(shape, generator=self.generator(3), dtype=torch.float64).to(self.torch_dtype)
+
+    def base(self, dtype: torch.dtype | None = None) -> nn.Linear:
+        """A fresh ``nn.Linear`` with this case's weight and bias (same values in any wider ``dtype``)."""
+        linear = nn.utils.skip_init(nn.Linear, self.in_features, self.out_features, bias=self.bias)
+        linear = linear.to(dtype or self.torch_dtype)
+        with torch.no_grad():
+            linear.weight.copy_(self.weight)
+            if self.bias_vector is not None:
+                linear.bias.copy_(self.bias_vector)
+        return linear
+
+    def far(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Values far from initialisation for those canonical tensors that have such, in float64."""
+        drawn = {}
+        for stream, tensor in enumerate(self.variant.tensors):
+            if tensor.far is not None:
+                shape = tensor.shape(self.out_features, self.in_features, self.spec)
+                drawn[tensor.name] = tensor.far(shape, self.spec, self.generator(4 + stream % 4))
+        return {name: value for name, value in drawn.items() if name in names}
+
+    def but(self, **changes: Any) -> Case:
+        """This case with fields, or fields of its spec, replaced."""
+        own = {k: v for k, v in changes.items() if k in Case.__dataclass_fields__}
+        spec = {k: v for k, v in changes.items() if k not in own}
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, **spec), **own)
+
+    def describe(self) -> dict[str, Any]:
+        """The case in plain values, for a witness."""
+        defaults = AdapterSpec(self.spec.variant)
+        more = {
+            f.name: getattr(self.spec, f.name)
+            for f in dataclasses.fields(AdapterSpec)
+            if f.name not in ("variant", "rank", "alpha")
+            and getattr(self.spec, f.name) != getattr(defaults, f.name)
+        }
+        return {
+            "in": self.in_features,
+            "out": self.out_features,
+            "rank": self.spec.rank,
+            "alpha": self.spec.alpha,
+            "dtype": self.dtype,
+            "bias": self.bias,
+            "batch": list(self.batch),
+            "seed": self.seed,
+            **more,
+        }
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a check wants its cases drawn from; the defaults suit most."""
+
+    dtypes: tuple[str, ...] = ("float32", "float64")
+    batches: tuple[tuple[int, ...], ...] = ((2,), (1,), (5,), (2, 3))
+    sizes: tuple[int, int] = (1, 9)
+    ranks: tuple[int, int] = (1, 6)
+    alphas: tuple[float, ...] = (3.0, 8.0, 1.0, 0.5, 16.0)
+    dropout: float = 0.0
+    biases: tuple[bool, ...] = (False, True)
+    tall: bool = False  # out ≥ in and rank ≥ in: the contribution determines its input
+    mode: str | None = None
+
+
+def cases(variant: Variant, domain: Domain) -> st.SearchStrategy[Case]:
+    """Cases of ``variant``: non-square (out ≠ in), alpha ≠ rank, rank within the variant's domain or above min."""
+
+    @st.composite
+    def build(draw: st.DrawFn) -> Case:
+        in_features = draw(st.integers(*domain.sizes), label="in")
+        out_features = draw(st.integers(*domain.sizes), label="out")
+        if domain.tall:
+            out_features = in_features + out_features
+        if in_features == out_features:
+            in_features += 1
+        rank = _rank(draw, variant, domain, out_features, in_features)
+        alpha = draw(st.sampled_from([a for a in domain.alphas if a != rank]))
+        spec = AdapterSpec(variant.id, rank=rank, alpha=alpha, dropout=domain.dropout)
+        if variant.tensor("lambda"):
+            spec = dataclasses.replace(spec, lambda0=draw(st.sampled_from((15.0, 4.0, 0.5))))
+        if domain.mode:
+            spec = dataclasses.replace(spec, **{domain.mode: True})
+        dtypes = _dtypes(variant, domain)
+        return Case(
+            spec,
+            in_features,
+            out_features,
+            draw(st.sampled_from(domain.biases)),
+            draw(st.sampled_from(domain.batches)),
+            draw(st.sampled_from(dtypes)),
+            draw(st.integers(0, 2**16)),
+        )
+
+    return build()
+
+
+def _dtypes(variant: Variant, domain: Domain) -> tuple[str, ...]:
+    # The reference refuses to factorise in float64 where it says so; those cases belong to the dtype checks.
+    refused = variant.refuses_dtypes if len(domain.dtypes) > 1 else ()
+    return tuple(d for d in domain.dtypes if d not in refused)
+
+
+def _rank(draw: st.DrawFn, variant: Variant, domain: Domain, out: int, in_: int) -> int:
+    spec = AdapterSpec(variant.id, gram_schmidt=domain.mode == "gram_schmidt")
+    low, high = domain.ranks
+    if domain.tall:
+        low, high = in_, in_ + 1
+    allowed = [
+        r for r in range(low, high + 1) if variant.in_domain(out, in_, dataclasses.replace(spec, rank=r))
+    ]
+    return draw(st.sampled_from(allowed or [1]), label="rank")

@@ -1,0 +1,176 @@
+"""One claim: a check asked of the subject against one oracle, run over its cases and concluded in a record."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import seed as hypothesis_seed
+from hypothesis.errors import Flaky, Unsatisfiable
+
+from harness import guard
+from harness.ask import Ask, Refused
+from harness.cases import Case, cases
+from harness.diagnosis import diagnose
+from harness.layer import BadAnswer, SubjectRaised
+from harness.outcome import Deviation, NotApplicable, Unverified
+from harness.registry import EXAMPLES, Check
+from oracles.implementation import Implementation, Unsupported
+from oracles.variants import Variant
+from reports.model import Claim, Declaration
+
+QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How many examples a check gets, and the seed everything follows from."""
+
+    name: str
+    examples: int
+    seed: int
+
+
+@dataclass
+class ClaimRun:
+    """A claim before and while it is asked."""
+
+    check: Check
+    variant: Variant
+    oracle_id: str
+    mode: str | None
+    subject: Implementation
+    oracle: Implementation
+    profile: Profile
+    declarations: tuple[Declaration, ...]
+    broken_wrapper: Callable[[str], str | None]
+    record: Callable[[Claim], None]
+    cases_seen: int = field(default=0, init=False)
+
+    @property
+    def id(self) -> str:
+        """``check[variant-oracle]``, with the mode where there is one."""
+        mode = f"-{self.mode}" if self.mode else ""
+        return f"{self.check.id}[{self.variant.id}{mode}-{self.oracle_id}]"
+
+    def run(self) -> None:
+        """Ask, record the claim, and end the pytest test accordingly."""
+        __tracebackhide__ = True
+        claim = self.conclude()
+        self.record(claim)
+        if claim.outcome in ("fail", "unverified", "error"):
+            pytest.fail(message(claim), pytrace=False)
+        if claim.outcome == "not_applicable":
+            pytest.skip(claim.reason or "")
+
+    def conclude(self) -> Claim:
+        """The claim's record; whatever the subject does, this returns one."""
+        ask = Ask(self.subject, self.oracle, self.variant)
+        claim = Claim(
+            self.id, self.variant.id, self.check.info.aspect, self.check.id, self.oracle_id, "pass",
+            examples=self.examples,
+        )  # fmt: skip
+        changes = self._outcome(ask)
+        if changes["outcome"] == "pass":
+            changes |= {"ratio": ask.worst.ratio, "threshold": ask.worst.threshold}
+        claim = dataclasses.replace(claim, **changes)  # type: ignore[arg-type]
+        return self._as_declared(claim)
+
+    @property
+    def examples(self) -> int:
+        """How many cases the claim is tried on."""
+        return self.profile.examples if self.check.examples == EXAMPLES else self.check.examples
+
+    def _outcome(self, ask: Ask) -> dict[str, object]:
+        if broken := self.broken_wrapper(self.variant.id):
+            return {"outcome": "unverified", "reason": f"broken wrapper: {broken}", "examples": 0}
+        try:
+            with guard.global_state(), guard.time_limit():
+                self._drive(ask)
+        except Deviation as found:
+            return self._failed(ask, found)
+        except (SubjectRaised, BadAnswer, guard.StateChanged, guard.ClaimTimeout) as error:
+            return {"outcome": "error", "reason": str(error)}
+        except Flaky:
+            return {"outcome": "error", "reason": f"{self.subject.name} answers differently to the same call"}
+        except Unverified as why:
+            return {"outcome": "unverified", "reason": str(why)}
+        except (NotApplicable, Unsupported) as why:
+            return {"outcome": "not_applicable", "reason": str(why), "examples": 0}
+        except Unsatisfiable:
+            return {"outcome": "unverified", "reason": "the subject refused every case"}
+        except SystemExit as error:
+            return {"outcome": "error", "reason": f"{self.subject.name} called sys.exit({error.code})"}
+        except Exception as error:  # the audit's own mistake must not be laid at the subject's door
+            return {"outcome": "unverified", "reason": f"the audit itself failed: {type(error).__name__}: {error}"}
+        return {"outcome": "pass"}
+
+    def _drive(self, ask: Ask) -> None:
+        number = int.from_bytes(hashlib.sha256(f"{self.profile.seed}:{self.id}".encode()).digest()[:8], "big")
+        domain = dataclasses.replace(self.check.domain, mode=self.mode)
+
+        @hypothesis_seed(number)
+        @settings(
+            max_examples=self.examples,
+            deadline=None,
+            database=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=QUIET,
+            report_multiple_bugs=False,
+        )
+        @given(case=cases(self.variant, domain))
+        def example(case: Case) -> None:
+            try:
+                self.check.function(ask, case)
+            except Refused:
+                assume(False)
+
+        example()
+
+    def _failed(self, ask: Ask, found: Deviation) -> dict[str, object]:
+        diagnosis = None
+        if self.check.diagnose and found.case is not None:
+            with guard.global_state():
+                diagnosis = diagnose(self.check, ask, found.case, self.mode)
+        return {
+            "outcome": "fail",
+            "ratio": found.ratio,
+            "threshold": found.threshold,
+            "witness": found.witness,
+            "diagnosis": diagnosis,
+            "reason": str(found),
+        }
+
+    def _as_declared(self, claim: Claim) -> Claim:
+        if claim.outcome not in ("fail", "error"):
+            return claim
+        for declared in self.declarations:
+            if covers(declared, claim):
+                return dataclasses.replace(claim, outcome="declared", reason=declared.reason)
+        return claim
+
+
+def covers(declared: Declaration, claim: Claim) -> bool:
+    """Whether the declaration speaks of this claim; an oracle of "*" means every oracle."""
+    return (
+        declared.check == claim.check
+        and declared.variant == claim.variant
+        and declared.oracle in ("*", claim.oracle)
+    )
+
+
+def message(claim: Claim) -> str:
+    """What pytest prints for a claim that does not hold: the question's id, the case, both values, the diagnosis."""
+    lines = [f"{claim.id}: {claim.outcome}: {claim.reason}"]
+    if claim.witness:
+        case = ", ".join(f"{k} {v}" for k, v in claim.witness.case.items())
+        lines.append(f"  smallest case: {case}")
+    if claim.ratio is not None and claim.threshold is not None:
+        lines.append(f"  ratio {claim.ratio:.3g}, threshold {claim.threshold:g}")
+    if claim.diagnosis:
+        lines.append(f"  equals {claim.diagnosis.mistake}: {claim.diagnosis.summary}")
+    return "\n".join(lines)

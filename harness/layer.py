@@ -1,0 +1,109 @@
+"""An adapted layer as the checks handle it: canonical values in and out, calls that cannot crash the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oracles.implementation import Adapted, Implementation, Unsupported
+
+
+class SubjectRaised(Exception):
+    """The implementation raised where it should have answered; the text is the finding."""
+
+
+class BadAnswer(Exception):
+    """The implementation answered with something that is no answer (None, a wrong shape, NaN)."""
+
+
+@contextmanager
+def answering(who: str, what: str) -> Iterator[None]:
+    """Exceptions of the implementation become :class:`SubjectRaised`; Unsupported passes."""
+    try:
+        yield
+    except (Unsupported, SubjectRaised, BadAnswer):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise SubjectRaised(f"{who} raised {type(error).__name__} in {what}: {text}") from error
+
+
+class Layer:
+    """An :class:`Adapted` with the name of who made it."""
+
+    def __init__(self, adapted: Adapted, who: str) -> None:
+        self.adapted, self.who = adapted, who
+
+    @property
+    def module(self) -> nn.Module:
+        return self.adapted.module
+
+    @property
+    def names(self) -> list[str]:
+        """The slots' names, canonical or not, in the implementation's order."""
+        return list(self.adapted.slots)
+
+    def raw(self, name: str) -> Tensor:
+        """The live tensor behind a slot, in the implementation's own layout."""
+        return self.adapted.slots[name].tensor
+
+    def view(self, name: str) -> Tensor:
+        """The live tensor in the canonical layout (a view)."""
+        slot = self.adapted.slots[name]
+        with answering(self.who, f"the view of slot {name!r}"), torch.no_grad():
+            return slot.view(slot.tensor)
+
+    def value(self, name: str) -> Tensor:
+        """A copy of a slot's value in float64, canonical layout."""
+        return self.view(name).detach().double().clone()
+
+    def values(self) -> dict[str, Tensor]:
+        """All slots' values."""
+        return {name: self.value(name) for name in self.names}
+
+    def write(self, values: Mapping[str, Tensor]) -> None:
+        """Write canonical values into the slots that exist with the same shape; the others keep theirs."""
+        with torch.no_grad():
+            for name, value in values.items():
+                if name in self.adapted.slots and self.view(name).shape == value.shape:
+                    self.view(name).copy_(value)
+
+    def gradient(self, name: str) -> Tensor:
+        """∂L/∂slot in float64, canonical layout; zeros where autograd left None."""
+        slot = self.adapted.slots[name]
+        if slot.tensor.grad is None:
+            return torch.zeros_like(self.view(name), dtype=torch.float64)
+        with answering(self.who, f"the view of the gradient of slot {name!r}"):
+            return slot.view(slot.tensor.grad).detach().double().clone()
+
+    def clear_gradients(self) -> None:
+        """Forget every accumulated gradient of the slots and of the module."""
+        for tensor in [self.raw(name) for name in self.names] + list(self.module.parameters()):
+            tensor.grad = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``module(x)``, checked to be a tensor of shape (*batch, out)."""
+        with answering(self.who, f"module(x) with x of shape {tuple(x.shape)}, {x.dtype}"):
+            y: Any = self.module(x)
+        if not isinstance(y, Tensor):
+            raise BadAnswer(f"{self.who}: module(x) returned {type(y).__name__}, expected a Tensor")
+        return y
+
+
+def adapt(who: Implementation, base: nn.Linear, spec: Any) -> Layer:
+    """``who.adapt``, checked to return an Adapted."""
+    with answering(who.name, "adapt"):
+        adapted: Any = who.adapt(base, spec)
+    return as_layer(adapted, who, "adapt")
+
+
+def as_layer(adapted: Any, who: Implementation, method: str) -> Layer:
+    """``adapted`` as a Layer. Raises BadAnswer if it is no Adapted."""
+    # Duck-typed: a subject file may have imported the interface under another module name.
+    if not (hasattr(adapted, "module") and isinstance(getattr(adapted, "slots", None), Mapping)):
+        raise BadAnswer(f"{who.name}: {method} returned {type(adapted).__name__}, expected an Adapted")
+    return Layer(adapted, who.name)

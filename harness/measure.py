@@ -1,0 +1,140 @@
+"""What is measured on a layer, the float64 value it should have, and how far rounding alone may take it.
+
+The ratio of DESIGN §9 is ``‖q − q64‖ / noise``. The noise of a quantity is measured, not bounded: q64 is computed
+again with every input (x, W, b, parameters, cotangent) perturbed by relative Gaussian steps of one unit roundoff,
+and the root mean square of the changes is what a backward-stable computation in that dtype would be off by. A
+floor from the operands' norms covers quantities in which the perturbations cancel exactly but roundings do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.cases import Case
+from harness.layer import BadAnswer, Layer
+from oracles import paper
+from oracles.implementation import AdapterSpec
+
+Quantities = dict[str, Tensor]
+PERTURBATIONS = 4
+
+
+def roundoff(dtype: torch.dtype) -> float:
+    """The unit roundoff u = eps / 2 of ``dtype``."""
+    return torch.finfo(dtype).eps / 2
+
+
+def observe(layer: Layer, case: Case, *, gradients: bool = False, x: Tensor | None = None) -> Quantities:
+    """The output of a layer at its present parameters and, on request, ∂⟨G, y⟩ of every slot and of x; float64."""
+    x = (case.x if x is None else x).clone().requires_grad_(gradients)
+    layer.clear_gradients()
+    y = layer(x)
+    expected = (*x.shape[:-1], case.out_features)
+    if tuple(y.shape) != expected:
+        raise BadAnswer(f"{layer.who}: module(x) has shape {tuple(y.shape)}, expected {expected}")
+    found = {"output": y.detach().double()}
+    if gradients:
+        if y.requires_grad:
+            y.backward(case.cotangent.to(y.dtype))
+        for name in layer.names:
+            if layer.raw(name).requires_grad:
+                found[f"gradient of {name}"] = layer.gradient(name)
+        found["gradient of x"] = torch.zeros_like(x).double() if x.grad is None else x.grad.double()
+        layer.clear_gradients()
+    return found
+
+
+@dataclass(frozen=True)
+class Point:
+    """Everything an equation needs, in float64: the inputs whose rounding is unavoidable."""
+
+    x: Tensor
+    W: Tensor
+    b: Tensor | None
+    parameters: Mapping[str, Tensor]
+    cotangent: Tensor
+    spec: AdapterSpec
+
+    def perturbed(self, unit: float, generator: torch.Generator) -> Point:
+        """Every entry times (1 + unit·N(0, 1))."""
+
+        def shake(t: Tensor) -> Tensor:
+            return t * (1 + unit * torch.randn(t.shape, generator=generator, dtype=t.dtype))
+
+        return Point(
+            shake(self.x),
+            shake(self.W),
+            None if self.b is None else shake(self.b),
+            {name: shake(value) for name, value in self.parameters.items()},
+            shake(self.cotangent),
+            self.spec,
+        )
+
+
+def point(case: Case, parameters: Mapping[str, Tensor]) -> Point:
+    """The float64 point of a case at canonical ``parameters``."""
+    b = None if case.bias_vector is None else case.bias_vector.double()
+    p = {name: value.double() for name, value in parameters.items()}
+    return Point(case.x.double(), case.weight.double(), b, p, case.cotangent.double(), case.spec)
+
+
+def evaluate(forward: paper.Forward, at: Point, trainable: list[str], gradients: bool) -> Quantities:
+    """The equation's quantities at a point, named as :func:`observe` names them."""
+    if not gradients:
+        with torch.no_grad():
+            return {"output": forward(at.x, at.W, at.b, at.parameters, at.spec, at.x)}
+    x = at.x.clone().requires_grad_(True)
+    p = {n: v.clone().requires_grad_(n in trainable) for n, v in at.parameters.items()}
+    y = forward(x, at.W, at.b, p, at.spec, x)
+    leaves = {f"gradient of {n}": p[n] for n in trainable if n in p} | {"gradient of x": x}
+    found = torch.autograd.grad(y, list(leaves.values()), at.cotangent, allow_unused=True)
+    zeros = (torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves.values(), strict=True))
+    return {"output": y.detach(), **dict(zip(leaves, zeros, strict=True))}
+
+
+Evaluate = Callable[[Point], Quantities]
+
+
+def noise(evaluate_at: Evaluate, at: Point, dtype: torch.dtype, generator: torch.Generator) -> dict[str, float]:
+    """Per quantity, the Frobenius norm that rounding in ``dtype`` alone accounts for (see the module's text)."""
+    # Steps below sqrt(eps64) of float64 would drown in its own rounding: measure wide, scale back.
+    unit = roundoff(dtype)
+    step = max(unit, 1e-9)
+    exact = evaluate_at(at)
+    total = {name: torch.zeros(()).double() for name in exact}
+    for _ in range(PERTURBATIONS):
+        for name, value in evaluate_at(at.perturbed(step, generator)).items():
+            total[name] = total[name] + (value - exact[name]).square().sum()
+    spread = {name: float((t / PERTURBATIONS).sqrt()) * unit / step for name, t in total.items()}
+    return {name: spread[name] + unit * _floor(name, exact, at) for name in exact}
+
+
+def _floor(name: str, exact: Quantities, at: Point) -> float:
+    """The size of the operands whose cancellation the quantity is the result of."""
+    output = float(torch.linalg.vector_norm(exact["output"]))
+    if name == "output":
+        return output
+    if not name.startswith("gradient of "):
+        return float(torch.linalg.vector_norm(exact[name]))
+    leaf = name.removeprefix("gradient of ")
+    value = at.x if leaf == "x" else at.parameters[leaf]
+    size = float(torch.linalg.vector_norm(value))
+    own = float(torch.linalg.vector_norm(exact[name]))
+    base = float(torch.linalg.vector_norm(at.x)) * float(torch.linalg.vector_norm(at.W))
+    if size == 0:
+        return own
+    return own + float(torch.linalg.vector_norm(at.cotangent)) * (output + base) / size
+
+
+def ratio(actual: Tensor, exact: Tensor, scale: float) -> float:
+    """``‖actual − exact‖_F / scale``; infinite for NaN, for shapes that differ, or where any error is too much."""
+    if actual.shape != exact.shape or not bool(torch.isfinite(actual).all()):
+        return float("inf")
+    error = float(torch.linalg.vector_norm(actual - exact))
+    if error == 0:
+        return 0.0
+    return error / scale if scale > 0 else float("inf")

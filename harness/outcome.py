@@ -1,0 +1,33 @@
+"""How a check says that something is not as the reference has it, or that it cannot tell."""
+
+from __future__ import annotations
+
+from harness.cases import Case
+from reports.model import Witness
+
+
+class Deviation(Exception):
+    """The subject differs from the oracle at a case. ``ratio`` and ``threshold`` as in DESIGN §9, where measured."""
+
+    def __init__(
+        self,
+        case: Case | None,
+        quantity: str,
+        expected: str,
+        actual: str,
+        *,
+        ratio: float | None = None,
+        threshold: float | None = None,
+        note: str = "",
+    ) -> None:
+        self.case, self.ratio, self.threshold = case, ratio, threshold
+        self.witness = Witness(case.describe() if case else {}, quantity, expected, actual, note)
+        super().__init__(f"{quantity}: expected {expected}, got {actual}" + (f" ({note})" if note else ""))
+
+
+class Unverified(Exception):
+    """The question cannot be answered, and why; never a pass."""
+
+
+class NotApplicable(Exception):
+    """The question does not arise, and why; counted and shown."""

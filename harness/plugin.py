@@ -1,0 +1,116 @@
+"""The pytest plugin: options, one test per claim, claims gathered from every worker, reports and the exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.registry import check_of
+from harness.session import PROFILES, Session
+
+REPORT = Path("docs/audit/variants_review_v2.md")
+AUDIT_JSON = Path("reports/out/audit.json")
+PRIOR = Path("docs/audit/variants_review.toml")
+HERE = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The audit's options, DESIGN §4."""
+    group = parser.getgroup("audit", "reference-conformance audit")
+    add = group.addoption
+    add("--report", nargs="?", const="", metavar="PATH", help=f"write the review (default {REPORT}; - is stdout)")
+    add("--subject", default="lora_lite", metavar="REF", help="NAME, package.module:Attr or path/to/file.py:Attr")
+    add("--variant", default=None, metavar="V,...", help="only these variants")
+    add("--oracle", default=None, metavar="O,...", help="only these oracles")
+    add("--audit-json", default=None, metavar="PATH", help=f"machine-readable result (default {AUDIT_JSON})")
+    add("--sarif", default=None, metavar="PATH", help="also write SARIF 2.1.0")
+    add("--html", default=None, metavar="PATH", help="also write a self-contained HTML page")
+    add("--prior", default=None, metavar="PATH", help=f"the previous review (default {PRIOR})")
+    add("--deviations", default=None, metavar="PATH", help="declared deviations (default: beside the subject)")
+    add("--audit-profile", default="default", metavar="NAME", help=f"{', '.join(PROFILES)}: examples per check")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests of the audit itself and `--help` need no subject; the audit is built on the first harness test."""
+    config.stash[AUDIT] = None
+    if config.getoption("report") == "-" and not hasattr(config, "workerinput"):
+        _quiet(config)
+    if _concerns_harness(config) or config.getoption("report") is not None:
+        from harness import audit
+
+        built = audit.build(config)
+        config.stash[AUDIT] = built
+        if not hasattr(config, "workerinput"):
+            config.pluginmanager.register(audit.Collector(config, built), "audit-collector")
+
+
+AUDIT: pytest.StashKey[Any] = pytest.StashKey()
+
+
+def _concerns_harness(config: pytest.Config) -> bool:
+    for arg in config.args:
+        path = Path(str(arg).split("::")[0])
+        path = path if path.is_absolute() else config.invocation_params.dir / path
+        if HERE in [path.resolve(), *path.resolve().parents] or path.resolve() in HERE.parents:
+            return True
+    return False
+
+
+def _quiet(config: pytest.Config) -> None:
+    """Everything pytest has to say goes to stderr: stdout is the review's."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        terminal._tw._file = sys.stderr
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test per claim: check x variant x oracle."""
+    check = check_of(metafunc.function)
+    built = metafunc.config.stash[AUDIT]
+    if check is None or built is None:
+        return
+    keys = list(built.session.keys(check))
+    metafunc.parametrize("claim", keys, ids=[key.label for key in keys], indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drop the placeholders that pytest makes for checks without claims in this selection."""
+    kept = [item for item in items if not _placeholder(item)]
+    items[:] = kept
+
+
+def _placeholder(item: pytest.Item) -> bool:
+    if check_of(getattr(item, "function", None)) is None:
+        return False
+    callspec = getattr(item, "callspec", None)
+    return callspec is None or not hasattr(callspec.params.get("claim"), "check")
+
+
+@pytest.fixture
+def claim(request: pytest.FixtureRequest) -> Any:
+    """The claim that this test asks; its record travels with the test's report."""
+    built = request.config.stash[AUDIT]
+    session: Session = built.session
+    records: list[Any] = []
+    request.node.stash[RECORDS] = records
+    return session.run(request.param, records.append)
+
+
+RECORDS: pytest.StashKey[list[Any]] = pytest.StashKey()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    """Put the claim's record on the report, as plain values: workers send reports to the controller."""
+    outcome = yield
+    report = outcome.get_result()
+    records = item.stash.get(RECORDS, [])
+    if report.when == "call" and records:
+        from reports.serial import claim_to_plain
+
+        report.audit_claim = claim_to_plain(records[-1])

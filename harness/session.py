@@ -1,0 +1,124 @@
+"""A selection of claims: which checks of which variants against which oracles, built once and asked one by one.
+
+The pytest plugin runs it test by test; `tests/` and tools run it in one call (:func:`claims_for`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from harness import smoke
+from harness.claim import ClaimRun, Profile
+from harness.registry import CHECKS, Check
+from oracles import registry
+from oracles.implementation import Implementation
+from oracles.variants import VARIANTS, Variant
+from reports.model import Claim, Declaration
+
+HERE = Path(__file__).parent
+PROFILES = {"quick": 4, "default": 12, "deep": 200}
+
+
+@cache
+def load_checks() -> dict[str, Check]:
+    """Every check, by importing the test modules; in file order."""
+    for file in sorted(HERE.glob("test_*.py")):
+        importlib.import_module(f"harness.{file.stem}")
+    return CHECKS
+
+
+@dataclass(frozen=True)
+class Key:
+    """One claim before it is asked."""
+
+    check: str
+    variant: str
+    mode: str | None
+    oracle: str
+
+    @property
+    def label(self) -> str:
+        """The part of the claim's id in brackets."""
+        return f"{self.variant}-{self.mode}-{self.oracle}" if self.mode else f"{self.variant}-{self.oracle}"
+
+
+@dataclass
+class Session:
+    """A subject and what is asked of it."""
+
+    subject: Implementation
+    variants: tuple[str, ...]
+    oracles: tuple[str, ...]
+    profile: Profile
+    declarations: tuple[Declaration, ...] = ()
+    _broken: dict[str, str | None] = field(default_factory=dict)
+    _made: dict[str, Implementation] = field(default_factory=dict)
+
+    def keys(self, check: Check) -> Iterator[Key]:
+        """The claims of one check in this session, in a fixed order."""
+        for variant in (VARIANTS[v] for v in self.variants):
+            if not check.applies(variant):
+                continue
+            for mode in variant.modes if check.modes else (None,):
+                for oracle in self._asked(check, variant):
+                    yield Key(check.id, variant.id, mode, oracle)
+
+    def _asked(self, check: Check, variant: Variant) -> list[str]:
+        there = [e.id for e in registry.entries() if variant.id in e.variants and e.id in self.oracles]
+        return [o for o in there if check.against is None or o in check.against]
+
+    def run(self, key: Key, record: Callable[[Claim], None]) -> ClaimRun:
+        """The claim behind a key, ready to be asked."""
+        return ClaimRun(
+            CHECKS[key.check],
+            VARIANTS[key.variant],
+            key.oracle,
+            key.mode,
+            self.subject,
+            self._oracle(key.oracle),
+            self.profile,
+            self.declarations,
+            self.broken_wrapper,
+            record,
+        )
+
+    def _oracle(self, id_: str) -> Implementation:
+        if id_ not in self._made:
+            self._made[id_] = next(e for e in registry.entries() if e.id == id_).make()
+        return self._made[id_]
+
+    def broken_wrapper(self, variant: str) -> str | None:
+        """What is wrong with the subject's wrapper for a variant, in a sentence; asked once."""
+        if variant not in self._broken:
+            self._broken[variant] = smoke.broken_wrapper(self.subject, VARIANTS[variant])
+        return self._broken[variant]
+
+
+def claims_for(
+    subject: Implementation,
+    *,
+    variants: Sequence[str] | None = None,
+    oracles: Sequence[str] = ("peft", "paper"),
+    checks: Callable[[Check], bool] = lambda check: True,
+    profile: Profile | None = None,
+    declarations: tuple[Declaration, ...] = (),
+) -> list[Claim]:
+    """Ask everything of ``subject`` that the selection leaves, without pytest; the claims in a fixed order."""
+    chosen = tuple(v for v in VARIANTS if v in (variants or subject.variants))
+    session = Session(subject, chosen, tuple(oracles), profile or Profile("quick", 4, 0), declarations)
+    asked = [c for c in load_checks().values() if checks(c)]
+    return [session.run(key, lambda claim: None).conclude() for c in asked for key in session.keys(c)]
+
+
+def environment() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name).split("+")[0] for name in ("torch", "peft", "transformers")},
+    }

@@ -1,0 +1,200 @@
+"""Dropout: active in training, off in evaluation, on the adapter branch's input and nowhere else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.ask import Ask
+from harness.cases import Case, Domain
+from harness.layer import Layer
+from harness.outcome import NotApplicable
+from harness.registry import check
+from harness.test_forward import effective
+from oracles.implementation import Unsupported
+from oracles.variants import Variant
+
+RATE = 0.4
+DROPPING = Domain(dtypes=("float32",), sizes=(2, 5), batches=((16,),), dropout=RATE, tall=True)
+ROUNDS = 8
+
+
+def _has_dropout(variant: Variant) -> bool:
+    return variant.has_dropout
+
+
+def dropping(ask: Ask, case: Case) -> Layer:
+    """The subject with dropout, at parameters far from the start, in training mode."""
+    try:
+        layer = ask.layer(case)
+    except Unsupported as why:
+        raise NotApplicable(f"mode missing: {why}") from why
+    layer.write(case.far({n: None for n in layer.names}))
+    layer.module.train()
+    return layer
+
+
+def trained(layer: Layer, case: Case, seed: int) -> Tensor:
+    """One output in training mode, the mask drawn from ``seed``; float64."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        return layer(case.x).double()
+
+
+def evaluated(layer: Layer, case: Case) -> Tensor:
+    """The output in evaluation mode, the layer put back to training."""
+    layer.module.eval()
+    with torch.no_grad():
+        y = layer(case.x).double()
+    layer.module.train()
+    return y
+
+
+@check(
+    "dropout",
+    "major",
+    title="dropout is accepted and does nothing",
+    failure_mode="the regularisation that the configuration asks for is absent, and nothing says so",
+    domain=DROPPING,
+    applies=_has_dropout,
+    examples=3,
+    against=("peft",),
+)
+def test_active(ask: Ask, case: Case) -> None:
+    """In training mode with p > 0 two masks give two outputs."""
+    layer = dropping(ask, case)
+    first = trained(layer, case, 1)
+    varies = any(not torch.allclose(first, trained(layer, case, seed)) for seed in (2, 3, 4))
+    ask.demand(varies == _varies(ask, case), case, f"outputs under two masks at p = {RATE}", "different", "equal")
+
+
+def _varies(ask: Ask, case: Case) -> bool:
+    theirs = ask.reference(case)
+    theirs.module.train()
+    theirs.write(case.far({n: None for n in theirs.names}))
+    return not torch.allclose(trained(theirs, case, 1), trained(theirs, case, 2))
+
+
+@check(
+    "dropout",
+    "critical",
+    title="dropout stays active in evaluation mode",
+    failure_mode="inference is random and biased",
+    domain=DROPPING,
+    applies=_has_dropout,
+    examples=3,
+    against=("peft",),
+)
+def test_off_in_eval(ask: Ask, case: Case) -> None:
+    """In evaluation mode the output is deterministic and equals that of a layer without dropout."""
+    layer, plain = dropping(ask, case), dropping(ask, case.but(dropout=0.0))
+    theirs = ask.reference(case)
+    mine = _steady(layer, case)
+    ask.demand(mine == _steady(theirs, case), case, "two evaluations", "equal", "different")
+    if mine:
+        without = evaluated(plain, case)
+        size = float(without.abs().max())
+        gap = float((evaluated(layer, case) - without).abs().max())
+        ask.demand(gap <= 1e-5 * size, case, "evaluation with p > 0 against p = 0", "equal", f"{gap:.3g} apart")
+
+
+def _steady(layer: Layer, case: Case) -> bool:
+    first = evaluated(layer, case)
+    return all(torch.equal(first, evaluated(layer, case)) for _ in range(2))
+
+
+@check(
+    "dropout",
+    "major",
+    title="dropout acts on another tensor than the adapter branch's input, or with another mask",
+    failure_mode="training regularises something else: the base path, the output, or whole samples",
+    domain=DROPPING,
+    applies=_has_dropout,
+    examples=4,
+    against=("peft",),
+    follows=("dropout.active",),
+)
+def test_placement(ask: Ask, case: Case) -> None:
+    """What the adapter branch was given is read back from its contribution: every entry is 0 or x/(1 − p).
+
+    The contribution is linear in the branch's input, c = x_d Mᵀ with M = W' − W₀ of full column rank here, so
+    x_d = c pinv(Mᵀ); the base path keeps x. The mask is drawn per entry.
+    """
+    layer, theirs = dropping(ask, case), ask.reference(case)
+    theirs.module.train()
+    theirs.write({n: layer.value(n) for n in layer.names})
+    mine = [read_mask(layer, case, seed) for seed in range(ROUNDS)]
+    wanted = describe([read_mask(theirs, case, seed) for seed in range(ROUNDS)])
+    actual = describe(mine)
+    ask.demand(actual == wanted, case, f"the branch's input at p = {RATE}", wanted, actual)
+
+
+def read_mask(layer: Layer, case: Case, seed: int) -> Tensor | None:
+    """(batch, in) kept-factors x_d / x of one pass, or None where the contribution is no mask of x."""
+    layer.module.eval()
+    weight, bias = effective(layer, case)
+    layer.module.train()
+    values = layer.values()
+    base = values["W"] if "W" in values else case.weight.double()
+    plain_bias = 0.0 if case.bias_vector is None else case.bias_vector.double()
+    y = trained(layer, case, seed)
+    x = case.x.double()
+    if torch.allclose(y, x @ weight.mT + bias, rtol=1e-4, atol=1e-5):
+        return torch.ones_like(x)
+    kept = (y - x @ base.mT - plain_bias) @ torch.linalg.pinv((weight - base).mT) / x
+    binary = (kept.abs() < 0.1) | ((kept - 1 / (1 - RATE)).abs() < 0.1)
+    # Entries of x near zero, and nearly dependent columns of M, amplify rounding: a few may be off.
+    return kept if binary.double().mean() > 0.9 else None
+
+
+def describe(masks: list[Tensor | None]) -> str:
+    """What the masks of several passes are, in words."""
+    if any(mask is None for mask in masks):
+        return "not x with entries zeroed and the rest divided by 1 − p"
+    kept = torch.stack([m for m in masks if m is not None])
+    if bool((kept - 1).abs().max() < 1e-6):
+        return "x, whole"
+    zero = kept.abs() < 0.5
+    if zero.shape[-1] > 1 and bool((zero == zero[..., :1]).all()):
+        return "x with whole samples zeroed"
+    if bool((zero == zero[:, :1]).all()):
+        return "x with the same features zeroed in every sample"
+    return "x with entries zeroed, the rest divided by 1 − p"
+
+
+@check(
+    "dropout",
+    "major",
+    title="the share of dropped entries or the expectation is not the reference's",
+    failure_mode="the configured rate is not the one that acts",
+    domain=Domain(dtypes=("float32",), sizes=(3, 5), batches=((64,),), dropout=RATE, tall=True),
+    applies=_has_dropout,
+    examples=2,
+    against=("peft",),
+    follows=("dropout.active", "dropout.placement", "dropout.off_in_eval"),
+)
+def test_expectation(ask: Ask, case: Case) -> None:
+    """Averaged over masks the training output is the evaluation output, within five standard errors."""
+    layer = dropping(ask, case)
+    theirs = ask.reference(case)
+    theirs.module.train()
+    theirs.write({n: layer.value(n) for n in layer.names})
+    mine, other = _bias_in_sigmas(layer, case), _bias_in_sigmas(theirs, case)
+    ask.worst.see(mine, 6.0)
+    ask.demand((mine < 6) == (other < 6), case, "mean over masks against evaluation, in standard errors", "below 6",
+               f"{mine:.3g}")  # fmt: skip
+
+
+def _bias_in_sigmas(layer: Layer, case: Case) -> float:
+    """|mean over masks and samples of ⟨y_train − y_eval, c⟩| in standard errors, c the evaluation's contribution."""
+    layer.module.eval()
+    weight, bias = effective(layer, case)
+    layer.module.train()
+    base = layer.value("W") if "W" in layer.names else case.weight.double()
+    contribution = case.x.double() @ (weight - base).mT
+    expected = case.x.double() @ weight.mT + bias
+    samples = torch.stack(
+        [((trained(layer, case, seed) - expected) * contribution).sum(-1) for seed in range(64)]
+    ).sum(-1)
+    spread = float(samples.std()) / len(samples) ** 0.5
+    return abs(float(samples.mean())) / spread if spread > 0 else 0.0

@@ -1,0 +1,124 @@
+"""Dtypes: the output's dtype, and how many digits each base dtype keeps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from harness import measure
+from harness.ask import Ask, Pair, double, plain
+from harness.cases import Case, Domain
+from harness.outcome import NotApplicable
+from harness.registry import check
+from harness.test_init import identity_noise
+from harness.test_scale import coefficient, without_adapter
+
+HALF = ("bfloat16", "float16")
+EVERY = Domain(dtypes=("float32", "bfloat16", "float16", "float64"))
+DIGITS = Domain(dtypes=("float32", "bfloat16", "float16"), sizes=(6, 16), ranks=(2, 8), batches=((32,),))
+DOUBLE = Domain(dtypes=("float64",), sizes=(6, 16), ranks=(2, 8), batches=((8,),))
+
+
+@check(
+    "dtype",
+    "major",
+    title="the output has another dtype than the reference's",
+    failure_mode="in a half-precision model the next layer raises or silently promotes",
+    domain=EVERY,
+)
+def test_output(ask: Ask, case: Case) -> None:
+    """The output's dtype is the reference's for every base dtype."""
+    ours, theirs = ask.layer(case), ask.reference(case)
+    with torch.no_grad():
+        actual, wanted = ours(case.x).dtype, theirs(case.x).dtype
+    ask.demand(actual == wanted, case, f"dtype of y for {case.dtype} x and base", wanted, actual)
+
+
+@check(
+    "dtype",
+    "critical",
+    title="in half precision the adapted layer does not start as the base layer",
+    failure_mode="the model is another one before the first step, in the dtype it is trained in",
+    domain=Domain(dtypes=HALF, sizes=(2, 16)),
+    against=("paper",),
+    follows=("init.identity", "forward.at_init"),
+)
+def test_identity(ask: Ask, case: Case) -> None:
+    """In bf16 and fp16 the output at step 0 is the base layer's, up to rounding in that dtype."""
+    if not ask.variant.starts_at_identity(case.spec):
+        raise NotApplicable("the reference does not start at the identity")
+    ours = ask.layer(case)
+    exact = plain(case.base(torch.float64), case.x.double())
+    ask.judge(case, "output at step 0", measure.observe(ours, case)["output"], exact, identity_noise(case, exact))
+
+
+@check(
+    "dtype",
+    "major",
+    title="the contribution loses digits, or is off by a factor too small for the formula checks",
+    failure_mode="the adapter is applied slightly wrongly everywhere, or rounded more than the dtype asks for",
+    domain=DIGITS,
+    follows=("forward.random_parameters", "scale.effective", "forward.at_init"),
+)
+def test_forward(ask: Ask, case: Case) -> None:
+    """In fp32, bf16 and fp16 the output is right to the dtype's rounding, and the contribution's factor is one."""
+    pair = ask.pair(case, "far")
+    _digits(ask, pair, case.torch_dtype)
+
+
+@check(
+    "dtype",
+    "minor",
+    title="with a float64 base the layer keeps fewer digits than float64 has",
+    failure_mode="double precision is asked for and silently not delivered, or an epsilon is added somewhere",
+    domain=DOUBLE,
+    follows=("forward.random_parameters", "scale.effective", "dtype.forward"),
+)
+def test_double(ask: Ask, case: Case) -> None:
+    """With a float64 base the output is right to float64's rounding."""
+    if case.dtype in ask.variant.refuses_dtypes:
+        raise NotApplicable(f"the reference refuses to start {ask.variant.title} from a {case.dtype} base")
+    _digits(ask, ask.pair(case, "far"), torch.float64)
+
+
+def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:
+    case = pair.case
+    actual = measure.observe(pair.ours, case)["output"]
+    exact = measure.observe(pair.theirs, double(case))["output"]
+    base = without_adapter(case, pair.theirs.values())
+
+    def both(point: measure.Point) -> measure.Quantities:
+        y = measure.evaluate(ask.forward, point, [], False)["output"]
+        # What storing y in the dtype does: one more rounding per entry, which averages out in the coefficient.
+        noise = torch.randn(y.shape, generator=generator, dtype=y.dtype) * measure.roundoff(dtype)
+        stored = y + noise * y if point is not pair_point else y
+        return {"output": y, "coefficient": torch.tensor(coefficient(stored - base, exact - base)).double()}
+
+    generator = case.generator(6)
+    pair_point = pair.point
+    noise = measure.noise(both, pair_point, dtype, case.generator(7))
+    # The coefficient is near one; its floor is the roundoff averaged over the entries, not one whole roundoff.
+    floor = measure.roundoff(dtype) / math.sqrt(exact.numel())
+    spread = max(noise["coefficient"] - measure.roundoff(dtype), 0.0) + floor
+    ask.judge(case, "output", actual, exact, noise["output"], "precision")
+    c = torch.tensor(coefficient(actual - base, exact - base)).double()
+    ask.judge(case, "factor on the contribution", c, torch.ones(()).double(), spread, "coefficient")
+
+
+@check(
+    "dtype",
+    "major",
+    title="gradients in half precision are not finite, or lose more digits than the dtype asks for",
+    failure_mode="training in half precision diverges or stalls",
+    domain=Domain(dtypes=HALF, sizes=(3, 12), ranks=(2, 6), batches=((8,),)),
+    follows=("forward.gradients", "forward.random_parameters"),
+)
+def test_gradients(ask: Ask, case: Case) -> None:
+    """In bf16 and fp16 every gradient is finite and right to the dtype's rounding, far from the start."""
+    pair = ask.pair(case, "far")
+    actual = measure.observe(pair.ours, case, gradients=True)
+    exact = measure.observe(pair.theirs, double(case), gradients=True)
+    noise = ask.noise(pair, gradients=True, unit=case.torch_dtype)
+    for name in [n for n in exact if n in actual and n in noise and n != "output"]:
+        ask.judge(case, name, actual[name], exact[name], noise[name], "precision gradient")

@@ -1,0 +1,246 @@
+"""Forward: the function itself, at the start and far from it, its gradients, and what a layer must not do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness import measure
+from harness.ask import Ask, Refused
+from harness.cases import Case, Domain
+from harness.layer import Layer
+from harness.outcome import NotApplicable
+from harness.registry import check
+from harness.test_shapes import ignored
+
+EDGES = Domain(dtypes=("float32",), sizes=(1, 4), ranks=(5, 8))
+BATCHES: tuple[tuple[int, ...], ...] = ((), (4,), (2, 3), (2, 1, 3), (0,), (2, 0))
+
+
+@check(
+    "forward",
+    "critical",
+    title="the output at the start is not the reference's",
+    failure_mode="the model is another one before the first step",
+    follows=("forward.random_parameters",),
+)
+def test_at_init(ask: Ask, case: Case) -> None:
+    """At the subject's own start the output equals the reference's at those parameters."""
+    ask.compare(ask.pair(case, "initial"))
+
+
+@check(
+    "forward",
+    "critical",
+    title="the output is not the reference's",
+    failure_mode="the same parameters give another model; checkpoints do not carry over",
+)
+def test_random_parameters(ask: Ask, case: Case) -> None:
+    """At parameters far from their start the output equals the reference's: y = f(x; W, b, θ)."""
+    ask.compare(ask.pair(case, "far"))
+
+
+@check(
+    "forward",
+    "critical",
+    title="the gradients of the parameters are not the reference's",
+    failure_mode="training follows another trajectory",
+    follows=("forward.random_parameters",),
+)
+def test_gradients(ask: Ask, case: Case) -> None:
+    """Far from the start, ∂⟨G, y⟩ of every parameter equals the reference's."""
+    pair = ask.pair(case, "far")
+    ask.compare(pair, gradients=True, only=[f"gradient of {n}" for n in pair.trainable])
+
+
+@check(
+    "forward",
+    "critical",
+    title="the gradient that is passed down to the input is not the reference's",
+    failure_mode="layers below the adapted one are trained wrongly",
+    follows=("forward.random_parameters",),
+)
+def test_input_gradient(ask: Ask, case: Case) -> None:
+    """Far from the start, ∂⟨G, y⟩/∂x equals the reference's."""
+    ask.compare(ask.pair(case, "far"), gradients=True, only=["gradient of x"])
+
+
+@check(
+    "forward",
+    "critical",
+    title="the layer's effective weight or bias is not the reference's",
+    failure_mode="the same parameters give another model",
+    follows=("forward.random_parameters",),
+)
+def test_effective_weight(ask: Ask, case: Case) -> None:
+    """Probed with the identity and with zero, the layer's W' and b' equal the reference's."""
+    pair = ask.pair(case, "far")
+    ours, theirs = effective(pair.ours, case), effective(pair.theirs, case, torch.float64)
+    eye = measure.point(case, pair.theirs.values())
+    unit = measure.roundoff(torch.float32 if case.torch_dtype == torch.float64 else case.torch_dtype)
+    size = float(torch.linalg.matrix_norm(eye.W)) + float(torch.linalg.matrix_norm(theirs[0]))
+    bias = 0.0 if eye.b is None else float(torch.linalg.vector_norm(eye.b))
+    gain = max(1.0, float(torch.linalg.vector_norm(theirs[1])) / bias) if bias else 1.0
+    ask.judge(case, "effective weight", ours[0], theirs[0], unit * (size + bias) * 2)
+    ask.judge(case, "effective bias", ours[1], theirs[1], unit * max(bias * gain, 1e-300))
+
+
+def effective(layer: Layer, case: Case, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """(W' (out, in), b' (out,)) of a layer, in float64, by its outputs at the identity and at zero."""
+    dtype = dtype or case.torch_dtype
+    with torch.no_grad():
+        zero = layer(torch.zeros(1, case.in_features, dtype=dtype)).double()[0]
+        eye = layer(torch.eye(case.in_features, dtype=dtype)).double()
+    return (eye - zero).mT, zero
+
+
+@check(
+    "forward",
+    "critical",
+    title="the layer is not affine in its input",
+    failure_mode="it cannot be merged, and its output depends on what else is in the batch",
+    against=("paper",),
+    follows=("forward.random_parameters",),
+    diagnose=False,
+)
+def test_linear(ask: Ask, case: Case) -> None:
+    """y(2x − z) = 2y(x) − y(z), and every row of a batch is answered alone."""
+    layer = _far(ask, case)
+    z = case.x.flip(-1)
+    with torch.no_grad():
+        combined = layer(2 * case.x - z).double()
+        parts = 2 * layer(case.x).double() - layer(z).double()
+        alone = torch.stack([layer(row).double() for row in case.x.reshape(-1, case.in_features)])
+        batch = layer(case.x).double()
+    _same(ask, case, "y(2x − z) against 2y(x) − y(z)", combined, parts, 4.0)
+    _same(ask, case, "rows of a batch alone", alone.reshape(batch.shape), batch, 1.0)
+
+
+def _far(ask: Ask, case: Case) -> Layer:
+    layer = ask.layer(case)
+    layer.write(case.far({n: None for n in layer.names}))
+    return layer
+
+
+def _same(ask: Ask, case: Case, what: str, actual: Tensor, exact: Tensor, growth: float) -> None:
+    """Two outputs of the subject's own; another order of summation is all that may differ."""
+    unit = measure.roundoff(torch.float32 if case.torch_dtype == torch.float64 else case.torch_dtype)
+    operands = float(torch.linalg.vector_norm(case.x.double())) * float(torch.linalg.matrix_norm(case.weight.double()))
+    bias = 0.0 if case.bias_vector is None else float(torch.linalg.vector_norm(case.bias_vector.double()))
+    size = float(torch.linalg.vector_norm(exact)) + operands + bias
+    ask.judge(case, what, actual, exact, unit * size * growth)
+
+
+@check(
+    "forward",
+    "critical",
+    title="inputs of some shapes or layouts are answered differently, or not at all",
+    failure_mode="a model that feeds such tensors breaks, or silently computes something else",
+    against=("paper",),
+    examples=4,
+    diagnose=False,
+)
+def test_batch_shapes(ask: Ask, case: Case) -> None:
+    """x of one to four dimensions, empty batches and non-contiguous x give what the rows alone give."""
+    layer = _far(ask, case)
+    for batch in BATCHES:
+        shaped = case.but(batch=batch)
+        with torch.no_grad():
+            y = layer(shaped.x)
+            wanted = (*batch, case.out_features)
+            ask.demand(tuple(y.shape) == wanted, shaped, f"shape of y for x {tuple(shaped.x.shape)}", wanted, tuple(y.shape))
+            rows = layer(shaped.x.reshape(-1, case.in_features))
+        _same(ask, shaped, f"x of shape {tuple(shaped.x.shape)}", y.double(), rows.double().reshape(wanted), 1.0)
+    with torch.no_grad():
+        strided = torch.stack([case.x, case.x], dim=-1)[..., 0]
+        transposed = case.x.transpose(0, -1).contiguous().transpose(0, -1)
+        for what, x in (("strided", strided), ("transposed", transposed)):
+            _same(ask, case, f"non-contiguous x ({what})", layer(x).double(), layer(case.x).double(), 1.0)
+
+
+@check(
+    "forward",
+    "minor",
+    title="a rank above min(in, out) is refused or answered wrongly",
+    failure_mode="small layers of a model cannot be adapted at a rank that the reference takes",
+    domain=EDGES,
+    examples=4,
+    against=("peft", "paper"),
+    applies=lambda variant: variant.has_rank and not any(t.role == "base" for t in variant.tensors),
+)
+def test_edge_ranks(ask: Ask, case: Case) -> None:
+    """A rank above min(in, out) works as in the reference."""
+    try:
+        pair = ask.pair(case, "far")
+    except Refused:
+        ask.demand(False, case, f"adapt with rank {case.spec.rank}", "an adapter, as the reference", "refused")
+        return
+    ask.compare(pair)
+
+
+@check(
+    "forward",
+    "critical",
+    title="in one of its modes the layer computes another function than the reference",
+    failure_mode="the mode's checkpoints do not carry over, and its training is another method's",
+    modes=True,
+)
+def test_modes(ask: Ask, case: Case) -> None:
+    """In each mode, output and gradients far from the start equal the reference's."""
+    if ignored(ask, case):
+        raise NotApplicable("the mode is ignored, which shapes.modes reports")
+    ask.compare(ask.pair(case, "far"), gradients=True)
+
+
+@check(
+    "forward",
+    "major",
+    title="calling the layer has side effects",
+    failure_mode="results depend on what was called before, and runs cannot be repeated",
+    against=("paper",),
+    examples=4,
+    diagnose=False,
+)
+def test_pure(ask: Ask, case: Case) -> None:
+    """A call changes neither its input, nor the adapter or the base, nor torch's generator; twice is the same."""
+    layer = _far(ask, case)
+    held = {n: t.detach().clone() for n, t in _state(layer).items()}
+    x = case.x.clone()
+    generator = torch.get_rng_state()
+    first = layer(x).detach().clone()
+    drew = not torch.equal(generator, torch.get_rng_state())
+    second = layer(x).detach()
+    ask.demand(torch.equal(x, case.x), case, "the input after a call", "unchanged", "changed")
+    ask.demand(not drew, case, "torch's generator after a call without dropout", "unchanged", "advanced")
+    changed = [n for n, t in _state(layer).items() if n in held and not torch.equal(t, held[n])]
+    ask.demand(not changed, case, "tensors changed by a call", "none", ", ".join(changed))
+    ask.demand(torch.equal(first, second), case, "the same call twice", "equal", "different")
+
+
+def _state(layer: Layer) -> dict[str, Tensor]:
+    tensors = dict(layer.module.named_parameters()) | dict(layer.module.named_buffers())
+    return tensors | {f"slot {n}": layer.view(n) for n in layer.names}
+
+
+@check(
+    "forward",
+    "critical",
+    title="without dropout, training mode and evaluation mode compute different functions",
+    failure_mode="what is evaluated is not what was trained",
+    against=("paper",),
+    examples=4,
+    diagnose=False,
+)
+def test_eval_mode(ask: Ask, case: Case) -> None:
+    """Without dropout the layer computes the same in training and evaluation mode, with and without gradients."""
+    layer = _far(ask, case)
+    layer.module.train()
+    trained = layer(case.x).detach().double()
+    layer.module.eval()
+    with torch.no_grad():
+        evaluated = layer(case.x).double()
+    layer.module.train()
+    again = layer(case.x).detach().double()
+    _same(ask, case, "output in evaluation mode", evaluated, trained, 1.0)
+    _same(ask, case, "output back in training mode", again, trained, 1.0)
+

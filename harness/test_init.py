@@ -1,0 +1,295 @@
+"""Initialisation: where an adapter starts, and that attaching it leaves the base alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from harness import measure
+from harness.ask import Ask, plain, residual
+from harness.cases import Case, Domain
+from harness.layer import Layer
+from harness.outcome import NotApplicable, Unverified
+from harness.registry import check
+from harness.test_shapes import ignored
+from harness.thresholds import FALSE_ALARM
+from oracles import paper
+from oracles.variants import Canonical, Variant
+
+LARGE = Domain(dtypes=("float32",), sizes=(24, 40), ranks=(4, 8), batches=((2,),))
+TALL_ENOUGH = Domain(dtypes=("float32",), sizes=(6, 12), ranks=(1, 4))
+DRAWS = 40
+
+
+def _has_random(variant: Variant) -> bool:
+    return any(t.uniform for t in variant.tensors)
+
+
+def _is_factorised(variant: Variant) -> bool:
+    return any(t.role == "base" for t in variant.tensors)
+
+
+@check(
+    "init",
+    "critical",
+    title="the adapted layer does not start as the base layer",
+    failure_mode="the model is another one before the first step",
+)
+def test_identity(ask: Ask, case: Case) -> None:
+    """At step 0 the adapted layer equals the base layer, where the reference promises it."""
+    _identity(ask, case)
+
+
+def _identity(ask: Ask, case: Case) -> None:
+    if not ask.variant.starts_at_identity(case.spec):
+        raise NotApplicable("the reference does not start at the identity in this mode")
+    ours = ask.layer(case)
+    base = plain(case.base(torch.float64), case.x.double())
+    actual = measure.observe(ours, case)["output"]
+    ask.judge(case, "output at step 0", actual, base, identity_noise(case, base))
+
+
+def identity_noise(case: Case, base: Tensor) -> float:
+    """What rounding may do to ``x Wᵀ + b`` when an adapter's contribution cancels exactly: ‖|x| |W|ᵀ‖ + ‖y‖."""
+    unit = measure.roundoff(torch.float32 if case.torch_dtype == torch.float64 else case.torch_dtype)
+    terms = case.x.double().abs() @ case.weight.double().abs().mT
+    size = torch.linalg.vector_norm(terms) + torch.linalg.vector_norm(base)
+    return unit * float(size) / math.sqrt(max(case.in_features, 1)) * 2
+
+
+@check(
+    "init",
+    "critical",
+    title="a tensor does not start at the reference's value",
+    failure_mode="the first steps of training are others than the reference's",
+    applies=lambda variant: any(t.exact for t in variant.tensors),
+)
+def test_deterministic(ask: Ask, case: Case) -> None:
+    """Tensors that the reference sets start at its value: B = 0, l = 1, m = ‖W‖_row, λ = λ₀, w_norm = ‖W‖_col."""
+    _deterministic(ask, case)
+
+
+def _deterministic(ask: Ask, case: Case) -> None:
+    ours, theirs = ask.layer(case), ask.evaluator(case)
+    for tensor in ask.variant.tensors:
+        if tensor.exact and tensor.name in ours.names and tensor.name in theirs.names:
+            actual, exact = ours.value(tensor.name), theirs.value(tensor.name)
+            if actual.shape == exact.shape:  # another shape is a finding of its own
+                ask.judge(case, f"initial {tensor.name}", actual, exact, value_noise(ours, tensor, exact, case), "value")
+
+
+def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> float:
+    """Rounding of a norm over ``n`` entries of W, stored in the coarser of the two dtypes."""
+    held = ours.raw(tensor.name).dtype
+    unit = max(measure.roundoff(d) for d in (torch.float32, case.torch_dtype, held))
+    return unit * float(torch.linalg.vector_norm(exact)) * (1 + math.log2(max(case.weight.shape)))
+
+
+@check(
+    "init",
+    "critical",
+    title="random tensors are drawn from another distribution than the reference's",
+    failure_mode="the adapter's first steps are larger or smaller than the reference's",
+    domain=LARGE,
+    applies=_has_random,
+    examples=2,
+    against=("peft",),
+)
+def test_distribution(ask: Ask, case: Case) -> None:
+    """Random tensors follow the reference's law: exact support, second moment, and a Kolmogorov-Smirnov test.
+
+    A ~ U(±1/√in) (kaiming_uniform with a = √5); U ~ U(±1/√(r/2)) in equal pairs of columns.
+    """
+    for tensor in (t for t in ask.variant.tensors if t.uniform):
+        ours = _draws(ask.layer, case, tensor.name)
+        theirs = _draws(lambda c, s: _reference_draw(ask, c, s), case, tensor.name)
+        _same_law(ask, case, tensor, ours, theirs)
+
+
+def _reference_draw(ask: Ask, case: Case, seed: int) -> Layer:
+    torch.manual_seed(10_000 + seed)
+    return Layer(ask.oracle.adapt(case.base(), case.spec), ask.oracle.name)
+
+
+def _draws(make: object, case: Case, name: str) -> Tensor:
+    """(DRAWS, *shape) independent draws of one tensor."""
+    drawn = []
+    for i in range(DRAWS):
+        layer: Layer = make(case, i)  # type: ignore[operator]
+        if name not in layer.names:
+            raise Unverified(f"the subject has no slot {name!r}")
+        drawn.append(layer.value(name))
+    return torch.stack(drawn)
+
+
+def _same_law(ask: Ask, case: Case, tensor: Canonical, ours: Tensor, theirs: Tensor) -> None:
+    if ours.shape != theirs.shape:
+        raise Unverified(f"{tensor.name} has another shape than the reference's")
+    bound = float(theirs.abs().max())
+    largest = float(ours.abs().max())
+    ask.demand(
+        0.97 * bound < largest < 1.03 * bound, case, f"largest entry of {DRAWS} draws of {tensor.name}",
+        f"{bound:.3g}", f"{largest:.3g}",
+    )  # fmt: skip
+    # Every second entry along the last axis: columns may come in equal pairs, which are one draw.
+    mine, other = (t[..., ::2].flatten() if tensor.uniform and tensor.uniform.columns_paired else t.flatten()
+                   for t in (ours, theirs))  # fmt: skip
+    moment = float(mine.square().mean() / other.square().mean())
+    ask.demand(0.9 < moment < 1.1, case, f"second moment of {tensor.name}", "1 (relative)", f"{moment:.3g}")
+    p = float(stats.ks_2samp(mine.numpy(), other.numpy()).pvalue)
+    ask.demand(
+        p > FALSE_ALARM, case, f"Kolmogorov-Smirnov p-value of {tensor.name}", f"above {FALSE_ALARM:g}", f"{p:.3g}"
+    )
+
+
+@check(
+    "init",
+    "critical",
+    title="random tensors lack the structure that the reference gives them",
+    failure_mode="equal columns are what makes the chain of reflections the identity at step 0",
+    applies=lambda variant: any(t.uniform and t.uniform.columns_paired for t in variant.tensors),
+)
+def test_pairs(ask: Ask, case: Case) -> None:
+    """Columns 2i and 2i+1 of U start equal, and different pairs start different."""
+    for tensor in (t for t in ask.variant.tensors if t.uniform and t.uniform.columns_paired):
+        ours, theirs = ask.layer(case), ask.reference(case)
+        if tensor.name not in ours.names or ours.view(tensor.name).shape != theirs.view(tensor.name).shape:
+            raise Unverified(f"the subject has no slot {tensor.name!r} of the canonical shape")
+        mine, other = _equal_columns(ours.value(tensor.name)), _equal_columns(theirs.value(tensor.name))
+        ask.demand(mine == other, case, f"which columns of {tensor.name} start equal", other, mine)
+
+
+def _equal_columns(U: Tensor) -> list[list[int]]:
+    groups: list[list[int]] = []
+    for i in range(U.shape[1]):
+        for group in groups:
+            if torch.equal(U[:, group[0]], U[:, i]):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
+
+
+@check(
+    "init",
+    "major",
+    title="initialisation does not follow torch's global generator",
+    failure_mode="runs cannot be repeated, or every layer and every run starts alike",
+    domain=TALL_ENOUGH,
+    applies=_has_random,
+    examples=3,
+    against=("paper",),
+    diagnose=False,
+)
+def test_seeded(ask: Ask, case: Case) -> None:
+    """The same torch seed gives the same random tensors, another seed gives others."""
+    for tensor in (t for t in ask.variant.tensors if t.uniform):
+        first, again, other = (ask.layer(case, seed) for seed in (1, 1, 2))
+        if tensor.name not in first.names:
+            raise Unverified(f"the subject has no slot {tensor.name!r}")
+        same = torch.equal(first.value(tensor.name), again.value(tensor.name))
+        ask.demand(same, case, f"{tensor.name} drawn twice from one seed", "equal", "different")
+        differs = not torch.equal(first.value(tensor.name), other.value(tensor.name))
+        ask.demand(differs, case, f"{tensor.name} drawn from two seeds", "different", "equal")
+
+
+@check(
+    "init",
+    "critical",
+    title="attaching the adapter changes the base weight or bias",
+    failure_mode="the base model is damaged: other adapters and a later detach see another model",
+    against=("paper",),
+    applies=lambda variant: not _is_factorised(variant),
+    diagnose=False,
+)
+def test_base_weight(ask: Ask, case: Case) -> None:
+    """Attaching leaves the base weight and bias bitwise as they were (PiSSA's residual is asked elsewhere)."""
+    base = case.base()
+    torch.manual_seed(case.seed)
+    ask_layer = ask.calling("adapt", ask.subject.adapt, base, case.spec)
+    weight = getattr(base, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise NotApplicable("the base layer is taken apart: its weight is no attribute of it any more")
+    ask.demand(torch.equal(weight.detach(), case.weight), case, "the base weight after adapt", "unchanged", "changed")
+    if case.bias_vector is not None and isinstance(base.bias, Tensor):
+        same = torch.equal(base.bias.detach(), case.bias_vector)
+        ask.demand(same, case, "the base bias after adapt", "unchanged", "changed")
+    del ask_layer
+
+
+@check(
+    "init",
+    "critical",
+    title="the factors are not the principal part of the weight",
+    failure_mode="other directions than the largest are trained, or with other step sizes",
+    domain=TALL_ENOUGH,
+    applies=_is_factorised,
+)
+def test_principal(ask: Ask, case: Case) -> None:
+    """(α/r) B A is the rank-r truncated SVD of W, balanced: A Aᵀ = Bᵀ B = S_r / s (PiSSA Eq. (2), (3)).
+
+    Compared by what the factorisation determines: the product, and the two Gram matrices' sizes.
+    """
+    ours, theirs = ask.layer(case), ask.reference(case)
+    for name in ("A", "B"):
+        if name not in ours.names or ours.view(name).shape != theirs.view(name).shape:
+            raise Unverified(f"the subject has no slot {name!r} of the canonical shape")
+    for name, actual, exact in zip(
+        ("(α/r) B A", "singular values of A", "singular values of B"),
+        _determined(ours, case), _determined(theirs, case), strict=True,
+    ):  # fmt: skip
+        ask.judge(case, name, actual, exact, factor_noise(case, exact))
+
+
+def _determined(layer: Layer, case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    A, B = layer.value("A"), layer.value("B")
+    return paper.scale(case.spec) * (B @ A), torch.linalg.svdvals(A), torch.linalg.svdvals(B)
+
+
+def factor_noise(case: Case, exact: Tensor) -> float:
+    """Rounding of a truncated SVD: relative to ‖W‖, amplified by the gap behind the r-th singular value."""
+    S = torch.linalg.svdvals(case.weight.double())
+    r = case.spec.rank
+    gap = float(S[r - 1] - (S[r] if r < len(S) else 0.0))
+    unit = measure.roundoff(torch.float32 if case.torch_dtype == torch.float64 else case.torch_dtype)
+    amplified = 1 + float(S[0]) / max(gap, 1e-12)
+    return unit * float(torch.linalg.vector_norm(exact)) * amplified * math.sqrt(len(S))
+
+
+@check(
+    "init",
+    "critical",
+    title="the base weight that is left behind is not the residual W − (α/r) B A",
+    failure_mode="base plus adapter is another function than the base model",
+    applies=_is_factorised,
+)
+def test_residual(ask: Ask, case: Case) -> None:
+    """The frozen weight is exactly ``W_res = W − (α/r) B A`` (PiSSA Eq. (4)), in the base's dtype."""
+    ours = ask.layer(case)
+    if not {"A", "B", "W"} <= set(ours.names):
+        raise Unverified("the subject shows no slots A, B and W")
+    exact = residual(case, ours)
+    actual = ours.value("W")
+    unit = measure.roundoff(torch.float32 if case.torch_dtype == torch.float64 else case.torch_dtype)
+    size = float(torch.linalg.vector_norm(case.weight.double())) * (1 + math.sqrt(case.spec.rank))
+    ask.judge(case, "the residual weight W", actual, exact, unit * size)
+
+
+@check(
+    "init",
+    "critical",
+    title="in one of its modes the adapter does not start as the reference does",
+    failure_mode="the mode's first steps are others than the reference's",
+    modes=True,
+)
+def test_modes(ask: Ask, case: Case) -> None:
+    """In each mode, deterministic tensors start at the reference's value and the layer at the identity if promised."""
+    if ignored(ask, case):
+        raise NotApplicable("the mode is ignored, which shapes.modes reports")
+    _deterministic(ask, case)
+    if ask.variant.starts_at_identity(case.spec):
+        _identity(ask, case)

@@ -1,0 +1,85 @@
+"""Merge and detach: the folded layer is the effective one, and taking the adapter off gives the base back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness import measure
+from harness.ask import Ask
+from harness.cases import Case
+from harness.layer import BadAnswer, Layer
+from harness.registry import check
+from harness.test_forward import effective
+
+
+def _far(ask: Ask, case: Case) -> Layer:
+    layer = ask.layer(case)
+    layer.write(case.far({n: None for n in layer.names}))
+    return layer
+
+
+def _plain_layer(found: Any, method: str) -> nn.Linear:
+    if not isinstance(getattr(found, "weight", None), Tensor):
+        raise BadAnswer(f"{method} returned {type(found).__name__}, expected an nn.Linear")
+    return found
+
+
+@check(
+    "merge",
+    "major",
+    title="the merged layer is not the adapted one",
+    failure_mode="deployment runs another model than the one that was trained and evaluated",
+    against=("paper",),
+    diagnose=False,
+)
+def test_weight(ask: Ask, case: Case) -> None:
+    """The merged layer's weight and bias are the effective ones of the adapted layer, and it computes the same."""
+    layer = _far(ask, case)
+    weight, bias = effective(layer, case)
+    merged = _plain_layer(ask.calling("merge", ask.subject.merge, layer.adapted), "merge")
+    unit = measure.roundoff(torch.float32 if case.torch_dtype == torch.float64 else case.torch_dtype)
+    size = float(torch.linalg.matrix_norm(weight)) + float(torch.linalg.matrix_norm(case.weight.double()))
+    shift = float(torch.linalg.vector_norm(bias))
+    ask.judge(case, "merged weight", merged.weight.detach().double(), weight, unit * (size + shift) * 2)
+    own = torch.zeros_like(bias) if merged.bias is None else merged.bias.detach().double()
+    ask.judge(case, "merged bias", own, bias, unit * shift + 1e-300)
+    with torch.no_grad():
+        y = merged(case.x).double()
+    expected = case.x.double() @ weight.mT + bias
+    operands = float(torch.linalg.vector_norm(case.x.double())) * size + shift
+    ask.judge(case, "output of the merged layer", y, expected, unit * operands)
+
+
+@check(
+    "merge",
+    "major",
+    title="detaching does not give back the base layer",
+    failure_mode="the base model is damaged by having been adapted once",
+    against=("paper",),
+    diagnose=False,
+)
+def test_detach(ask: Ask, case: Case) -> None:
+    """After detach, weight and bias are bitwise the base's as before adapt, and the layer computes as the base does."""
+    base = case.base()
+    with torch.no_grad():
+        before = base(case.x)
+    torch.manual_seed(case.seed)
+    layer = ask.layer(case)
+    layer.write(case.far({n: None for n in layer.names}))
+    found = _plain_layer(ask.calling("detach", ask.subject.detach, layer.adapted), "detach")
+    same = torch.equal(found.weight.detach(), case.weight)
+    ask.demand(same, case, "the weight after detach", "bitwise the base's", _apart(found.weight, case.weight))
+    if case.bias_vector is not None:
+        same = found.bias is not None and torch.equal(found.bias.detach(), case.bias_vector)
+        ask.demand(same, case, "the bias after detach", "bitwise the base's", "changed")
+    with torch.no_grad():
+        ask.demand(torch.equal(found(case.x), before), case, "the output after detach", "bitwise the base's", "changed")
+
+
+def _apart(actual: Tensor, exact: Tensor) -> str:
+    if actual.shape != exact.shape:
+        return f"shape {tuple(actual.shape)}"
+    return f"up to {float((actual.detach() - exact).abs().max()):.3g} away"

@@ -1,0 +1,52 @@
+"""Scale: the factor on the adapter's contribution, as a function of alpha and rank."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from harness import measure
+from harness.ask import Ask, double
+from harness.cases import Case, Domain
+from harness.outcome import Deviation
+from harness.registry import check
+
+WIDE = Domain(dtypes=("float32",), sizes=(3, 12), ranks=(1, 8), batches=((6,),), alphas=(3.0, 8.0, 1.0, 0.5, 32.0))
+
+
+@check(
+    "scale",
+    "critical",
+    title="the adapter's contribution has another factor than the reference's",
+    failure_mode="the update is too large or too small by a factor that depends on alpha or rank",
+    domain=WIDE,
+    follows=("forward.random_parameters",),
+)
+def test_effective(ask: Ask, case: Case) -> None:
+    """The least-squares factor between the subject's contribution y − y_base and the reference's is one.
+
+    LoRA, PiSSA, DoRA: s = α/r; DeLoRA: λ/r; (IA)³ and HRA have none and must not depend on alpha.
+    """
+    pair = ask.pair(case, "far")
+    actual = measure.observe(pair.ours, case)["output"]
+    exact = measure.observe(pair.theirs, double(case))["output"]
+    base = without_adapter(case, pair.theirs.values())
+    factor = coefficient(actual - base, exact - base)
+    ask.worst.see(abs(factor - 1), 1e-3)
+    if not abs(factor - 1) < 1e-3:
+        raise Deviation(
+            case, "factor on the contribution", "1", f"{factor:.4g}", ratio=abs(factor - 1), threshold=1e-3
+        )
+
+
+def without_adapter(case: Case, values: dict[str, Tensor]) -> Tensor:
+    """x W₀ᵀ + b in float64, W₀ the weight that the adapter adds to (PiSSA: the residual)."""
+    W = values.get("W", case.weight.double())
+    y = case.x.double() @ W.mT
+    return y if case.bias_vector is None else y + case.bias_vector.double()
+
+
+def coefficient(actual: Tensor, exact: Tensor) -> float:
+    """``⟨actual, exact⟩ / ⟨exact, exact⟩``."""
+    return float((actual * exact).sum() / exact.square().sum())
+
+

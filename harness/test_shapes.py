@@ -1,0 +1,128 @@
+"""Shapes: which tensors an adapter has, how large they are, and which of them train."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import nn
+
+from harness.ask import Ask
+from harness.cases import Case
+from harness.layer import SubjectRaised, adapt
+from harness.outcome import NotApplicable
+from harness.registry import check
+from oracles.implementation import Unsupported
+
+
+@check(
+    "shapes",
+    "major",
+    title="the adapter's tensors are not the reference's",
+    failure_mode="a checkpoint written by either cannot be read by the other, and parameter counts differ",
+)
+def test_canonical(ask: Ask, case: Case) -> None:
+    """Every canonical tensor is there, under its name and in its shape, and there is nothing else.
+
+    Shapes in torch layout, y = x Wᵀ + b, W (out, in): A (r, in), B (out, r), m (out,), l (out,) or (in,),
+    U (in, r), λ (1,), w_norm (in,).
+    """
+    ours, theirs = ask.layer(case), ask.reference(case)
+    for tensor in ask.variant.tensors:
+        if tensor.name in theirs.names:
+            wanted = tuple(theirs.view(tensor.name).shape)
+            there = tuple(ours.view(tensor.name).shape) if tensor.name in ours.names else "no such slot"
+            optional = tensor.role == "base" and there == "no such slot"
+            ask.demand(optional or there == wanted, case, f"shape of {tensor.name}", wanted, there)
+    extra = sorted(set(ours.names) - set(theirs.names))
+    ask.demand(not extra, case, "further tensors of the adapter", "none", ", ".join(extra))
+
+
+@check(
+    "shapes",
+    "major",
+    title="a tensor of the adapter has another role than in the reference",
+    failure_mode="optimisers, parameter counts and weight decay see a tensor that should be fixed, or miss one",
+)
+def test_roles(ask: Ask, case: Case) -> None:
+    """What trains in the reference trains here; what is a persistent buffer there is one here."""
+    ours, theirs = ask.layer(case), ask.reference(case)
+    for name in [n for n in theirs.names if n in ours.names]:
+        wanted = "trainable" if theirs.raw(name).requires_grad else "not trainable"
+        actual = "trainable" if ours.raw(name).requires_grad else "not trainable"
+        ask.demand(wanted == actual, case, f"role of {name}", wanted, actual)
+        if wanted == "not trainable" and isinstance(ours.raw(name), nn.Parameter):
+            held = ask.variant.tensor(name)
+            is_buffer = held is not None and held.role == "buffer"
+            ask.demand(not is_buffer, case, f"role of {name}", "a persistent buffer", "an nn.Parameter")
+
+
+@check(
+    "shapes",
+    "major",
+    title="parameters outside the adapter are trainable",
+    failure_mode="training changes the base model, and the saved adapter alone does not reproduce the result",
+)
+def test_frozen_base(ask: Ask, case: Case) -> None:
+    """Nothing is trainable but the adapter's tensors: the base weight and bias are frozen."""
+    ours = ask.layer(case)
+    theirs = ask.reference(case)
+    allowed = {id(ours.raw(n)) for n in ours.names if n not in theirs.names or theirs.raw(n).requires_grad}
+    loose = [n for n, p in ours.module.named_parameters() if p.requires_grad and id(p) not in allowed]
+    ask.demand(not loose, case, "trainable parameters outside the adapter", "none", ", ".join(loose))
+
+
+@check(
+    "shapes",
+    "minor",
+    title="a rank below one is accepted",
+    failure_mode="a mistyped configuration trains nothing, or divides by zero later",
+    applies=lambda variant: variant.has_rank,
+    examples=2,
+    against=("peft", "paper"),
+    diagnose=False,
+)
+def test_bad_rank(ask: Ask, case: Case) -> None:
+    """A rank of 0 or -1 is refused with an exception."""
+    for rank in (0, -1):
+        wrong = dataclasses.replace(case.spec, rank=rank)
+        try:
+            adapt(ask.subject, case.base(), wrong)
+        except (SubjectRaised, Unsupported):
+            continue
+        ask.demand(False, case, f"adapt with rank {rank}", "an exception", "an adapter")
+
+
+@check(
+    "shapes",
+    "major",
+    title="a mode of the reference is not there, or its option is silently ignored",
+    failure_mode="a configuration that asks for the mode trains something else",
+    modes=True,
+    examples=4,
+    diagnose=False,
+)
+def test_modes(ask: Ask, case: Case) -> None:
+    """Each mode of the reference (IA³'s feed-forward side, HRA's Gram-Schmidt) is offered and makes a difference."""
+    try:
+        ours = ask.layer(case)
+    except Unsupported as why:
+        raise NotApplicable(f"mode missing: {why}") from why
+    if ignored(ask, case):
+        mode = next(m for m in ask.variant.modes if getattr(case.spec, m))
+        ask.demand(False, case, f"an adapter with {mode}=True", "another function", "the same as without it")
+    del ours
+
+
+def ignored(ask: Ask, case: Case) -> bool:
+    """Whether the case's mode changes neither the slots' shapes nor, at equal parameters, the output."""
+    without = case.but(**{mode: False for mode in ask.variant.modes})
+    wide = [c.but(in_features=6, out_features=4, rank=2, batch=(3,)) for c in (case, without)]
+    layers = [ask.layer(c) for c in wide]
+    shapes = [{n: tuple(layer.view(n).shape) for n in layer.names} for layer in layers]
+    if shapes[0] != shapes[1]:
+        return False
+    far = wide[1].far({n: None for n in layers[1].names})
+    for layer in layers:
+        layer.write(far)
+    with_mode, plain = (layer(wide[0].x).detach().double() for layer in layers)
+    return bool((with_mode - plain).abs().max() < 1e-4)

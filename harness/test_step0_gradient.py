@@ -1,0 +1,94 @@
+"""Step-0 gradient: what the first optimiser step sees, at the reference's start with the subject's random draws."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness import measure
+from harness.ask import Ask, Pair, double
+from harness.cases import Case, Domain
+from harness.registry import check
+
+INNER = Domain(sizes=(2, 9), ranks=(1, 6))
+# A gradient below this multiple of its rounding noise is no gradient.
+DEAD = 50.0
+
+
+@check(
+    "step0",
+    "critical",
+    title="the first gradient is not the reference's",
+    failure_mode="training starts in another direction or with another step size",
+    follows=("forward.gradients", "forward.random_parameters"),
+)
+def test_gradients(ask: Ask, case: Case) -> None:
+    """∂⟨G, y⟩ of every parameter equals the reference's, both at the subject's own start."""
+    pair = ask.pair(case, "initial")
+    ask.compare(pair, gradients=True, only=[f"gradient of {n}" for n in pair.trainable])
+
+
+@check(
+    "step0",
+    "critical",
+    title="parameters are dead on step 0 that the reference trains, or the other way round",
+    failure_mode="part of the adapter does not learn until another part has moved",
+    domain=INNER,
+    follows=("forward.gradients", "forward.random_parameters", "init.deterministic"),
+)
+def test_dead_parameters(ask: Ask, case: Case) -> None:
+    """The parameters whose first gradient is exactly zero are the reference's: A where B = 0, and no others.
+
+    Every tensor that the reference sets starts at its value; random draws are the subject's.
+    """
+    pair = ask.pair(case, "step0")
+    noise = ask.noise(pair, gradients=True)
+    mine, theirs = (_dead(layer, c, pair, noise) for layer, c in _sides(pair))
+    ask.demand(mine == theirs, case, "parameters without gradient on step 0", theirs or "none", mine or "none")
+
+
+def _sides(pair: Pair) -> list[tuple[object, Case]]:
+    return [(pair.ours, pair.case), (pair.theirs, double(pair.case))]
+
+
+def _dead(layer: object, case: Case, pair: Pair, noise: dict[str, float]) -> list[str]:
+    found = measure.observe(layer, case, gradients=True)  # type: ignore[arg-type]
+    names = [n for n in pair.trainable if f"gradient of {n}" in noise]
+    return [n for n in names if _size(found.get(f"gradient of {n}")) <= DEAD * noise[f"gradient of {n}"]]
+
+
+def _size(gradient: Tensor | None) -> float:
+    return 0.0 if gradient is None else float(torch.linalg.vector_norm(gradient))
+
+
+@check(
+    "step0",
+    "critical",
+    title="the first gradient that is passed down to the input is not the reference's",
+    failure_mode="layers below the adapted one are trained wrongly",
+    follows=("forward.input_gradient", "forward.random_parameters"),
+)
+def test_input_gradient(ask: Ask, case: Case) -> None:
+    """∂⟨G, y⟩/∂x at the start is G W' with the effective weight."""
+    ask.compare(ask.pair(case, "initial"), gradients=True, only=["gradient of x"])
+
+
+@check(
+    "step0",
+    "major",
+    title="the frozen base weight or bias receives a gradient",
+    failure_mode="memory is spent on it, and an optimiser over all parameters moves the base model",
+    against=("paper",),
+    follows=("shapes.frozen_base",),
+    diagnose=False,
+)
+def test_base_frozen(ask: Ask, case: Case) -> None:
+    """After a backward pass nothing outside the adapter holds a gradient."""
+    layer = ask.layer(case)
+    layer.clear_gradients()
+    y = layer(case.x.clone().requires_grad_(True))
+    if y.requires_grad:
+        y.backward(case.cotangent.to(y.dtype))
+    own = {id(layer.raw(name)) for name in layer.names}
+    held = [n for n, p in layer.module.named_parameters() if p.grad is not None and id(p) not in own]
+    ask.demand(not held, case, "gradients outside the adapter", "none", ", ".join(held))

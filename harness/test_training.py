@@ -1,0 +1,139 @@
+"""Training: ten optimiser steps follow the reference's trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from harness import measure
+from harness.ask import Ask, Pair, coarser, double
+from harness.cases import Case, Domain
+from harness.layer import Layer
+from harness.registry import check
+
+STEPS = 10
+SMALL = Domain(dtypes=("float64", "float32"), sizes=(3, 8), ranks=(1, 4), batches=((6,),))
+Optimiser = Callable[[list[Tensor]], torch.optim.Optimizer]
+WRONG_BEFORE = (
+    "forward.random_parameters",
+    "forward.gradients",
+    "step0.gradients",
+    "step0.dead_parameters",
+    "forward.at_init",
+    "shapes.roles",
+    "shapes.canonical",
+)
+
+
+def _sgd(parameters: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e-2)
+
+
+def _adamw(parameters: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-2)
+
+
+def target(case: Case) -> Tensor:
+    """What the layer is trained towards (batch, out): its cotangent, random like it."""
+    return case.cotangent
+
+
+def train(layer: Layer, case: Case, names: list[str], make: Optimiser, steps: int = STEPS) -> list[float]:
+    """``steps`` steps on ½ mean (y − t)², over the slots ``names``; the losses before each step."""
+    layer.module.train()
+    optimiser = make([layer.raw(name) for name in names])
+    losses = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = (layer(case.x) - target(case)).square().mean() / 2
+        losses.append(float(loss.detach()))
+        if loss.requires_grad:
+            loss.backward()
+        optimiser.step()
+    return losses
+
+
+@check(
+    "training",
+    "critical",
+    title="SGD does not follow the reference's trajectory",
+    failure_mode="training gives another model than the reference from the same start",
+    domain=SMALL,
+    examples=4,
+    follows=WRONG_BEFORE,
+)
+def test_sgd(ask: Ask, case: Case) -> None:
+    """Ten steps of SGD from the same parameters end where the reference's end."""
+    _follow(ask, case, _sgd)
+
+
+@check(
+    "training",
+    "critical",
+    title="AdamW does not follow the reference's trajectory",
+    failure_mode="training gives another model than the reference from the same start",
+    domain=SMALL,
+    examples=4,
+    follows=WRONG_BEFORE,
+)
+def test_adamw(ask: Ask, case: Case) -> None:
+    """Ten steps of AdamW from the same parameters end where the reference's end."""
+    _follow(ask, case, _adamw)
+
+
+def _follow(ask: Ask, case: Case, make: Optimiser) -> None:
+    pair = ask.pair(case, "initial")
+    start = pair.theirs.values()
+    names = [n for n in pair.trainable if pair.ours.raw(n).requires_grad]
+    own = [n for n in pair.ours.names if pair.ours.raw(n).requires_grad]
+    train(pair.ours, case, own, make)
+    train(pair.theirs, double(case), names, make)
+    noise = wander(ask, pair, start, names, make)
+    for name in names:
+        exact = pair.theirs.value(name)
+        ask.judge(case, f"{name} after {STEPS} steps", pair.ours.value(name), exact, noise[name], "trajectory")
+
+
+def wander(ask: Ask, pair: Pair, start: dict[str, Tensor], names: list[str], make: Optimiser) -> dict[str, float]:
+    """How far the reference's own end moves when its start is perturbed by roundoff, as Frobenius norms."""
+    unit = measure.roundoff(coarser(pair.case.torch_dtype))
+    generator = pair.case.generator(7)
+    total = {name: 0.0 for name in names}
+    for _ in range(2):
+        other = ask.evaluator(pair.case)
+        # An exact zero stays zero when scaled; nudging it would be another start, not a rounded one.
+        other.write({
+            n: v * (1 + unit * torch.randn(v.shape, generator=generator, dtype=v.dtype)) for n, v in start.items()
+        })  # fmt: skip
+        train(other, double(pair.case), names, make)
+        for name in names:
+            gap = torch.linalg.vector_norm(other.value(name) - pair.theirs.value(name))
+            total[name] = max(total[name], float(gap))
+    return {n: total[n] + unit * float(torch.linalg.vector_norm(pair.theirs.value(n))) for n in names}
+
+
+@check(
+    "training",
+    "critical",
+    title="training is dead where the reference's is not",
+    failure_mode="parameters do not move: the adapter learns nothing, or only part of it does",
+    domain=SMALL,
+    examples=4,
+    follows=("training.adamw", "training.sgd", *WRONG_BEFORE),
+)
+def test_alive(ask: Ask, case: Case) -> None:
+    """Every parameter that moves within ten steps of the reference moves in the subject, and the loss stays finite."""
+    pair = ask.pair(case, "step0")
+    names = [n for n in pair.trainable if pair.ours.raw(n).requires_grad]
+    own = [n for n in pair.ours.names if pair.ours.raw(n).requires_grad]
+    before = pair.ours.values(), pair.theirs.values()
+    losses = train(pair.ours, case, own, _adamw)
+    train(pair.theirs, double(case), names, _adamw)
+    for name in names:
+        mine = bool((pair.ours.value(name) != before[0][name]).any())
+        other = bool((pair.theirs.value(name) != before[1][name]).any())
+        ask.demand(mine or not other, case, f"{name} after {STEPS} steps", "moved", "where it started")
+    finite = all(abs(loss) < float("inf") for loss in losses)
+    ask.demand(finite, case, "losses", "finite", [f"{loss:.3g}" for loss in losses])
