@@ -16,7 +16,7 @@ from rich.table import Table
 from refs import catalog as catalogue
 from refs.errors import CatalogError, NotAvailableError, RefsError, UsageError
 from refs.quotes import cite_target
-from refs.sync import BASE_URL, Outcome, sync
+from refs.sync import BASE_URL, RETRIES, Outcome, sync
 from refs.verify import Status, check, write_digests
 
 __all__ = ["main"]
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     where = fetch.add_mutually_exclusive_group()
     where.add_argument("--from", dest="clones", type=Path, metavar="DIR", help="a folder of local clones")
     where.add_argument("--base-url", default=BASE_URL, help="a mirror that serves owner/name/commit/path")
+    fetch.add_argument("--retries", type=int, default=RETRIES, help="how often to try again (default: 2)")
     shown = command("quote", _quote, "the lines of a symbol")
     shown.add_argument("target", metavar="ALIAS:SYMBOL", help="or 'ALIAS:SYMBOL @ ANCHOR'")
     record = command("record", _record, "run the authors' code and write refs/recordings")
@@ -112,7 +113,7 @@ def _sync(options: argparse.Namespace, catalog: catalogue.Catalog) -> int:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("syncing", total=wanted)
-        for outcome in sync(catalog, options.cache, options.clones, options.base_url):
+        for outcome in sync(catalog, options.cache, options.clones, options.base_url, options.retries):
             progress.update(task, advance=1, description=outcome.reference.alias)
             outcomes.append(outcome)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]

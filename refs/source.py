@@ -185,7 +185,7 @@ def _find_anchor(path: Path, symbol: str, node: Node, anchor: str) -> Span:
         raise SourceError(f"`{anchor}` is not an anchor: an expression is expected") from None
     spans = _assigning(node, wanted) or _using(node, wanted)
     index = which - 1 if which > 0 else which
-    if not -len(spans) <= index < len(spans):
+    if which == 0 or not -len(spans) <= index < len(spans):
         raise SourceError(f"`{anchor}` was not found in `{symbol}` of {path.name}")
     return spans[index]
 

@@ -24,7 +24,6 @@ from torch import Tensor
 from refs.catalog import Reference
 from refs.errors import HashMismatchError
 from refs.locate import locate
-from refs.source import node_of
 
 __all__ = ["PACKAGE", "PeftType", "function", "module", "peft_package", "stand_in"]
 
@@ -50,8 +49,8 @@ def module(
 def function(reference: Reference, name: str, cache: Path | None = None, **given: Any) -> Callable[..., Any]:
     """One function of a file that cannot be run as a whole, with ``given`` for the globals it uses."""
     path = locate(reference, cache)
-    _bytes(path, reference.sha256)
-    tree = ast.Module([node_of(path, name)], type_ignores=[])  # type: ignore[list-item]
+    tree = ast.parse(_bytes(path, reference.sha256))
+    tree.body = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name]
     namespace = {"torch": torch, **given}
     exec(compile(tree, str(path), "exec"), namespace)
     return namespace[name]
