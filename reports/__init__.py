@@ -1,2 +1,4 @@
-"""What is said about a run: claims become findings, findings verdicts, and those the review (markdown, JSON, SARIF,
-HTML, console). Knows nothing of torch, of the oracles or of pytest; imports `refs` for quotes and nothing above."""
+"""What is said about a run: claims become findings, findings verdicts, and those the review.
+
+Knows nothing of torch, of the oracles or of pytest; imports `refs` for quotes and nothing above.
+"""

@@ -21,7 +21,7 @@ class Witness:
     """The smallest case at which a claim fails, in plain values.
 
     ``case`` describes the case in words and numbers (in, out, rank, alpha, dtype, bias, batch, state, seed);
-    ``quantity`` is what was compared ("output", "gradient of A"); ``expected`` and ``actual`` are short texts.
+    ``quantity`` is what was compared ("output", "gradient of A"); ``expected`` and ``actual``: short texts.
     """
 
     case: Mapping[str, Any]
@@ -52,7 +52,7 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Claim:
-    """One check of one variant against one oracle, and what came of it. ``ratio``: worst seen, see DESIGN §9."""
+    """One check of one variant against one oracle, and its outcome. ``ratio``: worst seen, see DESIGN §9."""
 
     id: str
     variant: str
@@ -72,10 +72,10 @@ class Claim:
 class CheckInfo:
     """What the reports need to know of a check: how bad its failure is and how to say it.
 
-    ``question``: what the check asks (its docstring's first paragraph). ``title``: the difference, as a sentence
-    for a finding that nothing in the mistakes catalogue explains. ``failure_mode``: what goes wrong for a user.
-    ``follows``: checks whose failure explains this one's (a wrong forward also trains wrongly), so that one
-    defect is one finding.
+    ``question``: what the check asks (its docstring's first paragraph). ``title``: the difference, as a
+    sentence for a finding that nothing in the mistakes catalogue explains. ``failure_mode``: what goes wrong
+    for a user. ``follows``: checks whose failure explains this one's (a wrong forward also trains wrongly),
+    so that one defect is one finding.
     """
 
     id: str
@@ -139,11 +139,18 @@ class Subject:
     ref: str
     sources: Mapping[tuple[str, str], tuple[Path, str]] = field(default_factory=dict)
     docstrings: Mapping[str, str] = field(default_factory=dict)
+    quotes: Mapping[tuple[str, str], Cite] = field(
+        default_factory=dict
+    )  # filled from ``sources`` by the reports
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a run hands to the reports, before judgement."""
+    """Everything a run hands to the reports, before judgement.
+
+    ``planned``: ids of all the claims of the selection, over all shards; those without a claim are missing.
+    ``shard``: "1/3" where this run asked only its part of them.
+    """
 
     subject: Subject
     oracles: tuple[OracleInfo, ...]
@@ -155,6 +162,8 @@ class Run:
     declarations: tuple[Declaration, ...] = ()
     reference_disagreements: tuple[Mapping[str, Any], ...] = ()
     root: Path = Path()  # paths in cites are shown relative to it where possible
+    planned: tuple[str, ...] = ()
+    shard: str | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +176,13 @@ class Cite:
     lines: tuple[str, ...] = ()
     url: str | None = None
     missing: str | None = None
+    symbol: str | None = None
+    note: str | None = None  # "differs from the pinned release"
+
+    @property
+    def label(self) -> str:
+        """``alias:L150``; the alias alone where there are no lines."""
+        return self.alias if self.start is None else f"{self.alias}:L{self.start}"
 
 
 @dataclass(frozen=True)
@@ -201,9 +217,38 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class PriorFinding:
+    """One line of an earlier review: the checks that ask the same (globs allowed), the mistakes meant."""
+
+    id: str
+    quote: str
+    tag: Tag = "BUG"
+    checks: tuple[str, ...] = ()
+    mistakes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PriorVariant:
+    """What an earlier review said of one variant."""
+
+    variant: str
+    verdict: Grade
+    findings: tuple[PriorFinding, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prior:
+    """An earlier review; ``title`` says which."""
+
+    title: str
+    variants: Mapping[str, PriorVariant] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Audit:
     """A judged run: what `audit.json` holds."""
 
     run: Run
     findings: tuple[Finding, ...]
     verdicts: Mapping[str, Verdict]
+    prior: Prior | None = None

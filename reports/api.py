@@ -1,0 +1,82 @@
+"""What the harness calls at the end of a run: judge, write all that was asked for, give the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from reports import audit_json, files, html, markdown, sarif
+from reports.build import audit_exit_code, judge
+from reports.errors import ReportsError
+from reports.model import Audit, Prior, Run
+from reports.prior import load_prior
+from reports.verdicts import missing_claims
+
+
+class Outputs(Protocol):
+    """Where a run writes; None: not at all; a report of ``-`` goes to standard output."""
+
+    @property
+    def report(self) -> str | None: ...
+    @property
+    def audit_json(self) -> Path | None: ...
+    @property
+    def sarif(self) -> Path | None: ...
+    @property
+    def html(self) -> Path | None: ...
+    @property
+    def prior(self) -> Path | None: ...
+
+
+def write(run: Run, outputs: Outputs, stdout: TextIO, say: Callable[[str], None]) -> int:
+    """Judge ``run`` and write its outputs; 0 or 1, the exit code it deserves. Raises OSError.
+
+    A shard leaves its claims for `python -m reports merge` and no review; a run in which claims are missing
+    leaves files that say so. A prior review that cannot be read is said, left out, and makes the exit code 1.
+    """
+    prior, refused = _prior(outputs.prior, say)
+    audit = judge(run, prior)
+    if run.shard is None and missing_claims(run):
+        return _partial(audit, outputs, stdout, say)
+    if outputs.audit_json:
+        audit_json.write(audit, outputs.audit_json)
+    if run.shard is None:
+        _review(audit, outputs, stdout)
+    return max(audit_exit_code(audit) if run.shard is None else _shard_code(audit), refused)
+
+
+def _prior(path: Path | None, say: Callable[[str], None]) -> tuple[Prior | None, int]:
+    try:
+        return (load_prior(path) if path else None), 0
+    except ReportsError as error:
+        say(f"the prior review is left out: {error}")
+        return None, 1
+
+
+def _partial(audit: Audit, outputs: Outputs, stdout: TextIO, say: Callable[[str], None]) -> int:
+    """What there is, marked as incomplete in every file."""
+    run = audit.run
+    if outputs.audit_json:
+        audit_json.write_partial(run, outputs.audit_json, audit.prior)
+    _review(audit, outputs, stdout)
+    say(
+        f"{len(missing_claims(run))} of {len(run.planned)} claims were not concluded: the review is incomplete"
+    )
+    return 1
+
+
+def _shard_code(audit: Audit) -> int:
+    """The exit code of one shard: what it asked, not what its siblings ask."""
+    return int(any(c.outcome in ("fail", "unverified", "error") for c in audit.run.claims))
+
+
+def _review(audit: Audit, outputs: Outputs, stdout: TextIO) -> None:
+    if outputs.report == "-":
+        stdout.write(markdown.render(audit))
+    elif outputs.report:
+        files.write_text(Path(outputs.report), markdown.render(audit))
+    if outputs.sarif:
+        files.write_text(outputs.sarif, sarif.render(audit))
+    if outputs.html:
+        files.write_text(outputs.html, html.render(audit))
