@@ -1,0 +1,1 @@
+"""The authors' oracles: recordings against the equations and the live code, the loader, the refusals."""
