@@ -37,6 +37,18 @@ ROWS: dict[str, dict[str, Any]] = {
     "hra gram-schmidt": {"gram_schmidt": True},
     "delora": {},
 }
+COLUMNS = (
+    "variant",
+    "lora_lite ms",
+    "PEFT ms",
+    "linear ms",
+    "lora_lite / PEFT",
+    "at most",
+    "floor / PEFT",
+    "added / PEFT's",
+    "kept MiB",
+    "PEFT's",
+)
 LIMITS = {"hra": 0.15, "dora": 0.45}  # of PEFT's time; 1.05 for the others
 
 
@@ -174,7 +186,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated")
     parser.add_argument("--no-input-grad", action="store_true", help="as for a model's first layer")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.rows = args.rows.split(",")
+    if unknown := sorted(set(args.rows) - set(ROWS)):
+        parser.error(f"unknown rows {', '.join(unknown)}; choose from {', '.join(ROWS)}")
+    return args
 
 
 def main() -> None:
@@ -184,15 +200,10 @@ def main() -> None:
     case.x.requires_grad_(not args.no_input_grad)
     x = "x without gradient" if args.no_input_grad else "x with gradient"
     print(machine())
-    print(
-        f"{args.size} x {args.size}, {args.tokens} tokens, rank {args.rank}, fp32, forward + backward, {x},"
-    )
-    print(f"median of {args.rounds} pairs\n")
-    print(
-        "| variant | lora_lite ms | PEFT ms | linear ms | lora_lite / PEFT | at most | floor / PEFT", end=" "
-    )
-    print("| added / PEFT's | kept MiB | PEFT's |\n" + "|---" * 10 + "|")
-    for row in args.rows.split(","):
+    print(f"{args.size} x {args.size}, {args.tokens} tokens, rank {args.rank}, fp32, forward + backward,")
+    print(f"{x}, median of {args.rounds} pairs\n")
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    for row in args.rows:
         print(measure(row, case, args.rank, args.rounds), flush=True)
 
 

@@ -8,11 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from . import checkpoint
 from .config import AdapterConfig, IA3Config
 from .target import default_feedforward, find_targets, matches, model_type
-from .variant import Variant, bias_of, in_layout, variant_of, weight_of, weight_problem
+from .variant import (
+    Variant,
+    bias_of,
+    described,
+    in_layout,
+    never_called,
+    variant_of,
+    weight_of,
+    weight_problem,
+)
 
 __all__ = ["adapters", "attach", "detach", "load", "merge", "parameters", "save"]
 
@@ -83,16 +93,17 @@ def _make(name: str, layer: nn.Module, config: AdapterConfig, options: dict[str,
         _check_free(layer)
         return variant_of(config)(layer, config, options)
     except ValueError as error:
-        where = f"layer {name!r}" if name else "the layer"
-        raise ValueError(f"cannot adapt {where}: {error}") from None
+        raise ValueError(f"cannot adapt {described(name)}: {error}") from None
 
 
 def _check_free(layer: nn.Module) -> None:
-    """Raises ValueError if the layer has an adapter, or is one whose forward is never called."""
+    """Raises ValueError if the layer has an adapter, is never called, or has no shape yet."""
     if CHILD in layer._modules:
         has = type(getattr(layer, CHILD)).__name__
         raise ValueError(f"it already has a {has} adapter; detach or merge it first")
-    if type(layer).__name__ == "NonDynamicallyQuantizableLinear":
+    if isinstance(layer.weight, UninitializedParameter):
+        raise ValueError("it is lazy and has no shape yet; call the model once first")
+    if never_called(layer):
         raise ValueError("nn.MultiheadAttention reads its weight and never calls it, so no hook would run")
 
 
@@ -162,7 +173,7 @@ def merge(model: nn.Module) -> nn.Module:
     found = _require_adapted(model)
     for name, layer in found.items():
         if problem := weight_problem(layer):
-            raise ValueError(f"cannot merge into layer {name!r}: {problem}")
+            raise ValueError(f"cannot merge into {described(name)}: {problem}")
     for layer in found.values():
         _fold(layer)
     _unfreeze(model)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import AdapterConfig
-from .variant import Variant, config_from_dict, is_linear
+from .variant import Variant, config_from_dict, described, is_linear
 
 __all__ = ["Entry", "check", "digest", "layer_for", "read", "write"]
 
@@ -107,7 +107,7 @@ def parse(
     try:
         config = config_from_dict(json.loads(meta["config"]))
         layers = json.loads(meta["layers"])
-        entries = {name: Entry({}, item["options"], item["base_sha256"]) for name, item in layers.items()}
+        entries = {name: Entry({}, dict(i["options"]), i["base_sha256"]) for name, i in layers.items()}
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{str(source)!r} has damaged lora_lite metadata: {error!r}") from None
     for key, tensor in tensors.items():
@@ -136,15 +136,14 @@ def check(name: str, entry: Entry, adapter: Variant, layer: nn.Module) -> None:
     """Raises ValueError unless the tensors are those that this adapter on this layer consists of."""
     expected = adapter.expected()
     if set(entry.tensors) != set(expected):
-        raise ValueError(
-            f"layer {name!r}: the file has the tensors {sorted(entry.tensors)}, expected {sorted(expected)}"
-        )
+        has = sorted(entry.tensors)
+        raise ValueError(f"{described(name)}: the file has the tensors {has}, expected {sorted(expected)}")
     for key, (shape, dtype) in expected.items():
         check_tensor(join(name, key), entry.tensors[key], shape, dtype)
     if entry.fingerprint != adapter.fingerprint(layer):
         raise ValueError(
-            f"layer {name!r}: the base weight is not the one that this {adapter.Config.variant} adapter was "
-            "made for (its sha256 differs); load it onto that base, in the same dtype"
+            f"{described(name)}: the base weight is not the one that this {adapter.Config.variant} adapter "
+            "was made for (its sha256 differs); load it onto that base, in the same dtype"
         )
 
 

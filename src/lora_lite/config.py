@@ -78,7 +78,8 @@ class AdapterConfig:
     def _indices(self) -> tuple[int, ...] | None:
         if self.layers is None:
             return None
-        indices = (self.layers,) if isinstance(self.layers, int) else tuple(self.layers)
+        given: Any = self.layers
+        indices = tuple(given) if isinstance(given, Iterable) else (given,)
         if not indices or not all(type(index) is int and index >= 0 for index in indices):
             raise ValueError(f"layers must be block indices of at least 0, got {self.layers!r}")
         return indices

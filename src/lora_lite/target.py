@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from .config import AdapterConfig
-from .variant import Variant, is_linear
+from .variant import Variant, is_linear, never_called
 
 __all__ = ["ALL_LINEAR", "default_feedforward", "default_targets", "find_targets", "matches"]
 
@@ -152,10 +152,10 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module
 def select(
     model: nn.Module, candidates: dict[str, nn.Module], pattern: str | tuple[str, ...]
 ) -> dict[str, nn.Module]:
-    """The candidates that fit the pattern; "all-linear" means all but the output head."""
+    """The candidates that fit the pattern; "all-linear" leaves out what cannot be meant."""
     if pattern == ALL_LINEAR:
         head = output_head(model)
-        return {name: layer for name, layer in candidates.items() if layer is not head}
+        return {n: layer for n, layer in candidates.items() if layer is not head and not never_called(layer)}
     return {name: layer for name, layer in candidates.items() if matches(name, pattern)}
 
 

@@ -17,12 +17,17 @@ __all__ = [
     "VARIANTS",
     "Variant",
     "add",
+    "bias_of",
     "config_from_dict",
+    "described",
     "full_precision",
+    "in_layout",
     "is_linear",
+    "never_called",
     "register",
     "variant_of",
     "weight_of",
+    "weight_problem",
 ]
 
 DENSE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
@@ -37,6 +42,16 @@ def is_conv1d(layer: nn.Module) -> bool:
 def is_linear(layer: nn.Module) -> bool:
     """Whether ``layer`` is one that an adapter can sit on: ``nn.Linear`` (subclasses too) or ``Conv1D``."""
     return isinstance(layer, nn.Linear) or is_conv1d(layer)
+
+
+def never_called(layer: nn.Module) -> bool:
+    """Whether it is nn.MultiheadAttention's out_proj, whose weight is read past its forward and its hooks."""
+    return any(base.__name__ == "NonDynamicallyQuantizableLinear" for base in type(layer).__mro__)
+
+
+def described(name: str) -> str:
+    """A layer's name in a message; the empty one is the model itself."""
+    return f"layer {name!r}" if name else "the layer"
 
 
 def weight_of(layer: nn.Module) -> Tensor:

@@ -82,7 +82,7 @@ class DoRA(LoRA):
         return (self.m + zero) / (norm + zero)
 
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """g ⊙ (y + v) + (1 - g) ⊙ b with v = s x Aᵀ Bᵀ: without dropout y holds all that is needed of x Wᵀ."""
+        """g ⊙ (y + v) + (1 - g) ⊙ b with v = s x Aᵀ Bᵀ: without dropout y holds x Wᵀ."""
         if self.training and self.config.dropout > 0:
             return self._after_dropped(layer, self.dropped(x), y)
         g, b = self.gain(weight_of(layer)), bias_of(layer)
