@@ -275,11 +275,11 @@ class Collector:
             return
         if not self.planned:
             return
-        from harness import writing
+        from reports import api
 
         claims = [self.claims[id_] for id_ in self.planned if id_ in self.claims]
         run = run_of(self.built, claims, self.planned)
-        status = writing.write(run, self.built.outputs, sys.stdout, self._say)
+        status = api.write(run, self.built.outputs, sys.stdout, self._say)
         if exitstatus in (0, 1):
             session.exitstatus = max(int(exitstatus), status)
 

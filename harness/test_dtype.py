@@ -93,7 +93,7 @@ def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:
         # What storing y in the dtype does: one more rounding per entry, which averages out in the coefficient.
         noise = torch.randn(y.shape, generator=generator, dtype=y.dtype) * measure.roundoff(dtype)
         stored = y + noise * y if point is not pair_point else y
-        return {"output": y, "coefficient": torch.tensor(coefficient(stored - base, exact - base)).double()}
+        return {"output": y, "coefficient": torch.tensor(coefficient(stored - base, exact - base), dtype=torch.float64)}
 
     generator = case.generator(6)
     pair_point = pair.point
@@ -102,8 +102,8 @@ def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:
     floor = measure.roundoff(dtype) / math.sqrt(exact.numel())
     spread = max(noise["coefficient"] - measure.roundoff(dtype), 0.0) + floor
     ask.judge(case, "output", actual, exact, noise["output"], "precision")
-    c = torch.tensor(coefficient(actual - base, exact - base)).double()
-    ask.judge(case, "factor on the contribution", c, torch.ones(()).double(), spread, "coefficient")
+    c = torch.tensor(coefficient(actual - base, exact - base), dtype=torch.float64)
+    ask.judge(case, "factor on the contribution", c, torch.ones((), dtype=torch.float64), spread, "coefficient")
 
 
 @check(

@@ -7,12 +7,14 @@ stand in :data:`FORMS`, and a catalogued mistake is one of those with a field re
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -154,12 +156,17 @@ class Equation(Implementation):
     def save(self, adapted: Adapted, path: Path) -> None:
         """Every tensor of the adapter, in one safetensors file."""
         layer = cast(EquationLayer, adapted.module)
-        stored = {n: layer.tensor(n).detach().clone() for n in layer.names if n not in layer.form.not_saved}
-        stored = layer.form.rename_on_save(stored)
-        save_file(stored, path, metadata={"variant": layer.spec.variant})
+        names = [n for n in layer.names if n not in layer.form.not_saved]
+        stored = layer.form.rename_on_save({n: layer.tensor(n).detach().clone() for n in names})
+        stored = {name: value.contiguous() for name, value in stored.items()}
+        save_file(stored, path, metadata={"variant": layer.spec.variant, "base": _base_mark(layer.base)})
 
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
-        """A fresh adapter filled from the file. Raises ValueError when names or shapes differ."""
+        """A fresh adapter filled from the file. Raises ValueError when names, shapes or (PiSSA) the base differ."""
+        with safe_open(path, framework="pt") as handle:
+            mark = handle.metadata()["base"]
+        if VARIANTS[spec.variant].tensor("W") and mark != _base_mark(base):
+            raise ValueError(f"{path} belongs to another base weight")
         adapted = self.adapt(base, spec)
         layer, stored = cast(EquationLayer, adapted.module), load_file(path)
         expected = set(layer.names) - layer.form.not_saved
@@ -195,6 +202,10 @@ class Equation(Implementation):
     def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
         """The equation in `oracles/paper.py`."""
         return Path(paper.__file__), variant
+
+
+def _base_mark(base: nn.Linear) -> str:
+    return hashlib.sha256(base.weight.detach().double().numpy().tobytes()).hexdigest()
 
 
 def variation(variant: str, **changes: object) -> dict[str, Form]:

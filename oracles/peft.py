@@ -6,6 +6,7 @@ tensor. Nothing here computes anything.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 from torch import Tensor, nn
 
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot
+from oracles.paper import principal_factors
 
 Targets = list[str]
 
@@ -136,6 +139,23 @@ class Peft(Implementation):
         """``base`` inside a PEFT tuner layer; the adapter is called "default"."""
         return self._adapted(self._wrap(base, spec), spec)
 
+    def evaluator(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
+        """The adapter on a base of any dtype, for parameters that are written into it afterwards.
+
+        PEFT factorises PiSSA in half or single precision only; its forward is LoRA's on the residual weight, so
+        a float64 evaluation starts as LoRA and shows the base weight as the slot W.
+        """
+        if spec.variant != "pissa" or base.weight.dtype != torch.float64:
+            return self.adapt(base, spec)
+        W = base.weight.detach().clone()
+        adapted = self.adapt(base, dataclasses.replace(spec, variant="lora"))
+        start = principal_factors(W, spec)
+        slots = {**adapted.slots, "W": Slot(adapted.module.base_layer.weight)}  # type: ignore[union-attr, arg-type]
+        with torch.no_grad():
+            for name, slot in slots.items():
+                slot.tensor.copy_(start[name])
+        return Adapted(adapted.module, slots)
+
     def _adapted(self, model: peft.PeftModel, spec: AdapterSpec) -> Adapted:
         layer = model.base_model.model.layer
         adapted = Adapted(layer, _slots(layer, spec))
@@ -190,10 +210,8 @@ class Peft(Implementation):
 
 
 def _sided(layer: nn.Module, spec: AdapterSpec) -> AdapterSpec:
-    from dataclasses import replace
-
     side = getattr(layer, "is_feedforward", spec.feedforward)
-    return replace(spec, feedforward=bool(side))
+    return dataclasses.replace(spec, feedforward=bool(side))
 
 
 _TUNERS = Path(peft.__file__).parent / "tuners"

@@ -1,0 +1,295 @@
+"""Save and load: an adapter comes back as it was, carries what it needs and no more, and bad files are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from harness import files, measure
+from harness.ask import Ask
+from harness.cases import Case, Domain
+from harness.layer import Layer, SubjectRaised, answering, as_layer
+from harness.outcome import NotApplicable
+from harness.registry import check
+from oracles.implementation import Unsupported
+from oracles.peft import Peft
+
+FILES = Domain(dtypes=("float32",), sizes=(3, 8), ranks=(1, 4), batches=((4,),))
+EXAMPLES = 3
+
+
+@contextmanager
+def saved(ask: Ask, case: Case) -> Iterator[tuple[Layer, Path]]:
+    """The subject at parameters far from the start, and where it saved itself; the folder goes afterwards."""
+    layer = ask.layer(case)
+    layer.write(case.far({n: None for n in layer.names}))
+    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
+        path = Path(folder) / "saved" / "adapter.safetensors"
+        path.parent.mkdir()
+        offered(ask, lambda: ask.subject.save(layer.adapted, path), "save")
+        yield layer, path
+
+
+def offered(ask: Ask, call: Callable[[], object], method: str) -> object:
+    """The call's answer; NotApplicable where the subject has no such method."""
+    try:
+        with answering(ask.subject.name, method):
+            return call()
+    except Unsupported as why:
+        raise NotApplicable(f"not offered: save_load: {why}") from why
+
+
+def load(ask: Ask, base: nn.Linear, case: Case, path: Path) -> Layer:
+    """The adapter at ``path`` on ``base``, torch's generator in another state than when it was made."""
+    torch.manual_seed(case.seed + 77)
+    return as_layer(offered(ask, lambda: ask.subject.load(base, case.spec, path), "load"), ask.subject, "load")
+
+
+def _same_slots(ask: Ask, case: Case, before: Layer, after: Layer, *, but: frozenset[str] = frozenset()) -> None:
+    for name in [n for n in before.names if n not in but]:
+        ask.demand(name in after.names, case, f"{name} after loading", "there", "missing")
+        same = torch.equal(before.value(name), after.value(name))
+        gap = "another shape"
+        if before.value(name).shape == after.value(name).shape:
+            gap = f"up to {float((before.value(name) - after.value(name)).abs().max()):.3g} away"
+        ask.demand(same, case, f"{name} after loading", "bitwise as saved", gap)
+
+
+@check(
+    "save_load",
+    "major",
+    title="a saved adapter does not come back as it was",
+    failure_mode="what is deployed from the checkpoint is not what was trained",
+    domain=FILES,
+    examples=EXAMPLES,
+    against=("paper",),
+    diagnose=False,
+)
+def test_round_trip(ask: Ask, case: Case) -> None:
+    """Loaded onto a fresh copy of the base, every tensor is bitwise as saved and the output is the same."""
+    with saved(ask, case) as (layer, path):
+        loaded = load(ask, case.base(), case, path)
+        _same_slots(ask, case, layer, loaded)
+        with torch.no_grad():
+            wanted, actual = layer(case.x).double(), loaded(case.x).double()
+        size = float(torch.linalg.vector_norm(wanted))
+        ask.judge(case, "output after loading", actual, wanted, measure.roundoff(torch.float32) * size)
+
+
+@check(
+    "save_load",
+    "major",
+    title="the saved adapter lacks tensors that define it, or carries the base weight",
+    failure_mode="a checkpoint that cannot be applied elsewhere, or is as large as the model",
+    domain=FILES,
+    examples=EXAMPLES,
+    against=("paper",),
+    follows=("save_load.other_base",),
+    diagnose=False,
+)
+def test_stored(ask: Ask, case: Case) -> None:
+    """Every canonical parameter and buffer is in the files; the base weight and bias are not (but for PiSSA)."""
+    with saved(ask, case) as (layer, path):
+        found = files.stored(path)
+        if not found.safetensors:
+            raise NotApplicable("the subject writes no safetensors: what is in its files is not looked at")
+        for tensor in ask.variant.tensors:
+            if tensor.role != "base" and tensor.name in layer.names:
+                there = files.holds(found.tensors, layer.value(tensor.name))
+                ask.demand(there, case, f"{tensor.name} in the saved files", "stored", "missing")
+        if not any(t.role == "base" for t in ask.variant.tensors):
+            carries = files.holds(found.tensors, case.weight)
+            ask.demand(not carries, case, "the base weight in the saved files", "not stored", "stored")
+
+
+@check(
+    "save_load",
+    "minor",
+    title="adapters are saved as pickles",
+    failure_mode="loading a checkpoint from somebody else can run their code",
+    domain=FILES,
+    examples=1,
+    against=("peft",),
+    diagnose=False,
+)
+def test_format(ask: Ask, case: Case) -> None:
+    """The files hold tensors and text, as the reference's safetensors do, not pickled objects."""
+    with saved(ask, case) as (_, path):
+        names = [p.name for p in files.stored(path).pickles]
+        ask.demand(not names, case, "pickled files", "none", ", ".join(names))
+
+
+def _damage() -> dict[str, Callable[[Path], object]]:
+    return {
+        "cut in half": files.truncate,
+        "with a tensor missing": files.drop_key,
+        "with a tensor of another shape": files.misshape,
+    }
+
+
+@check(
+    "save_load",
+    "major",
+    title="a damaged file is loaded as if it were whole, or leaves the model changed",
+    failure_mode="a broken download runs with random or partial adapters, and nothing says so",
+    domain=FILES,
+    examples=EXAMPLES,
+    against=("paper",),
+    diagnose=False,
+)
+def test_bad_files(ask: Ask, case: Case) -> None:
+    """Truncated, missing-key, wrong-shape and other-method files raise, and the base computes what it did."""
+    with saved(ask, case) as (_, path):
+        for what, damage in _damage().items():
+            copy = files.copy(path, path.parent.parent / what.replace(" ", "-"))
+            damage(copy)
+            _refused(ask, case, copy, f"a file {what}")
+    other = dataclasses.replace(case.spec, variant="ia3" if ask.variant.id != "ia3" else "hra", rank=2)
+    if other.variant in ask.subject.variants:
+        with _saved_other(ask, case, other) as path:
+            _refused(ask, case, path, f"a file of another method ({other.variant})")
+
+
+@contextmanager
+def _saved_other(ask: Ask, case: Case, spec: object) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
+        path = Path(folder) / "other.safetensors"
+        with answering(ask.subject.name, "adapt"):
+            adapted = ask.subject.adapt(case.base(), spec)  # type: ignore[arg-type]
+        offered(ask, lambda: ask.subject.save(adapted, path), "save")
+        yield path
+
+
+def _refused(ask: Ask, case: Case, path: Path, what: str) -> None:
+    base = case.base()
+    with torch.no_grad():
+        before = base(case.x).double()
+    try:
+        found = load(ask, base, case, path)
+    except SubjectRaised:
+        with torch.no_grad():
+            after = base(case.x).double()
+        gap = float((after - before).abs().max())
+        ask.demand(gap <= 1e-4, case, f"the base's output after {what} was refused", "unchanged", f"{gap:.3g} off")
+        return
+    if _is_another_method(ask, found):
+        return
+    ask.demand(False, case, f"loading {what}", "an exception", "an adapter")
+
+
+def _is_another_method(ask: Ask, found: Layer) -> bool:
+    """Whether the file decided the method (as PEFT's configuration does), and the adapter says so in its slots."""
+    return not any(t.name in found.names for t in ask.variant.tensors)
+
+
+@check(
+    "save_load",
+    "major",
+    title="loading runs code from the checkpoint",
+    failure_mode="a checkpoint from somebody else can do anything on this machine",
+    domain=FILES,
+    examples=1,
+    against=("paper",),
+    diagnose=False,
+)
+def test_pickled(ask: Ask, case: Case) -> None:
+    """A pickle in the checkpoint's place is refused, and nothing in it is run."""
+    with saved(ask, case) as (_, path):
+        flag = files.booby_trap(path)
+        try:
+            load(ask, case.base(), case, path)
+        except SubjectRaised:
+            ask.demand(not flag.exists(), case, "code in a pickled checkpoint", "not run", "run")
+            return
+        ask.demand(False, case, "loading a pickle", "an exception", "an adapter")
+
+
+@check(
+    "save_load",
+    "major",
+    title="on another base the loaded adapter is not the one that was saved",
+    failure_mode="a checkpoint silently means something else on a base that differs",
+    domain=FILES,
+    examples=EXAMPLES,
+    against=("paper",),
+    follows=("save_load.stored", "save_load.round_trip"),
+    diagnose=False,
+)
+def test_other_base(ask: Ask, case: Case) -> None:
+    """On a base with other weights the adapter's tensors are the saved ones, buffers too, or loading is refused.
+
+    Where the adapter only makes sense with its own residual (PiSSA), it must bring that along or refuse.
+    """
+    other = case.but(seed=case.seed + 1)
+    needs_base = any(t.role == "base" for t in ask.variant.tensors)
+    with saved(ask, case) as (layer, path):
+        try:
+            loaded = load(ask, other.base(), case, path)
+        except SubjectRaised:
+            return
+        _same_slots(ask, case, layer, loaded, but=frozenset({"W"}))
+        if needs_base:
+            with torch.no_grad():
+                wanted, actual = layer(case.x).double(), loaded(case.x).double()
+            size = float(torch.linalg.vector_norm(wanted))
+            noise = 100 * measure.roundoff(torch.float32) * size
+            ask.judge(case, "output on another base (which was not refused)", actual, wanted, noise)
+
+
+@check(
+    "save_load",
+    "major",
+    title="checkpoints are not interchangeable with the reference's, though the subject takes its format",
+    failure_mode="an adapter that is moved between the libraries changes silently",
+    domain=FILES,
+    examples=EXAMPLES,
+    against=("peft",),
+    diagnose=False,
+)
+def test_interchange(ask: Ask, case: Case) -> None:
+    """A checkpoint that PEFT wrote, where the subject takes it, gives PEFT's output, and the reverse."""
+    if not isinstance(ask.oracle, Peft):
+        raise NotApplicable("only PEFT's checkpoint format is exchanged")
+    taken = [_from_peft(ask, case), _to_peft(ask, case)]
+    if not any(taken):
+        raise NotApplicable("the subject neither takes nor writes PEFT's checkpoint format")
+
+
+def _from_peft(ask: Ask, case: Case) -> bool:
+    theirs = ask.reference(case)
+    theirs.write(case.far({n: None for n in theirs.names}))
+    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
+        path = Path(folder) / "peft"
+        ask.oracle.save(theirs.adapted, path)
+        try:
+            ours = load(ask, case.base(), case, path)
+        except (SubjectRaised, NotApplicable):
+            return False
+        _agree(ask, case, theirs, ours, "a checkpoint that PEFT wrote")
+    return True
+
+
+def _to_peft(ask: Ask, case: Case) -> bool:
+    with saved(ask, case) as (ours, path):
+        if not (path / "adapter_config.json").is_file():
+            return False
+        try:
+            theirs = as_layer(ask.oracle.load(case.base(), case.spec, path), ask.oracle, "load")
+        except Exception as error:
+            ask.demand(False, case, "PEFT loading the subject's checkpoint", "an adapter", type(error).__name__)
+            return True
+        _agree(ask, case, theirs, ours, "the subject's checkpoint in PEFT")
+    return True
+
+
+def _agree(ask: Ask, case: Case, theirs: Layer, ours: Layer, what: str) -> None:
+    with torch.no_grad():
+        wanted, actual = theirs(case.x).double(), ours(case.x).double()
+    noise = 10 * measure.roundoff(torch.float32) * float(torch.linalg.vector_norm(wanted))
+    ask.judge(case, f"output from {what}", actual, wanted, noise)
