@@ -60,9 +60,8 @@ def _partial(audit: Audit, outputs: Outputs, stdout: TextIO, say: Callable[[str]
     if outputs.audit_json:
         audit_json.write_partial(run, outputs.audit_json, audit.prior)
     _review(audit, outputs, stdout)
-    say(
-        f"{len(missing_claims(run))} of {len(run.planned)} claims were not concluded: the review is incomplete"
-    )
+    missing = len(missing_claims(run))
+    say(f"{missing} of {len(run.planned)} claims were not concluded: the review is incomplete")
     return 1
 
 
@@ -73,7 +72,7 @@ def _shard_code(audit: Audit) -> int:
 
 def _review(audit: Audit, outputs: Outputs, stdout: TextIO) -> None:
     if outputs.report == "-":
-        stdout.write(markdown.render(audit))
+        files.write_stream(stdout, markdown.render(audit))
     elif outputs.report:
         files.write_text(Path(outputs.report), markdown.render(audit))
     if outputs.sarif:

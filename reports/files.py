@@ -6,6 +6,7 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import TextIO
 
 from reports.errors import Malformed, Oversized, UnreadableFile
 
@@ -39,6 +40,17 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_stream(stream: TextIO, text: str) -> None:
+    """``text`` on a stream, in UTF-8 whatever the locale."""
+    buffer = getattr(stream, "buffer", None)
+    if buffer is None:
+        stream.write(text)
+        return
+    stream.flush()
+    buffer.write(text.encode("utf-8"))
+    buffer.flush()
 
 
 def _mode(path: Path) -> int:

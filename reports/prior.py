@@ -12,6 +12,7 @@ from reports import files
 from reports.errors import Malformed
 from reports.model import Audit, Claim, Grade, Prior, PriorFinding, PriorVariant, Severity, Tag
 from reports.order import GRADES, TAGS
+from reports.verdicts import is_unverified
 
 LARGEST = 2**20
 FAITHFUL = ("Faithful", "Faithful-with-doc-gap")
@@ -86,7 +87,8 @@ def prior_of(audit: Audit, title: str) -> Prior:
     claims = {c.id: c for c in audit.run.claims}
     variants = {}
     for variant, verdict in audit.verdicts.items():
-        found = [f for f in audit.findings if f.variant == variant]
+        mine = [f for f in audit.findings if f.variant == variant]
+        found = [f for f in mine if not is_unverified(f, audit.run.claims)]
         told = tuple(
             PriorFinding(f.id, f.title, f.tag, *_asked([claims[i] for i in f.claims if i in claims]))
             for f in found

@@ -54,10 +54,7 @@ def _grade(decisive: Finding | None, verified: int, applicable: int) -> tuple[Gr
         return GRADE[decisive.severity], _because(decisive)
     if verified == 0:
         return "Partial", "no claim was verified"
-    return (
-        "Faithful",
-        f"all {applicable} applicable claims verified" if applicable > 1 else "the one claim verified",
-    )
+    return "Faithful", f"{verified} of {applicable} claims verified, and no difference found"
 
 
 def _because(finding: Finding) -> str:

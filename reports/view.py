@@ -152,7 +152,7 @@ def _stale(run: Run, names: Mapping[str, str]) -> Iterable[str]:
     for d in run.declarations:
         if d.occurred is False:
             who = names.get(d.variant, d.variant)
-            yield f"{who}: `{d.check}` against {d.oracle} is declared ({d.reason}), and holds: declare it no more"
+            yield f"{who}: `{d.check}` against {d.oracle} is declared ({d.reason}), and holds"
 
 
 def _title(run: Run, variant: str) -> str:
