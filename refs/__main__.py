@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CatalogError, UsageError) as error:
         print(f"refs: {error}", file=sys.stderr)
         return 2
-    except RefsError as error:
+    except (RefsError, OSError) as error:
         print(f"refs: {error}", file=sys.stderr)
         return 1
 

@@ -116,14 +116,23 @@ def _load(path: Path, mtime: int) -> Catalog:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CatalogError(f"{path.name} is not valid TOML: {error}") from None
+    try:
+        return _catalog(data, _digests(path.with_name("digests.json")))
+    except (AttributeError, TypeError, KeyError, ValueError, IndexError) as error:
+        raise CatalogError(f"{path.name} is malformed: {error}") from None
+
+
+def _catalog(data: Mapping[str, Any], digests: Mapping[str, Mapping[str, str]]) -> Catalog:
     sources = {key: _source(key, entry) for key, entry in data.get("source", {}).items()}
     files: dict[str, Reference] = {}
     for key, group in data.get("files", {}).items():
         if key not in sources:
-            raise CatalogError(f"{path.name}: files of `{key}`, which is no source")
+            raise CatalogError(f"the catalogue has files of `{key}`, which is no source")
         files.update({alias: _reference(alias, sources[key], entry) for alias, entry in group.items()})
+    for reference in files.values():
+        reference.url(1, 1)
     cites = tuple(_cites(data.get("cites", {}), files))
-    return Catalog(MappingProxyType(files), cites, _digests(path.with_name("digests.json")))
+    return Catalog(MappingProxyType(files), cites, digests)
 
 
 def _source(key: str, entry: Mapping[str, Any]) -> Source:

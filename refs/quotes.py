@@ -72,7 +72,10 @@ def cite_file(path: Path, symbol: str, anchor: str | None = None, alias: str | N
 
 def symbol_digest(path: Path, symbol: str) -> str:
     """The sha256 of a symbol's syntax tree: without comments, docstrings, layout. Raises SourceError."""
-    return hashlib.sha256(repr(digest_tree(node_of(path, symbol))).encode()).hexdigest()[:16]
+    try:
+        return hashlib.sha256(repr(digest_tree(node_of(path, symbol))).encode()).hexdigest()[:16]
+    except RecursionError:
+        raise SourceError(f"{path.name} is nested too deeply to be searched") from None
 
 
 def _drift(catalog: Catalog, reference: Reference, path: Path, symbol: str) -> str | None:

@@ -53,14 +53,10 @@ def find(path: Path, symbol: str, anchor: str | None = None) -> Span:
     path = Path(path)
     if path.suffix == ".json":
         return _find_json(path, anchor or symbol)
-    node = node_of(path, symbol)
-    if anchor is None:
-        return _span(node)
-    first, _, last = anchor.partition(" .. ")
-    spans = [_find_anchor(path, symbol, node, part.strip()) for part in (first, last) if part]
-    if spans[-1].end < spans[0].start:
-        raise SourceError(f"`{anchor}` runs backwards in `{symbol}` of {path.name}")
-    return Span(spans[0].start, spans[-1].end)
+    try:
+        return _find(path, symbol, anchor)
+    except RecursionError:
+        raise SourceError(f"{path.name} is nested too deeply to be searched") from None
 
 
 def quote(path: Path, symbol: str, anchor: str | None = None, limit: int = 10) -> Quote:
@@ -105,6 +101,17 @@ def digest_tree(node: ast.AST) -> Tree:
     return tuple(fields)
 
 
+def _find(path: Path, symbol: str, anchor: str | None) -> Span:
+    node = node_of(path, symbol)
+    if anchor is None:
+        return _span(node)
+    first, _, last = anchor.partition(" .. ")
+    spans = [_find_anchor(path, symbol, node, part.strip()) for part in (first, last) if part]
+    if spans[-1].end < spans[0].start:
+        raise SourceError(f"`{anchor}` runs backwards in `{symbol}` of {path.name}")
+    return Span(spans[0].start, spans[-1].end)
+
+
 def _plain(value: object) -> object:
     if isinstance(value, ast.AST):
         return digest_tree(value)
@@ -113,6 +120,8 @@ def _plain(value: object) -> object:
 
 def _read(path: Path) -> list[str]:
     """The file's lines in the encoding it declares. Raises SourceError."""
+    if path.exists() and not path.is_file():
+        raise SourceError(f"{path.name} cannot be read: it is not a file")
     try:
         with tokenize.open(path) as handle:
             return handle.read().split("\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -11,19 +12,25 @@ from torch import Tensor, nn
 from oracles.authors import loader
 from oracles.authors.base import AuthorImplementation, folded
 from oracles.implementation import Adapted, AdapterSpec, Slot
+from refs import catalog as catalogue
 
 __all__ = ["DoraAuthor", "as_model"]
 
 
 class DoraAuthor(AuthorImplementation):
-    """`Linear` with dora_simple (the norm detached), as the authors' scripts use it.
+    """`Linear` with dora_simple, the norm detached, as the authors' scripts use it, unless ``simple`` is off.
 
     The magnitude is random until the author's `_replace_module` fills it with the norms of the weight's rows.
     """
 
     variant, alias = "dora", "orig_dora.py"
     needs = ("orig_dora_save.py",)
-    simple = True
+
+    def __init__(
+        self, catalog: catalogue.Catalog | None = None, cache: Path | None = None, simple: bool = True
+    ) -> None:
+        super().__init__(catalog, cache)
+        self.simple = simple
 
     def adapter_dtype(self, base: torch.dtype) -> torch.dtype:
         """The fork leaves the adapter in float32 over a half-precision base, and casts the result back."""

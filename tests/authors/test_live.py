@@ -14,6 +14,8 @@ from torch import nn
 from oracles.authors import Author, available, cases, loader
 from oracles.authors.cases import RecordedCase
 from oracles.authors.delora import DeloraAuthor
+from oracles.authors.dora import DoraAuthor
+from oracles.authors.ia3 import Ia3Author
 from oracles.authors.registry import AUTHORS
 from oracles.implementation import AdapterSpec, Unsupported
 from refs import catalog as catalogue
@@ -99,8 +101,8 @@ def test_saved_and_loaded_is_the_same_function(variant: str, oracle: str, tmp_pa
     author = live(variant, oracle).implementation()
     adapted = author.adapt(base(), spec(variant, oracle))
     with torch.no_grad():
-        for slot in adapted.slots.values():
-            slot.tensor.add_(torch.linspace(0.1, 0.9, slot.tensor.numel()).view_as(slot.tensor))
+        for number, slot in enumerate(adapted.slots.values(), start=1):
+            slot.tensor.add_(torch.linspace(0.1, number, slot.tensor.numel()).view_as(slot.tensor))
     author.save(adapted, tmp_path / "adapter.pt")
     again = author.load(base(), spec(variant, oracle), tmp_path / "adapter.pt")
     x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -150,6 +152,30 @@ def test_delora_as_shipped_never_moves_the_weight(as_shipped: bool) -> None:
         optimizer.step()
     assert not torch.equal(adapted.slots["A"].tensor, A)
     assert torch.equal(adapted.module(eye), start) == as_shipped
+
+
+def test_the_general_path_of_ia3_leaves_the_bias_alone() -> None:
+    live("ia3", "author")
+    zero = torch.zeros(4, dtype=torch.float64)
+    for general, factor in ((False, 2.0), (True, 1.0)):
+        layer = base()
+        adapted = Ia3Author(general=general).adapt(layer, AdapterSpec("ia3"))
+        with torch.no_grad():
+            adapted.slots["l"].tensor.fill_(2.0)
+        assert torch.equal(adapted.module(zero), factor * layer.bias)
+
+
+@pytest.mark.parametrize("simple", [True, False])
+def test_dora_detaches_its_norm_when_simple(simple: bool) -> None:
+    """Scaling V = W + s B A changes nothing, so the undetached gradient is orthogonal to V in every row."""
+    live("dora", "author")
+    adapted = DoraAuthor(simple=simple).adapt(base(), AdapterSpec("dora", rank=4, alpha=4.0))
+    with torch.no_grad():
+        adapted.slots["A"].tensor.copy_(torch.eye(4, dtype=torch.float64))
+    (adapted.module(torch.eye(4, dtype=torch.float64)) ** 3).sum().backward()
+    V, grad = base().weight, adapted.slots["B"].tensor.grad
+    assert grad is not None
+    assert ((grad * V).sum(dim=1).abs().max() < 1e-9) == (not simple)
 
 
 def test_an_unknown_oracle_is_refused() -> None:

@@ -120,6 +120,9 @@ FILE = f'"a.py" = {{ path = "p/a.py", sha256 = "{"0" * 64}" }}'
         (GOOD, FILE, '[cites.nolora]\nforward = ["a.py:f"]', "unknown variant or aspect"),
         (GOOD, FILE, '[cites.lora]\nforward = ["b.py:f"]', "there is no reference `b.py`"),
         (GOOD, FILE, '[cites.lora]\nforward = ["a.py"]', "is not ALIAS:SYMBOL"),
+        (GOOD, "a = 1", "", "is malformed"),
+        (GOOD.replace('url = ""', 'url = "{nosuch}"'), FILE, "", "is malformed: 'nosuch'"),
+        (GOOD.replace("package", "repository").replace('"1"', "1"), FILE, "", "is malformed"),
     ],
 )
 def test_a_malformed_catalogue_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,21 @@ def test_a_broken_file_is_a_sentence(tmp_path: Path, name: str) -> None:
     missing = cite_file(path, "f", alias="subject.py").missing
     assert missing is not None
     assert missing.startswith("subject.py ")
+
+
+def test_deep_nesting_is_a_sentence_too(tmp_path: Path) -> None:
+    path = tmp_path / "deep.py"
+    path.write_text("def f():\n    return 1" + " + 1" * 2500 + "\n", encoding="utf-8")
+    with pytest.raises(SourceError, match=r"deep\.py (is nested too deeply|cannot be parsed)"):
+        find(path, "f", "wanted")
+    with pytest.raises(SourceError, match=r"deep\.py (is nested too deeply|cannot be parsed)"):
+        symbol_digest(path, "f")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.py")
+    with pytest.raises(SourceError, match="is not a file"):
+        find(tmp_path / "pipe.py", "f")
 
 
 @pytest.mark.parametrize("path", ["absent.py", "folder"])
