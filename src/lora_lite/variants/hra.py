@@ -33,10 +33,11 @@ class HRA(Variant):
         are degenerate there, since two equal columns span one direction. It starts unpaired: r independent
         columns ~ U(-1/√r, 1/√r). Any rank up to in_features.
     How it is computed
-        Compact WY: with Û the normalised columns, H₁ … H_r = I - Û T Ûᵀ, T⁻¹ = ½ I + striu(ÛᵀÛ) (r × r, upper
-        triangular). So x Hᵀ = x - ((x Û) Tᵀ) Ûᵀ: two skinny products in front of the layer, in fp32 and
-        outside autocast, and nothing of size in × in or out × in. Where x needs no gradient (a model's first
-        layer) the same is subtracted behind it, y - ((x Û) Tᵀ) (W Û)ᵀ, and backward need not pass W.
+        Compact WY: with Û the normalised columns, H₁ … H_r = I - Û M⁻¹ Ûᵀ, M = ½ I + striu(ÛᵀÛ) (r × r, upper
+        triangular). So x Hᵀ = x - ((x Û) M⁻ᵀ) Ûᵀ: two skinny products and a triangular solve in front of the
+        layer, in fp32 and outside autocast, and nothing of size in × in or out × in. Where x needs no
+        gradient (a model's first layer) the same is subtracted behind it, y - ((x Û) M⁻ᵀ) (W Û)ᵀ, and the
+        backward pass need not go through W.
 
     References
         https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/hra/layer.py
@@ -75,32 +76,35 @@ class HRA(Variant):
         self.U.copy_(distinct.uniform_(-bound, bound).repeat_interleave(copies, dim=1))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Û (in, r) and T (r, r) with H = I - Û T Ûᵀ; Q and 2I in Gram-Schmidt mode."""
-        eye = torch.eye(self.config.rank, dtype=self.U.dtype, device=self.U.device)
+        """Û (in, r) and M (r, r) with H = I - Û M⁻¹ Ûᵀ; Q and ½ I in Gram-Schmidt mode."""
+        half = torch.eye(self.config.rank, dtype=self.U.dtype, device=self.U.device) / 2
         if self.config.gram_schmidt:
-            return torch.linalg.qr(self.U).Q, 2 * eye
+            return torch.linalg.qr(self.U).Q, half
         unit = self.U / self.U.norm(dim=0)
-        inverse = eye / 2 + (unit.T @ unit).triu(1)
-        return unit, torch.linalg.solve_triangular(inverse, eye, upper=True)
+        return unit, half + (unit.T @ unit).triu(1)
+
+    def coordinates(self, x: Tensor, unit: Tensor, M: Tensor) -> Tensor:
+        """(x Û) M⁻ᵀ (n, r) for x (n, in): solved, since an explicit inverse loses digits for r above in."""
+        return torch.linalg.solve_triangular(M.T, linear(x, unit.T), upper=False, left=False)
 
     def before(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """x Hᵀ = x - ((x Û) Tᵀ) Ûᵀ."""
+        """x Hᵀ = x - ((x Û) M⁻ᵀ) Ûᵀ."""
         if self._acts_behind(layer, x):
             return x
         with full_precision(x):
-            unit, T = self.factors()
+            unit, M = self.factors()
             wide = x.to(unit.dtype).reshape(-1, self.in_features)
-            h = linear(linear(wide, unit.T), T)
+            h = self.coordinates(wide, unit, M)
             return torch.addmm(wide, h, unit.T, alpha=-1).view(x.shape).to(x.dtype)
 
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """y - ((x Û) Tᵀ) (W Û)ᵀ, the same, for an x that needs no gradient."""
+        """y - ((x Û) M⁻ᵀ) (W Û)ᵀ, the same, for an x that needs no gradient."""
         if not self._acts_behind(layer, x):
             return y
         with full_precision(x):
-            unit, T = self.factors()
-            h = linear(linear(x.to(unit.dtype), unit.T), T)
-            return add(y, -linear(h, weight_of(layer) @ unit))
+            unit, M = self.factors()
+            h = self.coordinates(x.to(unit.dtype).reshape(-1, self.in_features), unit, M)
+            return add(y, -linear(h, weight_of(layer) @ unit).view(y.shape))
 
     def _acts_behind(self, layer: nn.Module, x: Tensor) -> bool:
         """Whether to correct the output: only for U's sake would the gradient have to come back through W. An
@@ -109,6 +113,6 @@ class HRA(Variant):
         return alone and weight_problem(layer) is None and layer.weight.dtype == self.U.dtype
 
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """W H = W - (W Û) T Ûᵀ."""
-        unit, T = self.factors()
-        return W - (W @ unit) @ T @ unit.T, b
+        """W H = W - ((W Û) M⁻¹) Ûᵀ."""
+        unit, M = self.factors()
+        return W - torch.linalg.solve_triangular(M, W @ unit, upper=True, left=False) @ unit.T, b
