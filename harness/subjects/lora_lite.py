@@ -50,7 +50,10 @@ class LoraLite(Implementation):
         lora_lite.save(adapted.module, path)
 
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
-        lora_lite.load(base, path)
+        if path.is_dir():
+            lora_lite.load_peft(base, path)
+        else:
+            lora_lite.load(base, path)
         return adapted(base)
 
     def merge(self, adapted: Adapted) -> nn.Linear:

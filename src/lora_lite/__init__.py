@@ -20,6 +20,7 @@ from .config import (
     LoRAConfig,
     PiSSAConfig,
 )
+from .interchange import load_peft, save_peft
 from .variant import VARIANTS, Variant, config_from_dict, register
 
 __version__ = "0.1.0"
@@ -39,9 +40,11 @@ __all__ = [
     "config_from_dict",
     "detach",
     "load",
+    "load_peft",
     "merge",
     "parameters",
     "register",
     "save",
+    "save_peft",
     "variants",
 ]

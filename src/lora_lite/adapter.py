@@ -70,10 +70,10 @@ def attach(model: nn.Module, config: AdapterConfig) -> dict[str, Variant]:
     """
     chosen = {}
     for name, layer in find_targets(model, config).items():
-        chosen[name] = _make(name, layer, config, _options(model, name, config))
+        chosen[name] = make(name, layer, config, _options(model, name, config))
     for name, adapter in chosen.items():
         adapter.init(model.get_submodule(name))
-    _install(model, chosen)
+    install(model, chosen)
     return chosen
 
 
@@ -87,7 +87,7 @@ def _options(model: nn.Module, name: str, config: AdapterConfig) -> dict[str, An
     return {"feedforward": side if isinstance(side, bool) else matches(name, side)}
 
 
-def _make(name: str, layer: nn.Module, config: AdapterConfig, options: dict[str, Any]) -> Variant:
+def make(name: str, layer: nn.Module, config: AdapterConfig, options: dict[str, Any]) -> Variant:
     """An uninitialised adapter for one layer, not yet on it. Raises ValueError, naming the layer."""
     try:
         _check_free(layer)
@@ -107,7 +107,7 @@ def _check_free(layer: nn.Module) -> None:
         raise ValueError("nn.MultiheadAttention reads its weight and never calls it, so no hook would run")
 
 
-def _install(model: nn.Module, chosen: dict[str, Variant]) -> None:
+def install(model: nn.Module, chosen: dict[str, Variant]) -> None:
     """Freeze the model, then put the adapters on their layers."""
     _freeze(model)
     for name, adapter in chosen.items():
@@ -223,10 +223,10 @@ def load(model: nn.Module, path: str | PathLike[str]) -> dict[str, Variant]:
     chosen = {}
     for name, entry in entries.items():
         layer = checkpoint.layer_for(model, name)
-        adapter = _make(name, layer, config, entry.options)
+        adapter = make(name, layer, config, entry.options)
         checkpoint.check(name, entry, adapter, layer)
         chosen[name] = adapter
     for name, adapter in chosen.items():
         adapter.restore(model.get_submodule(name), entries[name].tensors)
-    _install(model, chosen)
+    install(model, chosen)
     return chosen

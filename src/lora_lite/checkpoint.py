@@ -77,14 +77,18 @@ def read(path: str | PathLike[str]) -> tuple[AdapterConfig, dict[str, Entry]]:
     source = Path(path)
     if not source.is_file():
         raise ValueError(f"there is no adapter file {str(source)!r}")
+    return parse(source, *read_safetensors(source))
+
+
+def read_safetensors(source: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors. Raises ValueError for anything that is not a whole safetensors file."""
     reject_pickle(source)
     try:
         with safe_open(source, framework="pt", device="cpu") as file:
             meta = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return meta, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{str(source)!r} is not a readable safetensors file: {error}") from None
-    return parse(source, meta, tensors)
 
 
 def reject_pickle(source: Path) -> None:
