@@ -11,7 +11,7 @@ from typing import TextIO
 
 from reports import accept, audit_json, diff, files, html, markdown, merge, sarif
 from reports.console import Console
-from reports.errors import ReportsError
+from reports.errors import MergeRefused, ReportsError
 from reports.model import Audit
 from reports.text import one_line
 from reports.verdicts import audit_exit_code
@@ -98,6 +98,8 @@ def _render(given: argparse.Namespace, out: TextIO) -> int:
 
 
 def _merge(given: argparse.Namespace, out: TextIO) -> int:
+    if twice := [p for p in given.shards if given.shards.count(p) > 1]:
+        raise MergeRefused(f"{twice[0]} is given twice: shards must not overlap")
     audit = merge.merged({str(path): audit_json.read_shard(path) for path in given.shards})
     audit_json.write(audit, given.output)
     if given.report:

@@ -112,4 +112,10 @@ def quoted_aspects(subject: Subject, variant: str) -> list[str]:
 
 def variants_of(run: Run) -> list[str]:
     """The variants that were asked about, in the review's order."""
-    return sorted_variants([v.id for v in run.variants] + [c.variant for c in run.claims])
+    planned = [variant for claim_id in run.planned if (variant := planned_variant(claim_id))]
+    return sorted_variants([v.id for v in run.variants] + [c.variant for c in run.claims] + planned)
+
+
+def planned_variant(claim_id: str) -> str:
+    """The variant that a claim's id, ``check[variant-oracle]``, speaks of; empty if it is no such id."""
+    return claim_id.partition("[")[2].partition("-")[0]

@@ -17,7 +17,7 @@ from reports.text import shortened
 WORST_OF_ACCEPTABLE: Severity = "minor"
 NOTHING_CHECKED = "A deviation here would not be noticed, so the verdict cannot be Faithful."
 FAILURE_MODES = {
-    "missing_mode": "What the references train with this mode can be neither reproduced nor loaded.",
+    "mode_missing": "What the references train with this mode can be neither reproduced nor loaded.",
     "not_offered": "Whether an adapter survives being saved and loaded cannot be told.",
     "unverified": NOTHING_CHECKED,
 }
@@ -116,14 +116,12 @@ class Defect:
         if any(d.documented for d in declared):
             return True
         docstring = self.run.subject.docstrings.get(self.lead.variant, "")
-        words = self.diagnosis.documented_by if self.diagnosis else self._mode_words()
-        return any(_occurs(word, docstring) for word in words)
-
-    def _mode_words(self) -> tuple[str, ...]:
-        if self.kind != "missing_mode":
-            return ()
-        name = re.match(r"[\w-]+", _after_colon(self.lead.reason or ""))
-        return (re.sub(r"[_-]", "[_ -]?", name[0]),) if name else ()
+        if self.kind == "mode_missing":
+            names = re.findall(r"[\w-]+", _after_colon(self.lead.reason or ""))
+            return bool(names) and _letters(names[0]) in _letters(docstring)
+        return any(
+            _occurs(word, docstring) for word in (self.diagnosis.documented_by if self.diagnosis else ())
+        )
 
     @cached_property
     def tag(self) -> Tag:
@@ -135,7 +133,7 @@ class Defect:
     @cached_property
     def severity(self) -> Severity:
         """By DESIGN §7; a diagnosis that says how bad its mistake is has the last word."""
-        if self.kind in ("unverified", "missing_mode", "not_offered"):
+        if self.kind in ("unverified", "mode_missing", "not_offered"):
             return "major"
         said = self.diagnosis.severity if self.diagnosis else None
         if self.tag == "BUG":
@@ -168,7 +166,7 @@ class Defect:
         by_kind = {
             "error": f"The subject fails when `{lead.check}` is asked: {reason}",
             "unverified": f"{_aspects(self.claims)} cannot be verified: {reason}",
-            "missing_mode": f"A mode of the references is missing: {_after_colon(reason)}",
+            "mode_missing": f"A mode of the references is missing: {_after_colon(reason)}",
             "not_offered": f"{aspect.capitalize()} cannot be verified: the subject offers no save or no load",
             "declared": self._declared_title(),
         }
@@ -194,6 +192,11 @@ def _aspects(claims: Sequence[Claim]) -> str:
 
 def _after_colon(reason: str) -> str:
     return reason.partition(":")[2].strip() or reason
+
+
+def _letters(words: str) -> str:
+    """``words`` so that feed-forward, feed_forward and feedforward are the same."""
+    return re.sub(r"[\W_]", "", words.lower())
 
 
 def _occurs(word: str, docstring: str) -> bool:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from reports.model import CheckInfo, Claim, Declaration
 
 Key = tuple[str, str]
-Kind = str  # "difference" "error" "declared" "unverified" "missing_mode" "not_offered"
+Kind = str  # "difference" "error" "declared" "unverified" "mode_missing" "not_offered"
 MODE_MISSING, NOT_OFFERED = "mode missing:", "not offered: save_load"
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
-_SYNTAX = re.compile(r"[\\`*\[\]$&<>|]|~(?=~)|(?<=~)~|(?<![^\W_])_|_(?![^\W_])")
-_LEADING = re.compile(r"^(?:([#+=-])|(\d{1,9})([.)]))")
+# A bracket alone is literal; a link, an image or a definition needs what follows its end.
+_SYNTAX = re.compile(r"[\\`*$&<>|]|\](?=[(\[:]|$)|~(?=~)|(?<=~)~|(?<![^\W_])_|_(?![^\W_])")
+_LEADING = re.compile(r"^(?:([#+=-])|(\d{1,9})([.)])(?=\s|$))")
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
 
@@ -85,8 +86,9 @@ def safe_url(url: str | None) -> str | None:
 
 
 def shortened(text: str, limit: int) -> str:
-    """At most ``limit`` characters of ``text``, and how many were left out."""
-    return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit} more characters)"
+    """``text`` in at most ``limit`` characters, the number of those left out among them."""
+    kept = max(limit - 40, 0)
+    return text if len(text) <= limit else f"{text[:kept]} … ({len(text) - kept} more characters)"
 
 
 def number(value: float | None) -> str:

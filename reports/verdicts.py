@@ -36,7 +36,8 @@ def _verdict(run: Run, variant: str, findings: Sequence[Finding], prior: Prior |
     applicable = [c for c in claims if c.outcome != "not_applicable"]
     verified = [c for c in applicable if c.outcome in ("pass", "declared")]
     decisive = min(findings, key=lambda f: rank(f.severity, SEVERITIES), default=None)
-    grade, reason = _grade(decisive, len(verified), len(applicable))
+    missing = [i for i in missing_claims(run) if cites.planned_variant(i) == variant]
+    grade, reason = _grade(decisive, len(verified), len(applicable), len(missing))
     old = prior.variants.get(variant) if prior else None
     return Verdict(
         prior=old.verdict if old else None,
@@ -45,13 +46,16 @@ def _verdict(run: Run, variant: str, findings: Sequence[Finding], prior: Prior |
         new_bugs=sum(f.new for f in findings),
         doc_gaps=sum(is_doc_gap(f, claims) for f in findings),
         verified=len(verified),
-        applicable=len(applicable),
+        applicable=len(applicable) + len(missing),
     )
 
 
-def _grade(decisive: Finding | None, verified: int, applicable: int) -> tuple[Grade, str]:
-    if decisive and decisive.severity != "none":
+def _grade(decisive: Finding | None, verified: int, applicable: int, missing: int) -> tuple[Grade, str]:
+    grave = ("critical", "major") if missing else ("critical", "major", "minor")
+    if decisive and decisive.severity in grave:
         return GRADE[decisive.severity], _because(decisive)
+    if missing:
+        return "Partial", f"{missing} claims are missing"
     if verified == 0:
         return "Partial", "no claim was verified"
     return "Faithful", f"{verified} of {applicable} claims verified, and no difference found"

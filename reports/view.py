@@ -13,11 +13,10 @@ from reports.confirm import PriorLine, prior_lines
 from reports.grouping import covering, question
 from reports.model import Audit, Cite, Claim, Finding, OracleInfo, Run, Verdict
 from reports.order import ASPECT_TITLES, ASPECTS, rank
-from reports.text import listed, number
+from reports.text import listed, number, shortened
 from reports.verdicts import is_unverified, missing_claims
 
 ORACLE_NAMES = {"peft": "PEFT", "paper": "equation", "author": "author"}
-PARENTHESES = {"live": "live", "recorded": "recorded", "equation": "float64"}
 
 
 @dataclass(frozen=True)
@@ -165,13 +164,14 @@ def _section(audit: Audit, variant: str) -> Section:
     claims = [c for c in run.claims if c.variant == variant]
     found = [f for f in audit.findings if f.variant == variant]
     oracles = _oracles(run, claims)
+    missing = [i for i in missing_claims(run) if cites.planned_variant(i) == variant]
     return Section(
         id=variant,
         title=record.title if record else variant,
         paper=record.paper if record else "",
         equation=record.equation if record else "",
         verdict=verdict,
-        counts=_counts(verdict, claims, [i for i in missing_claims(run) if f"[{variant}-" in i]),
+        counts=_counts(verdict, claims, missing),
         references=_references(run, variant, oracles),
         facts=tuple(_facts(run, variant)),
         reference_quotes=tuple(
@@ -182,14 +182,14 @@ def _section(audit: Audit, variant: str) -> Section:
         differences=tuple(_difference(run, f, claims) for f in found),
         oracles=tuple(_oracle_name(o) for o in oracles),
         checks=tuple(_check_rows(run, claims, oracles)),
-        gaps=tuple(_gaps(claims, [i for i in missing_claims(run) if f"[{variant}-" in i])),
+        gaps=tuple(_gaps(claims, missing)),
         prior=tuple(prior_lines(audit, variant)),
     )
 
 
 def _counts(verdict: Verdict, claims: Sequence[Claim], missing: Sequence[str]) -> str:
-    skipped = len(claims) - verdict.applicable
-    words = f"{verdict.verified} of {verdict.applicable + len(missing)} claims verified"
+    skipped = len(claims) + len(missing) - verdict.applicable
+    words = f"{verdict.verified} of {verdict.applicable} claims verified"
     words += f", {skipped} not applicable" if skipped else ""
     return words + (f", {len(missing)} missing" if missing else "")
 
@@ -214,8 +214,10 @@ def _oracle(info: OracleInfo) -> str:
     """``PEFT 0.21.2 (live)``; a recording with its date."""
     version = info.version or (info.commit or "")[:7]
     when = f" {info.recorded_on}" if info.kind == "recorded" and info.recorded_on else ""
+    if info.kind == "equation":
+        return info.title if "float64" in info.title else f"{info.title} (float64)"
     name = info.title if not version or version in info.title else f"{info.title} {version}"
-    return f"{name} ({PARENTHESES[info.kind]}{when})"
+    return f"{name} ({info.kind}{when})"
 
 
 def _facts(run: Run, variant: str) -> Iterable[FactRow]:
@@ -302,14 +304,18 @@ def _smallest(own: Sequence[Claim]) -> str:
     w = claim.witness
     case = ", ".join(f"{k} {_shown(v)}" for k, v in w.case.items())
     words = f"{case}: " if case else ""
-    words += f"{w.quantity}: expected {w.expected}, got {w.actual}"
+    words += f"{w.quantity}: expected {_long(w.expected)}, got {_long(w.actual)}"
     if claim.ratio is not None:
         words += f"; ratio {number(claim.ratio)}, threshold {number(claim.threshold)}"
-    return words + (f" ({w.note})" if w.note else "")
+    return words + (f" ({_long(w.note)})" if w.note else "")
+
+
+def _long(words: str) -> str:
+    return shortened(words, 300)
 
 
 def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return shortened(f"{value:g}" if isinstance(value, float) else str(value), 120)
 
 
 def _against(lead: Claim, claims: Sequence[Claim]) -> str:
@@ -385,7 +391,7 @@ def _gaps(claims: Sequence[Claim], missing: Sequence[str]) -> Iterable[Gap]:
     by_reason: dict[tuple[str, str], list[str]] = {}
     for claim in claims:
         if claim.outcome in ("unverified", "not_applicable"):
-            key = (claim.outcome.replace("_", " "), claim.reason or "no reason given")
+            key = (claim.outcome.replace("_", " "), shortened(claim.reason or "no reason given", 500))
             by_reason.setdefault(key, []).append(claim.id)
     for claim_id in missing:
         by_reason.setdefault(("missing", "the run ended before it was concluded"), []).append(claim_id)

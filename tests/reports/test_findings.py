@@ -1,0 +1,209 @@
+"""One defect, one finding; tagged by who agrees, by what is documented, and by how bad it is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from reports.build import judge
+from reports.model import Finding, PriorFinding, Run
+from tests.reports.runs import FORWARD, claim, declaration, diagnosis, prior, run
+
+ATTACHED = {"severity": "major", "documented_by": ("flows through the norm",)}
+
+
+def found(made: Run, *args: object) -> tuple[Finding, ...]:
+    return judge(made, *args).findings  # type: ignore[arg-type]
+
+
+def only(made: Run, *args: object) -> Finding:
+    (finding,) = found(made, *args)
+    return finding
+
+
+def test_nothing_is_found_where_everything_holds():
+    assert found(run()) == ()
+
+
+def test_the_same_mistake_in_several_checks_is_one_finding():
+    checks = ("init.identity", FORWARD, "dropout.active")
+    finding = only(run(*(claim(c, outcome="fail", diagnosis=diagnosis()) for c in checks)))
+    assert len(finding.claims) == 3
+    assert finding.title == diagnosis().summary
+    assert finding.failure_mode == diagnosis().failure_mode
+
+
+def test_two_mistakes_are_two_findings():
+    a = claim(FORWARD, outcome="fail", diagnosis=diagnosis("lora.a"))
+    b = claim("dropout.active", outcome="fail", diagnosis=diagnosis("lora.b"))
+    assert [f.id for f in found(run(a, b))] == ["D1", "D2"]
+
+
+def test_one_check_against_several_oracles_is_one_finding():
+    finding = only(run(*(claim(FORWARD, oracle=o, outcome="fail") for o in ("peft", "paper"))))
+    assert (finding.tag, finding.severity, len(finding.claims)) == ("BUG", "critical", 2)
+    assert finding.title == "The output differs."
+
+
+def test_an_undiagnosed_claim_joins_the_diagnosed_one_of_its_check():
+    pair = (
+        claim(FORWARD, outcome="fail", diagnosis=diagnosis()),
+        claim(FORWARD, oracle="paper", outcome="fail"),
+    )
+    assert len(only(run(*pair)).claims) == 2
+
+
+def test_a_check_that_follows_another_failing_one_joins_it():
+    claims = [claim(c, outcome="fail") for c in (FORWARD, "training.sgd", "step0.gradients", "dtype.output")]
+    finding = only(run(*claims))
+    assert finding.aspect == "forward"
+    assert len(finding.claims) == 4
+
+
+def test_a_check_that_follows_one_that_holds_stands_alone():
+    claims = claim(FORWARD), claim("training.sgd", outcome="fail")
+    assert only(run(*claims)).aspect == "training"
+
+
+def test_a_failure_against_another_oracle_is_not_explained():
+    claims = (
+        claim(FORWARD, oracle="author", outcome="fail"),
+        claim(FORWARD, oracle="peft"),
+        claim("training.sgd", oracle="peft", outcome="fail"),
+    )
+    assert [f.tag for f in found(run(*claims))] == ["BUG", "OK-undoc"]
+
+
+def test_findings_are_ordered_by_severity_then_aspect():
+    checks = ("dtype.output", "save_load.round_trip", FORWARD, "init.identity", "shapes.canonical")
+    claims = [claim(c, outcome="fail") for c in checks]
+    info = {k: dataclasses.replace(v, follows=()) for k, v in run().checks.items()}
+    assert [f.aspect for f in found(run(*claims, checks=info))] == [
+        "init", "forward", "shapes", "save_load", "dtype",
+    ]  # fmt: skip
+
+
+def test_who_agrees_with_one_reference_has_no_bug():
+    finding = only(run(claim(FORWARD, outcome="fail"), claim(FORWARD, oracle="author")))
+    assert (finding.tag, finding.severity) == ("OK-undoc", "minor")
+
+
+def test_agreement_in_one_mode_does_not_excuse_another():
+    failing = dataclasses.replace(claim(FORWARD, outcome="fail"), id=f"{FORWARD}[lora-gram_schmidt-peft]")
+    assert only(run(failing, claim(FORWARD, oracle="paper"))).tag == "BUG"
+
+
+def test_a_form_that_some_reference_has_is_no_bug():
+    other = diagnosis(
+        "lora.gaussian_a", agrees_with="the paper", documented_by=("gaussian",), severity="minor"
+    )
+    failing = claim("init.identity", outcome="fail", diagnosis=other)
+    said = only(run(failing, docstring="A is Gaussian, as in the paper."))
+    unsaid = only(run(failing, docstring="A is random."))
+    assert (said.tag, said.severity) == ("OK-doc", "none")
+    assert (unsaid.tag, unsaid.severity) == ("OK-undoc", "minor")
+
+
+def test_a_documented_choice_keeps_the_severity_of_its_mistake():
+    failing = claim(
+        "step0.gradients", "dora", outcome="fail", diagnosis=diagnosis("dora.norm_attached", **ATTACHED)
+    )
+    said = only(run(failing, docstring="The gradient flows through the norm."))
+    unsaid = only(run(failing))
+    assert (said.tag, said.severity) == ("OK-doc", "major")
+    assert (unsaid.tag, unsaid.severity) == ("BUG", "critical")
+
+
+def test_words_that_are_no_regular_expression_are_taken_literally():
+    other = diagnosis(agrees_with="the author", documented_by=("[unclosed",))
+    assert only(run(claim(FORWARD, outcome="fail", diagnosis=other), docstring="[unclosed")).tag == "OK-doc"
+
+
+def test_an_error_is_a_bug_with_its_reason():
+    finding = only(run(claim(FORWARD, outcome="error", reason="lora_lite raised ValueError: no")))
+    assert (finding.tag, finding.severity) == ("BUG", "critical")
+    assert "raised ValueError: no" in finding.title
+
+
+def test_the_same_error_everywhere_is_one_finding():
+    claims = [
+        claim(c, outcome="error", reason=f"raised at 0x{n}") for n, c in enumerate((FORWARD, "init.identity"))
+    ]
+    assert len(only(run(*claims)).claims) == 2
+
+
+def test_what_cannot_be_verified_is_said_once_per_reason():
+    claims = [claim(FORWARD, oracle=o, outcome="unverified", reason="not synced") for o in ("peft", "author")]
+    finding = only(run(*claims))
+    assert (finding.tag, finding.severity) == ("OK-undoc", "major")
+    assert finding.title == "Forward equation cannot be verified: not synced"
+    assert judge(run(*claims)).verdicts["lora"].doc_gaps == 0
+
+
+def test_not_applicable_is_no_finding():
+    assert (
+        found(run(claim(FORWARD), claim("dropout.active", outcome="not_applicable", reason="no dropout")))
+        == ()
+    )
+
+
+def test_a_missing_mode_is_a_finding():
+    missing = claim(
+        "forward.modes", "ia3", outcome="not_applicable", reason="mode missing: feedforward is refused"
+    )
+    finding = only(run(missing))
+    assert (finding.tag, finding.severity) == ("OK-undoc", "major")
+    assert only(run(missing, docstring="Gates outputs only; feed-forward is left out.")).tag == "OK-doc"
+
+
+def test_no_save_is_a_finding_and_no_bug():
+    reason = "not offered: save_load: the subject has no save"
+    finding = only(run(claim("save_load.round_trip", outcome="not_applicable", reason=reason)))
+    assert (finding.tag, finding.severity) == ("OK-undoc", "major")
+
+
+def test_a_declared_deviation_is_tagged_by_the_docstring():
+    declared = claim("dtype.output", outcome="declared")
+    said = only(run(declared, declarations=(declaration("dtype.output"),)))
+    unsaid = only(run(declared, declarations=(declaration("dtype.output", documented=False),)))
+    assert (said.tag, said.severity, said.title) == ("OK-doc", "none", "by design")
+    assert (unsaid.tag, unsaid.severity) == ("OK-undoc", "minor")
+
+
+def test_a_declared_gradient_is_major():
+    declared = claim("step0.gradients", outcome="declared")
+    finding = only(run(declared, declarations=(declaration("step0.gradients"),)))
+    assert (finding.tag, finding.severity) == ("OK-doc", "major")
+
+
+def test_a_bug_that_the_prior_review_has_is_not_new():
+    failing = run(claim(FORWARD, outcome="fail"))
+    known = PriorFinding("P1", "the forward is wrong", checks=("forward.*",))
+    assert only(failing, prior("lora", "Buggy")).new
+    assert only(failing).new
+    assert not only(failing, prior("lora", "Buggy", known)).new
+
+
+def test_another_mistake_in_the_same_check_is_new():
+    failing = run(claim(FORWARD, outcome="fail", diagnosis=diagnosis("lora.b")))
+    known = PriorFinding("P1", "wrong", checks=(FORWARD,), mistakes=("lora.a",))
+    assert only(failing, prior("lora", "Buggy", known)).new
+
+
+def test_a_bug_overturns_faithful_and_only_that():
+    failing = run(claim(FORWARD, outcome="fail"))
+    assert only(failing, prior("lora", "Faithful")).overturn
+    assert not only(failing, prior("lora", "Partial")).overturn
+    unverified = run(claim(FORWARD, outcome="unverified", reason="absent"))
+    assert not only(unverified, prior("lora", "Faithful")).overturn
+
+
+def test_a_prior_bug_that_a_reference_shares_is_overturned():
+    shared = run(claim(FORWARD, outcome="fail"), claim(FORWARD, oracle="author"))
+    known = PriorFinding("P1", "wrong", checks=(FORWARD,))
+    assert only(shared, prior("lora", "Buggy", known)).overturn
+
+
+def test_findings_cite_both_sides():
+    finding = only(run(claim(FORWARD, outcome="fail")))
+    assert finding.subject_cites[0].label == "tests/reports/sample.py:L7"
+    assert any(c.label.startswith("peft_lora_layer.py:L") for c in finding.reference_cites)
