@@ -21,7 +21,7 @@ from .config import (
     PiSSAConfig,
 )
 from .interchange import load_peft, save_peft
-from .variant import VARIANTS, Variant, config_from_dict, register
+from .variant import VARIANTS, Variant, config_from_dict, register, weight_of
 
 __version__ = "0.1.0"
 
@@ -47,4 +47,5 @@ __all__ = [
     "save",
     "save_peft",
     "variants",
+    "weight_of",
 ]
