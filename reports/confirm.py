@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from reports.model import Audit, Claim, Finding, PriorFinding, PriorVariant, Verdict
 from reports.order import GRADES
-from reports.prior import FAITHFUL
+from reports.prior import FAITHFUL, asks, tells_of
 from reports.text import listed
 from reports.verdicts import is_unverified
 
@@ -44,7 +43,8 @@ def _verdict_line(
     missed = [f.id for f in found if f.new]
     also = f" It missed {listed(missed)}." if missed else ""
     if old.verdict in FAITHFUL and overturning:
-        return PriorLine(quote, "[OVERTURN]", f"{listed(overturning)} say otherwise: now {now.verdict}.")
+        say = "says" if len(overturning) == 1 else "say"
+        return PriorLine(quote, "[OVERTURN]", f"{listed(overturning)} {say} otherwise: now {now.verdict}.")
     if old.verdict == now.verdict:
         return PriorLine(quote, "Confirmed", f"The verdict is {now.verdict} again.{also}")
     better = GRADES.index(now.verdict) < GRADES.index(old.verdict)
@@ -57,18 +57,19 @@ def _finding_line(
     variant: PriorVariant, old: PriorFinding, claims: Sequence[Claim], found: Sequence[Finding]
 ) -> PriorLine:
     quote = f"{variant.variant} · {variant.verdict} · {old.quote}"
-    asked = [c for c in claims if _asks(old, c)]
-    told = [f for f in found if _tells(f, old, asked) and not is_unverified(f, claims)]
+    asked = [c for c in claims if asks(old, c.check)]
+    by_id = {c.id: c for c in claims}
+    told = [f for f in found if tells_of(old, [by_id[i] for i in f.claims]) and not is_unverified(f, claims)]
     if told:
         return PriorLine(quote, *_still_there(old, told[0], asked))
+    broken = [f.id for f in found if any(c.outcome == "fail" and c.id in f.claims for c in asked)]
+    if broken:
+        return PriorLine(quote, "Corrected", f"The checks fail, but of another defect: {listed(broken)}.")
     answered = [c for c in asked if c.outcome == "pass"]
     silent = [c for c in asked if c.outcome in ("unverified", "error")]
     if silent or not answered:
         why = f"`{silent[0].id}` could not be answered" if silent else "no claim of this run asks it"
         return PriorLine(quote, "Not re-examined", f"{_sentence(why)}.")
-    broken = [f.id for f in found if set(f.claims) & {c.id for c in asked}]
-    if broken:
-        return PriorLine(quote, "Corrected", f"The checks fail, but of another defect: {listed(broken)}.")
     checks = listed(f"`{name}`" for name in dict.fromkeys(c.check for c in answered))
     return PriorLine(quote, "Fixed since", f"{len(answered)} claims now hold ({checks}).")
 
@@ -93,16 +94,3 @@ def _still_there(old: PriorFinding, now: Finding, asked: Sequence[Claim]) -> tup
             f"It is there, and declared or left out rather than wrong ({now.tag}): see {where}.",
         )
     return "Confirmed", f"See {where} ({now.tag})."
-
-
-def _asks(old: PriorFinding, claim: Claim) -> bool:
-    return any(fnmatchcase(claim.check, pattern) for pattern in old.checks)
-
-
-def _tells(finding: Finding, old: PriorFinding, asked: Sequence[Claim]) -> bool:
-    """Whether the finding is about what the prior finding says: the same mistake, else the same checks."""
-    own = [c for c in asked if c.id in finding.claims]
-    mistakes = {c.diagnosis.mistake for c in own if c.diagnosis}
-    if old.mistakes and mistakes:
-        return bool(mistakes & set(old.mistakes))
-    return bool(own)

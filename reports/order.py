@@ -20,7 +20,7 @@ ASPECTS = (
     "targets",
 )
 # Which aspect names a defect that shows in several: a wrong forward also has wrong step-0 gradients.
-LEADING = ("shapes", "init", "scale", "forward", "step0", *ASPECTS[5:])
+LEADING = ("shapes", "init", "forward", "scale", "step0", *ASPECTS[5:])
 ASPECT_TITLES = {
     "shapes": "parameter shapes",
     "init": "initialisation",

@@ -90,29 +90,38 @@ def prior_of(audit: Audit, title: str) -> Prior:
         mine = [f for f in audit.findings if f.variant == variant]
         found = [f for f in mine if not is_unverified(f, audit.run.claims)]
         told = tuple(
-            PriorFinding(f.id, f.title, f.tag, *_asked([claims[i] for i in f.claims if i in claims]))
-            for f in found
+            PriorFinding(f.id, f.title, f.tag, *_asked([claims[i] for i in f.claims])) for f in found
         )
         variants[variant] = PriorVariant(variant, verdict.verdict, told)
     return Prior(title, variants)
 
 
 def _asked(claims: Sequence[Claim]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The checks and the mistakes of some claims, each once."""
+    """The checks and the mistakes that a finding is about: of its first claim, and of what explains it.
+
+    The other claims show consequences; another defect can have the same ones.
+    """
     mistakes = {c.diagnosis.mistake: None for c in claims if c.diagnosis}
-    return tuple({c.check: None for c in claims}), tuple(mistakes)
+    checks = {c.check: None for c in claims if c.diagnosis or c.check == claims[0].check}
+    return tuple(checks), tuple(mistakes)
 
 
 def matching(prior: PriorVariant | None, claims: Sequence[Claim]) -> PriorFinding | None:
     """The prior finding that tells of the defect behind ``claims``, if any does."""
+    return next((old for old in (prior.findings if prior else ()) if tells_of(old, claims)), None)
+
+
+def tells_of(old: PriorFinding, claims: Sequence[Claim]) -> bool:
+    """Whether a prior finding is about the defect behind ``claims``: its mistake, else its check."""
     checks, mistakes = _asked(claims)
-    for old in prior.findings if prior else ():
-        if old.mistakes and mistakes:
-            if set(old.mistakes) & set(mistakes):
-                return old
-        elif any(fnmatchcase(check, pattern) for check in checks for pattern in old.checks):
-            return old
-    return None
+    if old.mistakes and mistakes:
+        return bool(set(old.mistakes) & set(mistakes))
+    return any(asks(old, check) for check in checks)
+
+
+def asks(old: PriorFinding, check: str) -> bool:
+    """Whether the check asks what the prior finding tells of."""
+    return any(fnmatchcase(check, pattern) for pattern in old.checks)
 
 
 def contradicts(prior: PriorVariant | None, known: PriorFinding | None, tag: Tag, severity: Severity) -> bool:

@@ -129,3 +129,10 @@ def test_a_bomb_is_not_read(tmp_path):
         load_prior(tmp_path / "p.toml")
     with pytest.raises(ReportsError):
         load_prior(tmp_path)
+
+
+def test_a_consequence_is_not_what_the_prior_review_saw():
+    old = line("dtype.output")
+    claims = claim(FORWARD, outcome="fail"), claim("dtype.output", outcome="fail")
+    assert statuses(old, *claims)[1] == "Corrected"
+    assert judge(run(*claims), prior("lora", "Partial", old)).findings[0].new
