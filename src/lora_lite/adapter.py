@@ -22,6 +22,7 @@ from .variant import (
     variant_of,
     weight_of,
     weight_problem,
+    widened,
 )
 
 __all__ = ["adapters", "attach", "detach", "load", "merge", "parameters", "save"]
@@ -182,10 +183,8 @@ def merge(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _fold(layer: nn.Module) -> None:
-    adapter = _take_off(layer)
-    wide = next(adapter.parameters()).dtype
-    bias = bias_of(layer)
-    W, b = adapter.merged(weight_of(layer).to(wide), None if bias is None else bias.to(wide))
+    W, bias = widened(weight_of(layer)), bias_of(layer)
+    W, b = _take_off(layer).to(W.dtype).merged(W, None if bias is None else bias.to(W.dtype))
     # New parameters, not writes: a weight tied to another module is not this layer's alone.
     _set(layer, "weight", in_layout(layer, W))
     if b is not None:

@@ -28,6 +28,7 @@ __all__ = [
     "variant_of",
     "weight_of",
     "weight_problem",
+    "widened",
 ]
 
 DENSE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
@@ -94,6 +95,11 @@ def weight_problem(layer: nn.Module) -> str | None:
 def add(y: Tensor, delta: Tensor) -> Tensor:
     """y + delta in y's dtype: a fp32 delta is added before the rounding, not after it."""
     return (y + delta).to(y.dtype)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in at least fp32: what LAPACK takes, and what sums are carried in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def full_precision(x: Tensor) -> torch.autocast:

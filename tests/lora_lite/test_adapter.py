@@ -219,3 +219,18 @@ def test_model_can_change_dtype_and_back_off() -> None:
     layer.to(torch.bfloat16)
     layer(torch.randn(2, 12, dtype=torch.bfloat16))
     assert torch.equal(lora_lite.detach(layer).weight, W.to(torch.bfloat16))
+
+
+def test_model_can_be_halved_after_attach(config: AdapterConfig) -> None:
+    layer, x = linear(), torch.randn(3, 12)
+    lora_lite.attach(layer, config)
+    perturb(layer, 0.1)
+    y = layer(x)
+    layer.to(torch.bfloat16)
+    for grad in (False, True):
+        half = layer(x.to(torch.bfloat16).requires_grad_(grad))
+        assert half.dtype == torch.bfloat16
+        torch.testing.assert_close(half.float(), y, rtol=0.1, atol=0.1)
+    lora_lite.merge(layer)
+    assert layer.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(layer(x.to(torch.bfloat16)).float(), y, rtol=0.1, atol=0.1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..config import HRAConfig
-from ..variant import Variant, add, full_precision, register, weight_of, weight_problem
+from ..variant import Variant, add, full_precision, register, weight_of, weight_problem, widened
 
 __all__ = ["HRA"]
 
@@ -77,10 +77,11 @@ class HRA(Variant):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Û (in, r) and M (r, r) with H = I - Û M⁻¹ Ûᵀ; Q and ½ I in Gram-Schmidt mode."""
-        half = torch.eye(self.config.rank, dtype=self.U.dtype, device=self.U.device) / 2
+        U = widened(self.U)
+        half = torch.eye(self.config.rank, dtype=U.dtype, device=U.device) / 2
         if self.config.gram_schmidt:
-            return torch.linalg.qr(self.U).Q, half
-        unit = self.U / self.U.norm(dim=0)
+            return torch.linalg.qr(U).Q, half
+        unit = U / U.norm(dim=0)
         return unit, half + (unit.T @ unit).triu(1)
 
     def coordinates(self, x: Tensor, unit: Tensor, M: Tensor) -> Tensor:
@@ -110,7 +111,8 @@ class HRA(Variant):
         """Whether to correct the output: only for U's sake would the gradient have to come back through W. An
         input that :meth:`before` has reflected carries a gradient, so the two never act both."""
         alone = torch.is_grad_enabled() and self.U.requires_grad and not x.requires_grad
-        return alone and weight_problem(layer) is None and layer.weight.dtype == self.U.dtype
+        wide = layer.weight.dtype in (torch.float32, torch.float64)  # widening another one would copy it
+        return alone and wide and weight_problem(layer) is None
 
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """W H = W - ((W Û) M⁻¹) Ûᵀ."""
