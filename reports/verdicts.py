@@ -8,6 +8,7 @@ from reports import cites
 from reports.grouping import MODE_MISSING, covering
 from reports.model import Audit, Claim, Finding, Grade, Prior, Run, Severity, Verdict
 from reports.order import SEVERITIES, rank
+from reports.text import listed
 
 GRADE: dict[Severity, Grade] = {
     "critical": "Buggy",
@@ -38,6 +39,8 @@ def _verdict(run: Run, variant: str, findings: Sequence[Finding], prior: Prior |
     decisive = min(findings, key=lambda f: rank(f.severity, SEVERITIES), default=None)
     missing = [i for i in missing_claims(run) if cites.planned_variant(i) == variant]
     grade, reason = _grade(decisive, len(verified), len(applicable), len(missing))
+    if grade == "Faithful" and findings:
+        reason += f"; every difference is documented ({listed(f.id for f in findings)})"
     old = prior.variants.get(variant) if prior else None
     return Verdict(
         prior=old.verdict if old else None,
@@ -58,7 +61,7 @@ def _grade(decisive: Finding | None, verified: int, applicable: int, missing: in
         return "Partial", f"{missing} claims are missing"
     if verified == 0:
         return "Partial", "no claim was verified"
-    return "Faithful", f"{verified} of {applicable} claims verified, and no difference found"
+    return "Faithful", f"{verified} of {applicable} claims verified"
 
 
 def _because(finding: Finding) -> str:

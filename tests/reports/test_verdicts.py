@@ -114,3 +114,12 @@ def test_a_missing_mode_fails_the_run_unless_declared():
 
 def test_a_missing_claim_fails_the_run():
     assert exit_code(claim(FORWARD), planned=(f"{FORWARD}[lora-peft]", "init.identity[lora-peft]")) == 1
+
+
+def test_faithful_names_what_is_documented():
+    declared = claim("dtype.output", outcome="declared")
+    judged = judge(run(claim(FORWARD), declared, declarations=(declaration("dtype.output"),))).verdicts[
+        "lora"
+    ]
+    assert judged.reason == "2 of 2 claims verified; every difference is documented (D1)"
+    assert judge(run()).verdicts["lora"].reason == "2 of 2 claims verified"
