@@ -144,6 +144,31 @@ class Ask:
 
         return measure.noise(at, pair.point, dtype, pair.case.generator(7))
 
+    def effective_noise(self, pair: Pair) -> dict[str, float]:
+        """Rounding noise of the effective weight and bias at the pair's parameters."""
+
+        def at(point: measure.Point) -> measure.Quantities:
+            W, b = paper.effective(self.forward, point.W, point.b, point.parameters, point.spec)
+            return {"effective weight": W, "effective bias": b}
+
+        with torch.no_grad():
+            return measure.noise(at, pair.point, coarser(pair.case.torch_dtype), pair.case.generator(7))
+
+    def amplification(self, case: Case) -> float:
+        """How much more than ``‖x‖ ‖W‖`` roundings the output can feel far from the start; at least one.
+
+        DoRA divides by a row norm that can come near zero; where a slot is missing this cannot be known and is
+        taken to be one.
+        """
+        try:
+            pair = self.pair(case, "far")
+        except Unverified:
+            return 1.0
+        operands = float(torch.linalg.vector_norm(case.x.double())) * float(torch.linalg.matrix_norm(case.weight.double()))
+        if operands == 0:
+            return 1.0
+        return max(1.0, self.noise(pair)["output"] / (measure.roundoff(coarser(case.torch_dtype)) * operands))
+
     def judge(
         self, case: Case, name: str, actual: Tensor, exact: Tensor, noise: float, kind: str = "formula"
     ) -> None:

@@ -4,28 +4,74 @@ from __future__ import annotations
 
 import dataclasses
 
-from harness.ask import Ask
+from harness.ask import Ask, Worst
 from harness.cases import Case
-from harness.registry import Check
+from harness.registry import CHECKS, Check
 from oracles.equation import Equation
+from oracles.implementation import Implementation
 from oracles.mistakes import Mistake, mistakes_of
 from reports.model import Diagnosis
 
-# Small enough to be quick, large enough that few mistakes coincide: distinct sizes, even rank, scale 2/3 or 4, bias.
+# Small enough to be quick, large enough that few mistakes coincide: distinct sizes, even rank, α ≠ r, a bias.
 GENERIC = (
     {"in_features": 6, "out_features": 5, "rank": 4, "alpha": 3.0, "bias": True, "batch": (5,), "seed": 1},
     {"in_features": 4, "out_features": 7, "rank": 2, "alpha": 8.0, "bias": True, "batch": (3,), "seed": 2},
 )
+# Where several mistakes explain a claim, these tell them apart: a mistake is a whole implementation.
+BATTERY = (
+    "init.deterministic",
+    "init.principal",
+    "init.pairs",
+    "step0.dead_parameters",
+    "forward.random_parameters",
+    "forward.gradients",
+    "dropout.placement",
+    "dropout.off_in_eval",
+    "dropout.expectation",
+)
 
 
 def diagnose(check: Check, ask: Ask, failing: Case, mode: str | None) -> Diagnosis | None:
-    """The first mistake whose values equal the subject's at the failing case and two more; None if none does."""
+    """The mistake whose values equal the subject's at the failing case and two more; None if none does.
+
+    It must fail the check itself, against the same oracle, where the subject does: otherwise it explains nothing.
+    """
     tried = [failing] + [c for c in (failing.but(**g) for g in GENERIC) if not holds(check, ask, c)]
-    for mistake in mistakes_of(ask.variant.id):
-        stand_in = dataclasses.replace(ask, oracle=Equation(mistake.forms, mistake.id), worst=type(ask.worst)())
-        if all(holds(check, stand_in, case) for case in tried):
-            return described(mistake, len(tried))
-    return None
+    explaining = [m for m in mistakes_of(ask.variant.id) if _explains(m, check, ask, tried)]
+    if not explaining:
+        return None
+    best = max(explaining, key=lambda m: _agreement(m, ask, failing)) if len(explaining) > 1 else explaining[0]
+    return described(best, len(tried))
+
+
+def _explains(mistake: Mistake, check: Check, ask: Ask, tried: list[Case]) -> bool:
+    other = Equation(mistake.forms, mistake.id)
+    if not all(holds(check, _with(ask, oracle=other), case) for case in tried):
+        return False
+    return not all(holds(check, _with(ask, subject=other), case) for case in tried)
+
+
+def _agreement(mistake: Mistake, ask: Ask, failing: Case) -> int:
+    """In how many questions of the battery the subject and the mistake agree."""
+    stand_in = _with(ask, oracle=Equation(mistake.forms, mistake.id))
+    asked = [c for id_ in BATTERY if (c := CHECKS.get(id_)) and c.applies(ask.variant)]
+    return sum(
+        holds(check, stand_in, failing.but(**generic, **_domain(check)))
+        for check in asked
+        for generic in GENERIC[:1]
+    )
+
+
+def _domain(check: Check) -> dict[str, object]:
+    if not check.domain.dropout:
+        return {"dropout": 0.0}
+    return {"dropout": check.domain.dropout, "in_features": 3, "batch": (16,), "dtype": "float32"}
+
+
+def _with(ask: Ask, *, subject: Implementation | None = None, oracle: Implementation | None = None) -> Ask:
+    return dataclasses.replace(
+        ask, subject=subject or ask.subject, oracle=oracle or ask.oracle, worst=Worst()
+    )
 
 
 def holds(check: Check, ask: Ask, case: Case) -> bool:

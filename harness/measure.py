@@ -2,8 +2,8 @@
 
 The ratio of DESIGN §9 is ``‖q − q64‖ / noise``. The noise of a quantity is measured, not bounded: q64 is computed
 again with every input (x, W, b, parameters, cotangent) perturbed by relative Gaussian steps of one unit roundoff,
-and the root mean square of the changes is what a backward-stable computation in that dtype would be off by. A
-floor from the operands' norms covers quantities in which the perturbations cancel exactly but roundings do not.
+and once more in float32, and the root mean square of the changes is what a stable computation in that dtype would
+be off by. A floor from the operands' norms covers quantities in which perturbations cancel but roundings do not.
 """
 
 from __future__ import annotations
@@ -65,12 +65,19 @@ class Point:
         def shake(t: Tensor) -> Tensor:
             return t * (1 + unit * torch.randn(t.shape, generator=generator, dtype=t.dtype))
 
+        return self._with(shake)
+
+    def to(self, dtype: torch.dtype) -> Point:
+        """Every tensor in ``dtype``."""
+        return self._with(lambda t: t.to(dtype))
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Point:
         return Point(
-            shake(self.x),
-            shake(self.W),
-            None if self.b is None else shake(self.b),
-            {name: shake(value) for name, value in self.parameters.items()},
-            shake(self.cotangent),
+            change(self.x),
+            change(self.W),
+            None if self.b is None else change(self.b),
+            {name: change(value) for name, value in self.parameters.items()},
+            change(self.cotangent),
             self.spec,
         )
 
@@ -101,33 +108,35 @@ Evaluate = Callable[[Point], Quantities]
 
 def noise(evaluate_at: Evaluate, at: Point, dtype: torch.dtype, generator: torch.Generator) -> dict[str, float]:
     """Per quantity, the Frobenius norm that rounding in ``dtype`` alone accounts for (see the module's text)."""
-    # Steps below sqrt(eps64) of float64 would drown in its own rounding: measure wide, scale back.
     unit = roundoff(dtype)
+    # Steps below sqrt(eps64) of float64 would drown in its own rounding: measure wide, scale back.
     step = max(unit, 1e-9)
     exact = evaluate_at(at)
-    total = {name: torch.zeros(()).double() for name in exact}
+    total = {name: 0.0 for name in exact}
     for _ in range(PERTURBATIONS):
-        for name, value in evaluate_at(at.perturbed(step, generator)).items():
-            total[name] = total[name] + (value - exact[name]).square().sum()
-    spread = {name: float((t / PERTURBATIONS).sqrt()) * unit / step for name, t in total.items()}
-    return {name: spread[name] + unit * _floor(name, exact, at) for name in exact}
+        near = at.perturbed(step, generator)
+        moved, single = evaluate_at(near), evaluate_at(near.to(torch.float32))
+        for name in exact:
+            spread = _size(moved[name] - exact[name]) * unit / step
+            rounding = _size(single[name].double() - moved[name]) * min(unit / roundoff(torch.float32), 1.0)
+            total[name] += spread**2 + rounding**2
+    return {name: (total[name] / PERTURBATIONS) ** 0.5 + unit * _floor(name, exact, at) for name in exact}
+
+
+def _size(t: Tensor) -> float:
+    return float(torch.linalg.vector_norm(t))
 
 
 def _floor(name: str, exact: Quantities, at: Point) -> float:
     """The size of the operands whose cancellation the quantity is the result of."""
-    output = float(torch.linalg.vector_norm(exact["output"]))
-    if name == "output":
-        return output
+    own = _size(exact[name])
     if not name.startswith("gradient of "):
-        return float(torch.linalg.vector_norm(exact[name]))
+        return own
     leaf = name.removeprefix("gradient of ")
-    value = at.x if leaf == "x" else at.parameters[leaf]
-    size = float(torch.linalg.vector_norm(value))
-    own = float(torch.linalg.vector_norm(exact[name]))
-    base = float(torch.linalg.vector_norm(at.x)) * float(torch.linalg.vector_norm(at.W))
+    size = _size(at.x if leaf == "x" else at.parameters[leaf])
     if size == 0:
         return own
-    return own + float(torch.linalg.vector_norm(at.cotangent)) * (output + base) / size
+    return own + _size(at.cotangent) * (_size(exact["output"]) + _size(at.x) * _size(at.W)) / size
 
 
 def ratio(actual: Tensor, exact: Tensor, scale: float) -> float:

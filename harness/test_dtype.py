@@ -79,7 +79,11 @@ def test_double(ask: Ask, case: Case) -> None:
     """With a float64 base the output is right to float64's rounding."""
     if case.dtype in ask.variant.refuses_dtypes:
         raise NotApplicable(f"the reference refuses to start {ask.variant.title} from a {case.dtype} base")
-    _digits(ask, ask.pair(case, "far"), torch.float64)
+    pair = ask.pair(case, "far")
+    actual = measure.observe(pair.ours, case)["output"]
+    exact = measure.observe(pair.theirs, double(case))["output"]
+    noise = ask.noise(pair, unit=torch.float64)
+    ask.judge(case, "output", actual, exact, noise["output"], "double")
 
 
 def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:

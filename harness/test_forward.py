@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from harness import measure
-from harness.ask import Ask, Refused
+from harness.ask import Ask, Refused, coarser
 from harness.cases import Case, Domain
 from harness.layer import Layer
 from harness.outcome import NotApplicable
@@ -76,13 +76,10 @@ def test_effective_weight(ask: Ask, case: Case) -> None:
     """Probed with the identity and with zero, the layer's W' and b' equal the reference's."""
     pair = ask.pair(case, "far")
     ours, theirs = effective(pair.ours, case), effective(pair.theirs, case, torch.float64)
-    eye = measure.point(case, pair.theirs.values())
-    unit = measure.roundoff(torch.float32 if case.torch_dtype == torch.float64 else case.torch_dtype)
-    size = float(torch.linalg.matrix_norm(eye.W)) + float(torch.linalg.matrix_norm(theirs[0]))
-    bias = 0.0 if eye.b is None else float(torch.linalg.vector_norm(eye.b))
-    gain = max(1.0, float(torch.linalg.vector_norm(theirs[1])) / bias) if bias else 1.0
-    ask.judge(case, "effective weight", ours[0], theirs[0], unit * (size + bias) * 2)
-    ask.judge(case, "effective bias", ours[1], theirs[1], unit * max(bias * gain, 1e-300))
+    noise = ask.effective_noise(pair)
+    # The probe takes W' as a difference to b', so b' is rounded into it.
+    ask.judge(case, "effective weight", ours[0], theirs[0], sum(noise.values()) * 2)
+    ask.judge(case, "effective bias", ours[1], theirs[1], noise["effective bias"] * ask.amplification(case))
 
 
 def effective(layer: Layer, case: Case, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -124,10 +121,10 @@ def _far(ask: Ask, case: Case) -> Layer:
 
 def _same(ask: Ask, case: Case, what: str, actual: Tensor, exact: Tensor, growth: float) -> None:
     """Two outputs of the subject's own; another order of summation is all that may differ."""
-    unit = measure.roundoff(torch.float32 if case.torch_dtype == torch.float64 else case.torch_dtype)
+    unit = measure.roundoff(coarser(case.torch_dtype))
     operands = float(torch.linalg.vector_norm(case.x.double())) * float(torch.linalg.matrix_norm(case.weight.double()))
     bias = 0.0 if case.bias_vector is None else float(torch.linalg.vector_norm(case.bias_vector.double()))
-    size = float(torch.linalg.vector_norm(exact)) + operands + bias
+    size = float(torch.linalg.vector_norm(exact)) + (operands + bias) * ask.amplification(case)
     ask.judge(case, what, actual, exact, unit * size * growth)
 
 

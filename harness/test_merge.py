@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import measure
-from harness.ask import Ask
+from harness.ask import Ask, coarser
 from harness.cases import Case
 from harness.layer import BadAnswer, Layer
 from harness.registry import check
@@ -40,9 +40,10 @@ def test_weight(ask: Ask, case: Case) -> None:
     layer = _far(ask, case)
     weight, bias = effective(layer, case)
     merged = _plain_layer(ask.calling("merge", ask.subject.merge, layer.adapted), "merge")
-    unit = measure.roundoff(torch.float32 if case.torch_dtype == torch.float64 else case.torch_dtype)
+    unit = measure.roundoff(coarser(case.torch_dtype))
     size = float(torch.linalg.matrix_norm(weight)) + float(torch.linalg.matrix_norm(case.weight.double()))
-    shift = float(torch.linalg.vector_norm(bias))
+    amplified = ask.amplification(case)
+    size, shift = size * amplified, float(torch.linalg.vector_norm(bias)) * amplified
     ask.judge(case, "merged weight", merged.weight.detach().double(), weight, unit * (size + shift) * 2)
     own = torch.zeros_like(bias) if merged.bias is None else merged.bias.detach().double()
     ask.judge(case, "merged bias", own, bias, unit * shift + 1e-300)
