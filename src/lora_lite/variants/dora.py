@@ -82,18 +82,19 @@ class DoRA(LoRA):
         return (self.m + zero) / (norm + zero)
 
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """g ⊙ (y + v) + (1 - g) ⊙ b with v = s x Aᵀ Bᵀ: without dropout y holds x Wᵀ."""
-        if self.training and self.config.dropout > 0:
-            return self._after_dropped(layer, self.dropped(x), y)
-        g, b = self.gain(weight_of(layer)), bias_of(layer)
-        scaled = g * (y + self.low_rank(x.to(self.A.dtype)))
-        return (scaled if b is None else scaled + (1 - g) * b).to(y.dtype)
+        """y + (g - 1) ⊙ (z + v) + v with z = drop(x) Wᵀ and v = s drop(x) Aᵀ Bᵀ."""
+        dropped = self.dropped(x)
+        z = self._base_product(layer, dropped, y)
+        v = self.low_rank(dropped)
+        return add(y, (self.gain(weight_of(layer)) - 1) * (z + v) + v)
 
-    def _after_dropped(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """y + (g - 1) ⊙ x Wᵀ + g ⊙ s x Aᵀ Bᵀ for the dropped x; y belongs to the undropped one."""
-        W = weight_of(layer)
-        z, v = linear(x.to(W.dtype), W), self.low_rank(x)
-        return add(y, (self.gain(W) - 1) * (z + v) + v)
+    def _base_product(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """x Wᵀ (..., out); where nothing was dropped it is in y already."""
+        if self.training and self.config.dropout > 0:
+            W = weight_of(layer)
+            return linear(x.to(W.dtype), W)
+        b = bias_of(layer)
+        return y if b is None else y - b
 
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """diag(g) (W + s B A), bias unchanged."""
