@@ -34,9 +34,11 @@ class Worst:
 
     def see(self, ratio: float, threshold: float) -> None:
         """Keep ``ratio`` if it comes closer to its threshold than any before."""
-        if self.ratio is None or self.threshold is None:
-            self.ratio, self.threshold = ratio, threshold
-        elif ratio * max(self.threshold, 1e-300) > self.ratio * max(threshold, 1e-300):
+        if (
+            self.ratio is None
+            or self.threshold is None
+            or ratio * max(self.threshold, 1e-300) > self.ratio * max(threshold, 1e-300)
+        ):
             self.ratio, self.threshold = ratio, threshold
 
 
@@ -108,7 +110,7 @@ class Ask:
         ours, theirs = self.layer(case), self.evaluator(case)
         self._share_what_is_missing(case, ours, theirs)
         if state == "far":
-            ours.write(case.far({name: None for name in ours.names}))
+            ours.write(case.far(dict.fromkeys(ours.names)))
         keep = {t.name for t in self.variant.tensors if t.exact} if state == "step0" else set()
         theirs.write({name: ours.value(name) for name in ours.names if name not in keep})
         trainable = [n for n in theirs.names if n in ours.names and theirs.raw(n).requires_grad]
@@ -134,7 +136,9 @@ class Ask:
             if name in actual and name in noise and (only is None or name in only):
                 self.judge(pair.case, name, actual[name], exact, noise[name])
 
-    def noise(self, pair: Pair, *, gradients: bool = False, unit: torch.dtype | None = None) -> dict[str, float]:
+    def noise(
+        self, pair: Pair, *, gradients: bool = False, unit: torch.dtype | None = None
+    ) -> dict[str, float]:
         """Rounding noise of every quantity at the pair's point, in float32 or the case's coarser dtype."""
         dtype = unit or coarser(pair.case.torch_dtype)
         trainable = [n for n in pair.trainable if self.variant.tensor(n)]
@@ -164,7 +168,9 @@ class Ask:
             pair = self.pair(case, "far")
         except Unverified:
             return 1.0
-        operands = float(torch.linalg.vector_norm(case.x.double())) * float(torch.linalg.matrix_norm(case.weight.double()))
+        operands = float(torch.linalg.vector_norm(case.x.double())) * float(
+            torch.linalg.matrix_norm(case.weight.double())
+        )
         if operands == 0:
             return 1.0
         return max(1.0, self.noise(pair)["output"] / (measure.roundoff(coarser(case.torch_dtype)) * operands))
@@ -180,7 +186,9 @@ class Ask:
             expected, got = where_worst(actual, exact)
             raise Deviation(case, name, expected, got, ratio=ratio, threshold=threshold)
 
-    def demand(self, held: bool, case: Case | None, quantity: str, expected: Any, actual: Any, note: str = "") -> None:
+    def demand(
+        self, held: bool, case: Case | None, quantity: str, expected: Any, actual: Any, note: str = ""
+    ) -> None:
         """Raise Deviation unless ``held``: for facts that are not numbers."""
         if not held:
             raise Deviation(case, quantity, str(expected), str(actual), note=note)

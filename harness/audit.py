@@ -116,7 +116,9 @@ def _seed(given: Any) -> int:
     try:
         return int(given)
     except ValueError:
-        raise BadOption(f"--hypothesis-seed {given!r}: expected a whole number (the audit has no random runs)") from None
+        raise BadOption(
+            f"--hypothesis-seed {given!r}: expected a whole number (the audit has no random runs)"
+        ) from None
 
 
 def _declarations(given: str | None, found: resolve.Resolved) -> tuple[Declaration, ...]:
@@ -153,7 +155,11 @@ def _target(option: str, given: str | None, default: Path | None) -> Path | None
     if path.is_dir():
         raise BadOption(f"{option} {given or path} is a directory, expected a file to write")
     folder = next(p for p in path.parents if p.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    if (
+        not folder.is_dir()
+        or not os.access(folder, os.W_OK)
+        or (path.exists() and not os.access(path, os.W_OK))
+    ):
         raise BadOption(f"{option} {given or path} cannot be written: no permission in {folder}")
     return path
 
@@ -200,15 +206,17 @@ def run_of(built: Built, claims: Sequence[Claim], planned: Sequence[str]) -> Run
         for aspect in ASPECTS
         if (place := source_of(subject, variant, aspect))
     }
-    described = Subject(
-        subject.name, subject.version, _ref(built), sources, docstrings(subject)
-    )
+    described = Subject(subject.name, subject.version, _ref(built), sources, docstrings(subject))
     return Run(
         described,
         tuple(_oracle_info(entry) for entry in registry.entries() if entry.id in session.oracles),
         environment(),
         {"name": session.profile.name, "examples": session.profile.examples, "seed": session.profile.seed},
-        tuple(VariantInfo(v.id, v.title, v.paper, v.equation) for v in VARIANTS.values() if v.id in session.variants),
+        tuple(
+            VariantInfo(v.id, v.title, v.paper, v.equation)
+            for v in VARIANTS.values()
+            if v.id in session.variants
+        ),
         {id_: c.info for id_, c in load_checks().items()},
         tuple(claims),
         tuple(_concluded(d, claims) for d in session.declarations if d.variant in session.variants),
@@ -222,7 +230,9 @@ def _ref(built: Built) -> str:
     path, _, attribute = built.ref.rpartition(":")
     if path.endswith(".py"):
         absolute = Path(path).resolve()
-        shown = absolute.relative_to(built.root) if absolute.is_relative_to(built.root) else Path(absolute.name)
+        shown = (
+            absolute.relative_to(built.root) if absolute.is_relative_to(built.root) else Path(absolute.name)
+        )
         return f"{shown.as_posix()}:{attribute}"
     return built.ref
 

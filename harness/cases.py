@@ -156,7 +156,7 @@ def cases(variant: Variant, domain: Domain) -> st.SearchStrategy[Case]:
         if variant.tensor("lambda"):
             spec = dataclasses.replace(spec, lambda0=draw(st.sampled_from((15.0, 4.0, 0.5))))
         if domain.mode:
-            spec = dataclasses.replace(spec, **{domain.mode: True})
+            spec = with_mode(spec, domain.mode)
         dtypes = _dtypes(variant, domain)
         return Case(
             spec,
@@ -169,6 +169,12 @@ def cases(variant: Variant, domain: Domain) -> st.SearchStrategy[Case]:
         )
 
     return build()
+
+
+def with_mode(spec: AdapterSpec, mode: str) -> AdapterSpec:
+    """``spec`` with one of its boolean modes on."""
+    changes: dict[str, Any] = {mode: True}
+    return dataclasses.replace(spec, **changes)
 
 
 def _dtypes(variant: Variant, domain: Domain) -> tuple[str, ...]:

@@ -21,9 +21,14 @@ from harness.outcome import Deviation, NotApplicable, Unverified
 from harness.registry import EXAMPLES, Check
 from oracles.implementation import Implementation, Unsupported
 from oracles.variants import Variant
-from reports.model import Claim, Declaration
+from reports.model import Claim, Declaration, Diagnosis
 
-QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
+QUIET = [
+    HealthCheck.too_slow,
+    HealthCheck.filter_too_much,
+    HealthCheck.data_too_large,
+    HealthCheck.large_base_example,
+]
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,10 @@ class ClaimRun:
         except SystemExit as error:
             return {"outcome": "error", "reason": f"{self.subject.name} called sys.exit({error.code})"}
         except Exception as error:  # the audit's own mistake must not be laid at the subject's door
-            return {"outcome": "unverified", "reason": f"the audit itself failed: {type(error).__name__}: {error}"}
+            return {
+                "outcome": "unverified",
+                "reason": f"the audit itself failed: {type(error).__name__}: {error}",
+            }
         return {"outcome": "pass"}
 
     def _drive(self, ask: Ask) -> None:
@@ -132,18 +140,24 @@ class ClaimRun:
         example()
 
     def _failed(self, ask: Ask, found: Deviation) -> dict[str, object]:
-        diagnosis = None
-        if self.check.diagnose and found.case is not None:
-            with guard.global_state():
-                diagnosis = diagnose(self.check, ask, found.case, self.mode)
         return {
             "outcome": "fail",
             "ratio": found.ratio,
             "threshold": found.threshold,
             "witness": found.witness,
-            "diagnosis": diagnosis,
+            "diagnosis": self._diagnosis(ask, found.case),
             "reason": str(found),
         }
+
+    def _diagnosis(self, ask: Ask, case: Case | None) -> Diagnosis | None:
+        """The catalogue's explanation, if there is one and the subject does not misbehave when asked again."""
+        if not self.check.diagnose or case is None:
+            return None
+        try:
+            with guard.global_state(), guard.time_limit():
+                return diagnose(self.check, ask, case)
+        except (guard.StateChanged, guard.ClaimTimeout, SystemExit):
+            return None
 
     def _as_declared(self, claim: Claim) -> Claim:
         if claim.outcome not in ("fail", "error"):

@@ -1,11 +1,11 @@
 """The subject's declared deviations: a TOML beside it, strict both ways (a stale declaration is an error).
 
-    [[deviation]]
-    check = "init.distribution"      # the check's id, or "aspect.*"
-    variant = "lora"
-    oracle = "peft"                  # or "*"
-    reason = "one sentence"
-    docstring_words = ["Gaussian"]   # what the subject's docstring must say for it to count as documented
+[[deviation]]
+check = "init.distribution"      # the check's id, or "aspect.*"
+variant = "lora"
+oracle = "peft"                  # or "*"
+reason = "one sentence"
+docstring_words = ["Gaussian"]   # what the subject's docstring must say for it to count as documented
 """
 
 from __future__ import annotations

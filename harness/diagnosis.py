@@ -31,7 +31,7 @@ BATTERY = (
 )
 
 
-def diagnose(check: Check, ask: Ask, failing: Case, mode: str | None) -> Diagnosis | None:
+def diagnose(check: Check, ask: Ask, failing: Case) -> Diagnosis | None:
     """The mistake whose values equal the subject's at the failing case and two more; None if none does.
 
     It must fail the check itself, against the same oracle, where the subject does: otherwise it explains nothing.
@@ -40,7 +40,9 @@ def diagnose(check: Check, ask: Ask, failing: Case, mode: str | None) -> Diagnos
     explaining = [m for m in mistakes_of(ask.variant.id) if _explains(m, check, ask, tried)]
     if not explaining:
         return None
-    best = max(explaining, key=lambda m: _agreement(m, ask, failing)) if len(explaining) > 1 else explaining[0]
+    best = (
+        max(explaining, key=lambda m: _agreement(m, ask, failing)) if len(explaining) > 1 else explaining[0]
+    )
     return described(best, len(tried))
 
 
@@ -55,11 +57,7 @@ def _agreement(mistake: Mistake, ask: Ask, failing: Case) -> int:
     """In how many questions of the battery the subject and the mistake agree."""
     stand_in = _with(ask, oracle=Equation(mistake.forms, mistake.id))
     asked = [c for id_ in BATTERY if (c := CHECKS.get(id_)) and c.applies(ask.variant)]
-    return sum(
-        holds(check, stand_in, failing.but(**generic, **_domain(check)))
-        for check in asked
-        for generic in GENERIC[:1]
-    )
+    return sum(holds(check, stand_in, failing.but(**{**GENERIC[0], **_domain(check)})) for check in asked)
 
 
 def _domain(check: Check) -> dict[str, object]:

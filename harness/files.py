@@ -102,17 +102,28 @@ class _Canary:
 
 
 def booby_trap(path: Path) -> Path:
-    """Replace the file by a pickle that would touch a flag when loaded; returns the flag's path."""
-    file = _the_file(path)
+    """Replace the adapter's file by a pickle that would touch a flag when loaded; returns the flag's path.
+
+    A torch archive is replaced by a torch archive, so that ``torch.load`` gets as far as unpickling.
+    """
+    found = stored(path)
+    if not found.safetensors and not found.pickles:
+        raise NotApplicable("the subject writes neither safetensors nor pickles")
+    file = (found.safetensors or found.pickles)[-1]
     flag = path.parent / "code-was-run"
-    file.write_bytes(pickle.dumps({"A": _Canary(flag)}))
+    if file.read_bytes()[:2] == b"PK":
+        torch.save({"A": _Canary(flag)}, file)
+    else:
+        file.write_bytes(pickle.dumps({"A": _Canary(flag)}))
     return flag
 
 
 def _the_file(path: Path) -> Path:
     found = stored(path).safetensors
     if not found:
-        raise NotApplicable("the subject does not write safetensors: its files cannot be damaged in a known way")
+        raise NotApplicable(
+            "the subject does not write safetensors: its files cannot be damaged in a known way"
+        )
     return found[-1]
 
 

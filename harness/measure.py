@@ -99,20 +99,24 @@ def evaluate(forward: paper.Forward, at: Point, trainable: list[str], gradients:
     y = forward(x, at.W, at.b, p, at.spec, x)
     leaves = {f"gradient of {n}": p[n] for n in trainable if n in p} | {"gradient of x": x}
     found = torch.autograd.grad(y, list(leaves.values()), at.cotangent, allow_unused=True)
-    zeros = (torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves.values(), strict=True))
+    zeros = (
+        torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves.values(), strict=True)
+    )
     return {"output": y.detach(), **dict(zip(leaves, zeros, strict=True))}
 
 
 Evaluate = Callable[[Point], Quantities]
 
 
-def noise(evaluate_at: Evaluate, at: Point, dtype: torch.dtype, generator: torch.Generator) -> dict[str, float]:
+def noise(
+    evaluate_at: Evaluate, at: Point, dtype: torch.dtype, generator: torch.Generator
+) -> dict[str, float]:
     """Per quantity, the Frobenius norm that rounding in ``dtype`` alone accounts for (see the module's text)."""
     unit = roundoff(dtype)
     # Steps below sqrt(eps64) of float64 would drown in its own rounding: measure wide, scale back.
     step = max(unit, 1e-9)
     exact = evaluate_at(at)
-    total = {name: 0.0 for name in exact}
+    total = dict.fromkeys(exact, 0.0)
     for _ in range(PERTURBATIONS):
         near = at.perturbed(step, generator)
         moved, single = evaluate_at(near), evaluate_at(near.to(torch.float32))

@@ -22,16 +22,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The audit's options, DESIGN §4."""
     group = parser.getgroup("audit", "reference-conformance audit")
     add = group.addoption
-    add("--report", nargs="?", const="", metavar="PATH", help=f"write the review (default {REPORT}; - is stdout)")
-    add("--subject", default="lora_lite", metavar="REF", help="NAME, package.module:Attr or path/to/file.py:Attr")
+    add(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help=f"write the review (default {REPORT}; - is stdout)",
+    )
+    add(
+        "--subject",
+        default="lora_lite",
+        metavar="REF",
+        help="NAME, package.module:Attr or path/to/file.py:Attr",
+    )
     add("--variant", default=None, metavar="V,...", help="only these variants")
     add("--oracle", default=None, metavar="O,...", help="only these oracles")
     add("--audit-json", default=None, metavar="PATH", help=f"machine-readable result (default {AUDIT_JSON})")
     add("--sarif", default=None, metavar="PATH", help="also write SARIF 2.1.0")
     add("--html", default=None, metavar="PATH", help="also write a self-contained HTML page")
     add("--prior", default=None, metavar="PATH", help=f"the previous review (default {PRIOR})")
-    add("--deviations", default=None, metavar="PATH", help="declared deviations (default: beside the subject)")
-    add("--audit-profile", default="default", metavar="NAME", help=f"{', '.join(PROFILES)}: examples per check")
+    add(
+        "--deviations", default=None, metavar="PATH", help="declared deviations (default: beside the subject)"
+    )
+    add(
+        "--audit-profile",
+        default="default",
+        metavar="NAME",
+        help=f"{', '.join(PROFILES)}: examples per check",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -64,9 +64,7 @@ def check(
         id_ = f"{aspect}.{function.__name__.removeprefix('test_')}"
         question = inspect.getdoc(function) or ""
         info = CheckInfo(id_, aspect, severity, question.split("\n\n")[0], title, failure_mode, follows)
-        entry = Check(
-            info, function, domain or Domain(), against, applies, examples, modes, diagnose
-        )
+        entry = Check(info, function, domain or Domain(), against, applies, examples, modes, diagnose)
         CHECKS[id_] = entry
         return _as_test(function, entry)
 

@@ -39,7 +39,9 @@ def resolve(ref: str) -> Resolved:
     """The subject that ``ref`` names. Raises BadSubject."""
     target, _, attribute = ref.rpartition(":") if ":" in ref else (ref, "", "")
     if not target or (":" in ref and not attribute):
-        raise BadSubject(f"--subject {ref!r} is no reference; expected NAME, package.module:Attr or file.py:Attr")
+        raise BadSubject(
+            f"--subject {ref!r} is no reference; expected NAME, package.module:Attr or file.py:Attr"
+        )
     if not attribute:
         return _shipped(ref)
     module = _from_file(target, ref) if target.endswith(".py") else _from_package(target, ref)
@@ -105,7 +107,9 @@ def _instance(found: Any, ref: str) -> Implementation:
         try:
             found = found()
         except (Exception, SystemExit) as error:
-            raise BadSubject(f"--subject {ref!r}: creating {found.__name__}() raised {_said(error)}") from error
+            raise BadSubject(
+                f"--subject {ref!r}: creating {found.__name__}() raised {_said(error)}"
+            ) from error
     if not isinstance(found, Implementation):
         raise BadSubject(
             f"--subject {ref!r} is a {type(found).__name__}, expected an Implementation (oracles/implementation.py)"
@@ -127,6 +131,6 @@ def _check_identity(found: Implementation, ref: str) -> None:
 
 
 def _beside(module: ModuleType, file: Path | None = None) -> Path | None:
-    source = file or (Path(module.__file__) if getattr(module, "__file__", None) else None)
+    source = file or (Path(module.__file__) if module.__file__ else None)
     toml = source.with_suffix(".toml") if source else None
     return toml if toml and toml.is_file() else None

@@ -29,7 +29,7 @@ def dropping(ask: Ask, case: Case) -> Layer:
         layer = ask.layer(case)
     except Unsupported as why:
         raise NotApplicable(f"mode missing: {why}") from why
-    layer.write(case.far({n: None for n in layer.names}))
+    layer.write(case.far(dict.fromkeys(layer.names)))
     layer.module.train()
     return layer
 
@@ -65,13 +65,15 @@ def test_active(ask: Ask, case: Case) -> None:
     layer = dropping(ask, case)
     first = trained(layer, case, 1)
     varies = any(not torch.allclose(first, trained(layer, case, seed)) for seed in (2, 3, 4))
-    ask.demand(varies == _varies(ask, case), case, f"outputs under two masks at p = {RATE}", "different", "equal")
+    ask.demand(
+        varies == _varies(ask, case), case, f"outputs under two masks at p = {RATE}", "different", "equal"
+    )
 
 
 def _varies(ask: Ask, case: Case) -> bool:
     theirs = ask.reference(case)
     theirs.module.train()
-    theirs.write(case.far({n: None for n in theirs.names}))
+    theirs.write(case.far(dict.fromkeys(theirs.names)))
     return not torch.allclose(trained(theirs, case, 1), trained(theirs, case, 2))
 
 
@@ -95,7 +97,9 @@ def test_off_in_eval(ask: Ask, case: Case) -> None:
         without = evaluated(plain, case)
         size = float(without.abs().max())
         gap = float((evaluated(layer, case) - without).abs().max())
-        ask.demand(gap <= 1e-5 * size, case, "evaluation with p > 0 against p = 0", "equal", f"{gap:.3g} apart")
+        ask.demand(
+            gap <= 1e-5 * size, case, "evaluation with p > 0 against p = 0", "equal", f"{gap:.3g} apart"
+        )
 
 
 def _steady(layer: Layer, case: Case) -> bool:

@@ -50,7 +50,9 @@ def test_identity(ask: Ask, case: Case) -> None:
         raise NotApplicable("the reference does not start at the identity")
     ours = ask.layer(case)
     exact = plain(case.base(torch.float64), case.x.double())
-    ask.judge(case, "output at step 0", measure.observe(ours, case)["output"], exact, identity_noise(case, exact))
+    ask.judge(
+        case, "output at step 0", measure.observe(ours, case)["output"], exact, identity_noise(case, exact)
+    )
 
 
 @check(
@@ -97,7 +99,10 @@ def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:
         # What storing y in the dtype does: one more rounding per entry, which averages out in the coefficient.
         noise = torch.randn(y.shape, generator=generator, dtype=y.dtype) * measure.roundoff(dtype)
         stored = y + noise * y if point is not pair_point else y
-        return {"output": y, "coefficient": torch.tensor(coefficient(stored - base, exact - base), dtype=torch.float64)}
+        return {
+            "output": y,
+            "coefficient": torch.tensor(coefficient(stored - base, exact - base), dtype=torch.float64),
+        }
 
     generator = case.generator(6)
     pair_point = pair.point
@@ -107,7 +112,9 @@ def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:
     spread = max(noise["coefficient"] - measure.roundoff(dtype), 0.0) + floor
     ask.judge(case, "output", actual, exact, noise["output"], "precision")
     c = torch.tensor(coefficient(actual - base, exact - base), dtype=torch.float64)
-    ask.judge(case, "factor on the contribution", c, torch.ones((), dtype=torch.float64), spread, "coefficient")
+    ask.judge(
+        case, "factor on the contribution", c, torch.ones((), dtype=torch.float64), spread, "coefficient"
+    )
 
 
 @check(

@@ -115,14 +115,16 @@ def test_linear(ask: Ask, case: Case) -> None:
 
 def _far(ask: Ask, case: Case) -> Layer:
     layer = ask.layer(case)
-    layer.write(case.far({n: None for n in layer.names}))
+    layer.write(case.far(dict.fromkeys(layer.names)))
     return layer
 
 
 def _same(ask: Ask, case: Case, what: str, actual: Tensor, exact: Tensor, growth: float) -> None:
     """Two outputs of the subject's own; another order of summation is all that may differ."""
     unit = measure.roundoff(coarser(case.torch_dtype))
-    operands = float(torch.linalg.vector_norm(case.x.double())) * float(torch.linalg.matrix_norm(case.weight.double()))
+    operands = float(torch.linalg.vector_norm(case.x.double())) * float(
+        torch.linalg.matrix_norm(case.weight.double())
+    )
     bias = 0.0 if case.bias_vector is None else float(torch.linalg.vector_norm(case.bias_vector.double()))
     size = float(torch.linalg.vector_norm(exact)) + (operands + bias) * ask.amplification(case)
     ask.judge(case, what, actual, exact, unit * size * growth)
@@ -145,9 +147,17 @@ def test_batch_shapes(ask: Ask, case: Case) -> None:
         with torch.no_grad():
             y = layer(shaped.x)
             wanted = (*batch, case.out_features)
-            ask.demand(tuple(y.shape) == wanted, shaped, f"shape of y for x {tuple(shaped.x.shape)}", wanted, tuple(y.shape))
+            ask.demand(
+                tuple(y.shape) == wanted,
+                shaped,
+                f"shape of y for x {tuple(shaped.x.shape)}",
+                wanted,
+                tuple(y.shape),
+            )
             rows = layer(shaped.x.reshape(-1, case.in_features))
-        _same(ask, shaped, f"x of shape {tuple(shaped.x.shape)}", y.double(), rows.double().reshape(wanted), 1.0)
+        _same(
+            ask, shaped, f"x of shape {tuple(shaped.x.shape)}", y.double(), rows.double().reshape(wanted), 1.0
+        )
     with torch.no_grad():
         strided = torch.stack([case.x, case.x], dim=-1)[..., 0]
         transposed = case.x.transpose(0, -1).contiguous().transpose(0, -1)
@@ -170,7 +180,9 @@ def test_edge_ranks(ask: Ask, case: Case) -> None:
     try:
         pair = ask.pair(case, "far")
     except Refused:
-        ask.demand(False, case, f"adapt with rank {case.spec.rank}", "an adapter, as the reference", "refused")
+        ask.demand(
+            False, case, f"adapt with rank {case.spec.rank}", "an adapter, as the reference", "refused"
+        )
         return
     ask.compare(pair)
 
@@ -240,4 +252,3 @@ def test_eval_mode(ask: Ask, case: Case) -> None:
     again = layer(case.x).detach().double()
     _same(ask, case, "output in evaluation mode", evaluated, trained, 1.0)
     _same(ask, case, "output back in training mode", again, trained, 1.0)
-

@@ -7,6 +7,7 @@ import math
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from harness import measure
 from harness.ask import Ask, coarser, plain, residual
@@ -86,7 +87,14 @@ def _deterministic(ask: Ask, case: Case) -> None:
         if tensor.exact and tensor.name in ours.names and tensor.name in theirs.names:
             actual, exact = ours.value(tensor.name), theirs.value(tensor.name)
             if actual.shape == exact.shape:  # another shape is a finding of its own
-                ask.judge(case, f"initial {tensor.name}", actual, exact, value_noise(ours, tensor, exact, case), "value")
+                ask.judge(
+                    case,
+                    f"initial {tensor.name}",
+                    actual,
+                    exact,
+                    value_noise(ours, tensor, exact, case),
+                    "value",
+                )
 
 
 def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> float:
@@ -144,7 +152,11 @@ def _same_law(ask: Ask, case: Case, tensor: Canonical, ours: Tensor, theirs: Ten
     if float(theirs.abs().max()) <= bound * (1 + 1e-6):
         quantity = f"largest entry of {DRAWS} draws of {tensor.name}"
         ask.demand(
-            0.97 * bound < largest <= bound * (1 + 1e-6), case, quantity, f"{bound:.4g}, reached", f"{largest:.4g}"
+            0.97 * bound < largest <= bound * (1 + 1e-6),
+            case,
+            quantity,
+            f"{bound:.4g}, reached",
+            f"{largest:.4g}",
         )
     # Every second entry along the last axis: columns may come in equal pairs, which are one draw.
     mine, other = (t[..., ::2].flatten() if tensor.uniform and tensor.uniform.columns_paired else t.flatten()
@@ -153,7 +165,11 @@ def _same_law(ask: Ask, case: Case, tensor: Canonical, ours: Tensor, theirs: Ten
     ask.demand(0.9 < moment < 1.1, case, f"second moment of {tensor.name}", "1 (relative)", f"{moment:.3g}")
     p = float(stats.ks_2samp(mine.numpy(), other.numpy()).pvalue)
     ask.demand(
-        p > FALSE_ALARM, case, f"Kolmogorov-Smirnov p-value of {tensor.name}", f"above {FALSE_ALARM:g}", f"{p:.3g}"
+        p > FALSE_ALARM,
+        case,
+        f"Kolmogorov-Smirnov p-value of {tensor.name}",
+        f"above {FALSE_ALARM:g}",
+        f"{p:.3g}",
     )
 
 
@@ -223,14 +239,21 @@ def test_base_weight(ask: Ask, case: Case) -> None:
     base = case.base()
     torch.manual_seed(case.seed)
     ask_layer = ask.calling("adapt", ask.subject.adapt, base, case.spec)
-    weight = getattr(base, "weight", None)
-    if not isinstance(weight, Tensor):
-        raise NotApplicable("the base layer is taken apart: its weight is no attribute of it any more")
-    ask.demand(torch.equal(weight.detach(), case.weight), case, "the base weight after adapt", "unchanged", "changed")
-    if case.bias_vector is not None and isinstance(base.bias, Tensor):
-        same = torch.equal(base.bias.detach(), case.bias_vector)
-        ask.demand(same, case, "the base bias after adapt", "unchanged", "changed")
+    for name, before in (("weight", case.weight), ("bias", case.bias_vector)):
+        held = _held(base, name)
+        if before is not None and held is not None:
+            same = torch.equal(held.detach(), before)
+            ask.demand(same, case, f"the base {name} after adapt", "unchanged", "changed")
     del ask_layer
+
+
+def _held(base: torch.nn.Module, name: str) -> Tensor | None:
+    """The tensor that the layer stores, behind a parametrisation too; None where the layer was taken apart."""
+    if parametrize.is_parametrized(base, name):
+        found = getattr(base.parametrizations[name], "original", None)  # type: ignore[union-attr, index]
+    else:
+        found = getattr(base, name, None)
+    return found if isinstance(found, Tensor) else None
 
 
 @check(

@@ -17,7 +17,7 @@ from harness.test_forward import effective
 
 def _far(ask: Ask, case: Case) -> Layer:
     layer = ask.layer(case)
-    layer.write(case.far({n: None for n in layer.names}))
+    layer.write(case.far(dict.fromkeys(layer.names)))
     return layer
 
 
@@ -69,7 +69,7 @@ def test_detach(ask: Ask, case: Case) -> None:
         before = base(case.x)
     torch.manual_seed(case.seed)
     layer = ask.layer(case)
-    layer.write(case.far({n: None for n in layer.names}))
+    layer.write(case.far(dict.fromkeys(layer.names)))
     found = _plain_layer(ask.calling("detach", ask.subject.detach, layer.adapted), "detach")
     same = torch.equal(found.weight.detach(), case.weight)
     ask.demand(same, case, "the weight after detach", "bitwise the base's", _apart(found.weight, case.weight))
@@ -77,7 +77,13 @@ def test_detach(ask: Ask, case: Case) -> None:
         same = found.bias is not None and torch.equal(found.bias.detach(), case.bias_vector)
         ask.demand(same, case, "the bias after detach", "bitwise the base's", "changed")
     with torch.no_grad():
-        ask.demand(torch.equal(found(case.x), before), case, "the output after detach", "bitwise the base's", "changed")
+        ask.demand(
+            torch.equal(found(case.x), before),
+            case,
+            "the output after detach",
+            "bitwise the base's",
+            "changed",
+        )
 
 
 def _apart(actual: Tensor, exact: Tensor) -> str:

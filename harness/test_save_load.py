@@ -28,7 +28,7 @@ EXAMPLES = 3
 def saved(ask: Ask, case: Case) -> Iterator[tuple[Layer, Path]]:
     """The subject at parameters far from the start, and where it saved itself; the folder goes afterwards."""
     layer = ask.layer(case)
-    layer.write(case.far({n: None for n in layer.names}))
+    layer.write(case.far(dict.fromkeys(layer.names)))
     with tempfile.TemporaryDirectory(prefix="audit-") as folder:
         path = Path(folder) / "saved" / "adapter.safetensors"
         path.parent.mkdir()
@@ -48,10 +48,14 @@ def offered(ask: Ask, call: Callable[[], object], method: str) -> object:
 def load(ask: Ask, base: nn.Linear, case: Case, path: Path) -> Layer:
     """The adapter at ``path`` on ``base``, torch's generator in another state than when it was made."""
     torch.manual_seed(case.seed + 77)
-    return as_layer(offered(ask, lambda: ask.subject.load(base, case.spec, path), "load"), ask.subject, "load")
+    return as_layer(
+        offered(ask, lambda: ask.subject.load(base, case.spec, path), "load"), ask.subject, "load"
+    )
 
 
-def _same_slots(ask: Ask, case: Case, before: Layer, after: Layer, *, but: frozenset[str] = frozenset()) -> None:
+def _same_slots(
+    ask: Ask, case: Case, before: Layer, after: Layer, *, but: frozenset[str] = frozenset()
+) -> None:
     for name in [n for n in before.names if n not in but]:
         ask.demand(name in after.names, case, f"{name} after loading", "there", "missing")
         same = torch.equal(before.value(name), after.value(name))
@@ -176,7 +180,9 @@ def _refused(ask: Ask, case: Case, path: Path, what: str) -> None:
         with torch.no_grad():
             after = base(case.x).double()
         gap = float((after - before).abs().max())
-        ask.demand(gap <= 1e-4, case, f"the base's output after {what} was refused", "unchanged", f"{gap:.3g} off")
+        ask.demand(
+            gap <= 1e-4, case, f"the base's output after {what} was refused", "unchanged", f"{gap:.3g} off"
+        )
         return
     if _is_another_method(ask, found):
         return
@@ -227,6 +233,7 @@ def test_other_base(ask: Ask, case: Case) -> None:
     Where the adapter only makes sense with its own residual (PiSSA), it must bring that along or refuse.
     """
     other = case.but(seed=case.seed + 1)
+    vars(other).update(bias_vector=case.bias_vector)  # the bias belongs to the base, not to an adapter
     needs_base = any(t.role == "base" for t in ask.variant.tensors)
     with saved(ask, case) as (layer, path):
         try:
@@ -263,7 +270,7 @@ def test_interchange(ask: Ask, case: Case) -> None:
 
 def _from_peft(ask: Ask, case: Case) -> bool:
     theirs = ask.reference(case)
-    theirs.write(case.far({n: None for n in theirs.names}))
+    theirs.write(case.far(dict.fromkeys(theirs.names)))
     with tempfile.TemporaryDirectory(prefix="audit-") as folder:
         path = Path(folder) / "peft"
         ask.oracle.save(theirs.adapted, path)
@@ -282,7 +289,9 @@ def _to_peft(ask: Ask, case: Case) -> bool:
         try:
             theirs = as_layer(ask.oracle.load(case.base(), case.spec, path), ask.oracle, "load")
         except Exception as error:
-            ask.demand(False, case, "PEFT loading the subject's checkpoint", "an adapter", type(error).__name__)
+            ask.demand(
+                False, case, "PEFT loading the subject's checkpoint", "an adapter", type(error).__name__
+            )
             return True
         _agree(ask, case, theirs, ours, "the subject's checkpoint in PEFT")
     return True

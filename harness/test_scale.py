@@ -10,7 +10,9 @@ from harness.cases import Case, Domain
 from harness.outcome import Deviation
 from harness.registry import check
 
-WIDE = Domain(dtypes=("float32",), sizes=(3, 12), ranks=(1, 8), batches=((6,),), alphas=(3.0, 8.0, 1.0, 0.5, 32.0))
+WIDE = Domain(
+    dtypes=("float32",), sizes=(3, 12), ranks=(1, 8), batches=((6,),), alphas=(3.0, 8.0, 1.0, 0.5, 32.0)
+)
 
 
 @check(
@@ -48,5 +50,3 @@ def without_adapter(case: Case, values: dict[str, Tensor]) -> Tensor:
 def coefficient(actual: Tensor, exact: Tensor) -> float:
     """``⟨actual, exact⟩ / ⟨exact, exact⟩``."""
     return float((actual * exact).sum() / exact.square().sum())
-
-

@@ -71,7 +71,9 @@ def test_frozen_base(ask: Ask, case: Case) -> None:
     loose = [n for n, p in ours.module.named_parameters() if p.requires_grad and id(p) not in allowed]
     own = {id(theirs.raw(n)) for n in theirs.names}
     as_there = any(p.requires_grad and id(p) not in own for p in theirs.module.parameters())
-    ask.demand(not loose or as_there, case, "trainable parameters outside the adapter", "none", ", ".join(loose))
+    ask.demand(
+        not loose or as_there, case, "trainable parameters outside the adapter", "none", ", ".join(loose)
+    )
 
 
 @check(
@@ -118,13 +120,13 @@ def test_modes(ask: Ask, case: Case) -> None:
 
 def ignored(ask: Ask, case: Case) -> bool:
     """Whether the case's mode changes neither the slots' shapes nor, at equal parameters, the output."""
-    without = case.but(**{mode: False for mode in ask.variant.modes})
+    without = case.but(**dict.fromkeys(ask.variant.modes, False))
     wide = [c.but(in_features=6, out_features=4, rank=2, batch=(3,)) for c in (case, without)]
     layers = [ask.layer(c) for c in wide]
     shapes = [{n: tuple(layer.view(n).shape) for n in layer.names} for layer in layers]
     if shapes[0] != shapes[1]:
         return False
-    far = wide[1].far({n: None for n in layers[1].names})
+    far = wide[1].far(dict.fromkeys(layers[1].names))
     for layer in layers:
         layer.write(far)
     with_mode, plain = (layer(wide[0].x).detach().double() for layer in layers)

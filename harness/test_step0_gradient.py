@@ -44,7 +44,9 @@ def test_dead_parameters(ask: Ask, case: Case) -> None:
     pair = ask.pair(case, "step0")
     noise = ask.noise(pair, gradients=True)
     mine, theirs = (_dead(layer, c, pair, noise) for layer, c in _sides(pair))
-    ask.demand(mine == theirs, case, "parameters without gradient on step 0", theirs or "none", mine or "none")
+    ask.demand(
+        mine == theirs, case, "parameters without gradient on step 0", theirs or "none", mine or "none"
+    )
 
 
 def _sides(pair: Pair) -> list[tuple[object, Case]]:

@@ -93,14 +93,18 @@ def _follow(ask: Ask, case: Case, make: Optimiser) -> None:
     noise = wander(ask, pair, start, names, make)
     for name in names:
         exact = pair.theirs.value(name)
-        ask.judge(case, f"{name} after {STEPS} steps", pair.ours.value(name), exact, noise[name], "trajectory")
+        ask.judge(
+            case, f"{name} after {STEPS} steps", pair.ours.value(name), exact, noise[name], "trajectory"
+        )
 
 
-def wander(ask: Ask, pair: Pair, start: dict[str, Tensor], names: list[str], make: Optimiser) -> dict[str, float]:
+def wander(
+    ask: Ask, pair: Pair, start: dict[str, Tensor], names: list[str], make: Optimiser
+) -> dict[str, float]:
     """How far the reference's own end moves when its start is perturbed by roundoff, as Frobenius norms."""
     unit = measure.roundoff(coarser(pair.case.torch_dtype))
     generator = pair.case.generator(7)
-    total = {name: 0.0 for name in names}
+    total = dict.fromkeys(names, 0.0)
     for _ in range(2):
         other = ask.evaluator(pair.case)
         # An exact zero stays zero when scaled; nudging it would be another start, not a rounded one.

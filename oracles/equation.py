@@ -59,8 +59,9 @@ def drawn(variant: Variant) -> Initial:
     """The starting values of the record, random ones from torch's global generator, in float64."""
 
     def initial(W: Tensor, spec: AdapterSpec) -> dict[str, Tensor]:
+        out, in_ = W.shape
         return {
-            t.name: t.exact(W, spec) if t.exact else _uniform(t.shape(*W.shape, spec), W, spec, t.uniform)
+            t.name: t.exact(W, spec) if t.exact else _uniform(t.shape(out, in_, spec), W, spec, t.uniform)
             for t in variant.tensors
         }
 
@@ -69,7 +70,7 @@ def drawn(variant: Variant) -> Initial:
 
 def _uniform(shape: tuple[int, ...], W: Tensor, spec: AdapterSpec, law: Uniform | None) -> Tensor:
     assert law is not None
-    bound = law.bound(*W.shape, spec)
+    bound = law.bound(W.shape[0], W.shape[1], spec)
     paired = law.columns_paired and shape[1] % 2 == 0 and not spec.gram_schmidt
     columns = shape[1] // 2 if paired else shape[1]
     half = (torch.rand(shape[0], columns, dtype=torch.float64) * 2 - 1) * bound
@@ -122,8 +123,8 @@ class EquationLayer(nn.Module):
         return self.form.finish(y, x, self.base)
 
     def _compute(self, x: Tensor, p: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        W, b = self.base.weight.to(dtype), self.base.bias
-        b = b if b is None else b.to(dtype)
+        W = self.base.weight.to(dtype)
+        b = None if self.base.bias is None else self.base.bias.to(dtype)
         rate = self.spec.dropout if VARIANTS[self.spec.variant].has_dropout else 0.0
         y = self.form.forward(x, W, b, p, self.spec, self.form.drop(x, rate, self.training))
         return y if self.form.drop_output is None else self.form.drop_output(y, rate, self.training)
@@ -188,7 +189,9 @@ class Equation(Implementation):
         p = {name: layer.tensor(name).detach().to(dtype) for name in layer.names}
         b = None if base.bias is None else base.bias.detach().to(dtype)
         W, bias = paper.effective(layer.form.forward, base.weight.detach().to(dtype), b, p, layer.spec)
-        merged = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None).to(base.weight.dtype)
+        merged = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None).to(
+            base.weight.dtype
+        )
         with torch.no_grad():
             merged.weight.copy_(W)
             if base.bias is not None:

@@ -61,7 +61,7 @@ class Adapted:
 
 
 class Unsupported(Exception):
-    """"Not applicable, because ...": counted and shown, never a pass."""
+    """ "Not applicable, because ...": counted and shown, never a pass."""
 
 
 class Implementation(ABC):

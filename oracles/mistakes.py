@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ from oracles.implementation import AdapterSpec
 from oracles.paper import Forward, Parameters
 from oracles.variants import VARIANTS
 
-Severity = Literal["critical", "major", "minor", "none"]  # as in reports/model.py, which oracles may not import
+Severity = Literal[
+    "critical", "major", "minor", "none"
+]  # as in reports/model.py, which oracles may not import
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,18 @@ def _enter(
     agrees_with: str | None = None,
     documented_by: tuple[str, ...] = (),
     severity: Severity | None = None,
-    **changes: object,
+    **changes: Any,
 ) -> None:
     variant = id_.split(".")[0]
     _CATALOGUE[id_] = Mistake(
-        id_, variant, summary, failure_mode, variation(variant, **changes), agrees_with, documented_by, severity
+        id_,
+        variant,
+        summary,
+        failure_mode,
+        variation(variant, **changes),
+        agrees_with,
+        documented_by,
+        severity,
     )
 
 
@@ -93,7 +102,9 @@ def _rescaled_start(initial: Initial, alpha: Callable[[AdapterSpec], float]) -> 
     return lambda W, spec: initial(W, dataclasses.replace(spec, alpha=alpha(spec)))
 
 
-def _scaled_bias(forward: Forward, factor: Callable[[Parameters, Tensor, AdapterSpec], Tensor | float]) -> Forward:
+def _scaled_bias(
+    forward: Forward, factor: Callable[[Parameters, Tensor, AdapterSpec], Tensor | float]
+) -> Forward:
     def mistaken(
         x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, dropped: Tensor
     ) -> Tensor:
@@ -170,14 +181,14 @@ SCALES: dict[str, tuple[Callable[[AdapterSpec], float], str, str]] = {
 def _enter_scales(variant: str) -> None:
     form = FORMS[variant]
     for name, (alpha, summary, failure) in SCALES.items():
-        changes: dict[str, object] = {"forward": _rescaled(form.forward, alpha)}
+        changes: dict[str, Any] = {"forward": _rescaled(form.forward, alpha)}
         if variant == "pissa":  # the factors compensate whatever scale the code believes in
             changes["initial"] = _rescaled_start(form.initial, alpha)
         _enter(f"{variant}.{name}", summary, failure, **changes)
 
 
 def _enter_dropouts(variant: str) -> None:
-    drops: dict[str, tuple[str, str, dict[str, object]]] = {
+    drops: dict[str, tuple[str, str, dict[str, Any]]] = {
         "dropout_ignored": (
             "dropout is accepted and does nothing",
             "the regularisation that the configuration asks for is absent, and nothing says so",
@@ -232,7 +243,9 @@ def _enter_common(variant: str) -> None:
 # LoRA
 
 
-def _normal_like(shape: Callable[[Tensor, AdapterSpec], tuple[int, ...]], std: float) -> Callable[..., Tensor]:
+def _normal_like(
+    shape: Callable[[Tensor, AdapterSpec], tuple[int, ...]], std: float
+) -> Callable[..., Tensor]:
     return lambda W, spec: torch.randn(shape(W, spec), dtype=torch.float64) * std
 
 
@@ -317,7 +330,7 @@ _enter_common("lora")
 
 
 def _svd(W: Tensor, spec: AdapterSpec) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.linalg.svd(W, full_matrices=False))  # type: ignore[return-value]
+    return tuple(torch.linalg.svd(W, full_matrices=False))
 
 
 def _with_residual(W: Tensor, A: Tensor, B: Tensor, s: float) -> dict[str, Tensor]:
@@ -346,7 +359,9 @@ def _uncompensated(residual_scale: Callable[[AdapterSpec], float]) -> Initial:
     def initial(W: Tensor, spec: AdapterSpec) -> dict[str, Tensor]:
         U, S, Vh = _svd(W, spec)
         root = S[: spec.rank].sqrt()
-        return _with_residual(W, root[:, None] * Vh[: spec.rank], U[:, : spec.rank] * root, residual_scale(spec))
+        return _with_residual(
+            W, root[:, None] * Vh[: spec.rank], U[:, : spec.rank] * root, residual_scale(spec)
+        )
 
     return initial
 
@@ -368,7 +383,9 @@ _enter(
     "this is the opposite of the method (its 'minor components' ablation): the principal directions never move",
     initial=_minor_components,
 )
-_enter("pissa.unbalanced", "all singular values are in A: B = U, A = S Vᵀ / s", _UNBALANCED, initial=_unbalanced)
+_enter(
+    "pissa.unbalanced", "all singular values are in A: B = U, A = S Vᵀ / s", _UNBALANCED, initial=_unbalanced
+)
 _enter(
     "pissa.unbalanced_b",
     "all singular values are in B: B = U S / s, A = Vᵀ",

@@ -42,7 +42,9 @@ def lora(x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpe
     return linear(x, W, b) + scale(spec) * (dropped @ p["A"].mT @ p["B"].mT)
 
 
-def pissa(x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, dropped: Tensor) -> Tensor:
+def pissa(
+    x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, dropped: Tensor
+) -> Tensor:
     """PiSSA Eq. (5) on the residual weight ``p["W"]`` of Eq. (4); the W that is passed is not used."""
     return lora(x, p["W"], b, p, spec, dropped)
 
@@ -93,7 +95,9 @@ def gram_schmidt(U: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def delora(x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, dropped: Tensor) -> Tensor:
+def delora(
+    x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, dropped: Tensor
+) -> Tensor:
     """DeLoRA Eq. (8) and (15): ``ΔW = (λ/r) B Ξ A ‖W‖``, ``Ξ_ii = 1 / (‖b_i‖ ‖a_i‖)``.
 
     ‖W‖ is one norm per input channel (a column of W), captured in ``w_norm``; each norm in Ξ is kept above

@@ -19,7 +19,8 @@ from oracles.implementation import AdapterSpec
 
 Role = Literal["parameter", "buffer", "base"]
 Shape = Callable[[int, int, AdapterSpec], tuple[int, ...]]
-Exact = Callable[[Tensor, AdapterSpec], Tensor]
+Bound = Callable[[int, int, AdapterSpec], float]  # (out, in, spec) -> bound
+Exact = Callable[[Tensor, AdapterSpec], Tensor]  # (W (out, in), spec) -> value
 Far = Callable[[tuple[int, ...], AdapterSpec, torch.Generator], Tensor]
 
 
@@ -27,7 +28,7 @@ Far = Callable[[tuple[int, ...], AdapterSpec, torch.Generator], Tensor]
 class Uniform:
     """Entries drawn from U(-bound, bound); ``columns_paired``: drawn once for columns 2i and 2i+1."""
 
-    bound: Callable[[int, int, AdapterSpec], float]
+    bound: Bound
     columns_paired: bool = False
 
 

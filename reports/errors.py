@@ -1,4 +1,3 @@
-# ruff: noqa: N818  (named for what happened, as refs names its own)
 """The named errors of `reports`; each carries one sentence that can be shown as it is."""
 
 from __future__ import annotations
