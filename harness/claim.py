@@ -145,7 +145,7 @@ class ClaimRun:
             "ratio": found.ratio,
             "threshold": found.threshold,
             "witness": found.witness,
-            "diagnosis": self._diagnosis(ask, found.case),
+            "diagnosis": found.diagnosis or self._diagnosis(ask, found.case),
             "reason": str(found),
         }
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from harness.cases import Case
-from reports.model import Witness
+from reports.model import Diagnosis, Witness
 
 
 class Deviation(Exception):
-    """The subject differs from the oracle at a case. ``ratio`` and ``threshold`` as in DESIGN §9, where measured."""
+    """The subject differs from the oracle at a case.
+
+    ``ratio`` and ``threshold`` as in DESIGN §9, where measured; ``diagnosis`` where the check itself knows it.
+    """
 
     def __init__(
         self,
@@ -19,8 +22,9 @@ class Deviation(Exception):
         ratio: float | None = None,
         threshold: float | None = None,
         note: str = "",
+        diagnosis: Diagnosis | None = None,
     ) -> None:
-        self.case, self.ratio, self.threshold = case, ratio, threshold
+        self.case, self.ratio, self.threshold, self.diagnosis = case, ratio, threshold, diagnosis
         self.witness = Witness(case.describe() if case else {}, quantity, expected, actual, note)
         super().__init__(f"{quantity}: expected {expected}, got {actual}" + (f" ({note})" if note else ""))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from harness import measure
@@ -107,9 +105,6 @@ def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:
     generator = case.generator(6)
     pair_point = pair.point
     noise = measure.noise(both, pair_point, dtype, case.generator(7))
-    # The coefficient is near one; its floor is the roundoff averaged over the entries, not one whole roundoff.
-    floor = measure.roundoff(dtype) / math.sqrt(exact.numel())
-    spread = max(noise["coefficient"] - measure.roundoff(dtype), 0.0) + floor
     ask.judge(case, "output", actual, exact, noise["output"], "precision")
     c = torch.tensor(coefficient(actual - base, exact - base), dtype=torch.float64)
     ask.judge(

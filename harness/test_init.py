@@ -250,7 +250,7 @@ def test_base_weight(ask: Ask, case: Case) -> None:
 def _held(base: torch.nn.Module, name: str) -> Tensor | None:
     """The tensor that the layer stores, behind a parametrisation too; None where the layer was taken apart."""
     if parametrize.is_parametrized(base, name):
-        found = getattr(base.parametrizations[name], "original", None)  # type: ignore[union-attr, index]
+        found = getattr(base.parametrizations[name], "original", None)  # type: ignore[index]
     else:
         found = getattr(base, name, None)
     return found if isinstance(found, Tensor) else None
