@@ -107,9 +107,8 @@ def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:
     noise = measure.noise(both, pair_point, dtype, case.generator(7))
     ask.judge(case, "output", actual, exact, noise["output"], "precision")
     c = torch.tensor(coefficient(actual - base, exact - base), dtype=torch.float64)
-    ask.judge(
-        case, "factor on the contribution", c, torch.ones((), dtype=torch.float64), spread, "coefficient"
-    )
+    one = torch.ones((), dtype=torch.float64)
+    ask.judge(case, "factor on the contribution", c, one, noise["coefficient"], "coefficient")
 
 
 @check(
