@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,12 @@ from harness.session import PROFILES, Session, environment, load_checks
 from oracles import registry
 from oracles.implementation import Implementation
 from oracles.variants import VARIANTS
+from reports import api, audit_json
+from reports.console import Console
 from reports.model import Claim, Declaration, OracleInfo, Run, Subject, VariantInfo
+from reports.serial import claim_from_plain
 
+KEEP_EVERY = 50  # claims between two partial audit.json, for a run that is killed
 ASPECTS = ("shapes", "init", "scale", "forward", "save_load", "targets", "dropout", "merge")
 # The contract leaves the aspects' names open: a subject that says "initialisation" is understood.
 SYNONYMS = {
@@ -78,9 +82,11 @@ def _built(config: pytest.Config, found: resolve.Resolved) -> Built:
     variants = _variants(config.getoption("variant"), subject)
     oracles = _chosen("--oracle", config.getoption("oracle"), registry.ids())
     declared = _declarations(config.getoption("deviations"), found)
-    session = Session(subject, variants, oracles, _profile(config), declared)
+    session = Session(
+        subject, variants, oracles, _profile(config), declared, ref_of(found.ref, config.rootpath)
+    )
     narrowed = config.getoption("variant") is not None or config.getoption("oracle") is not None
-    return Built(session, found.ref, _outputs(config), config.rootpath, narrowed)
+    return Built(session, session.ref, _outputs(config), config.rootpath, narrowed)
 
 
 def _chosen(option: str, given: str | None, there: Sequence[str]) -> tuple[str, ...]:
@@ -135,16 +141,15 @@ def _outputs(config: pytest.Config) -> Outputs:
     root = config.rootpath
     if report == "":
         report = str(root / plugin.REPORT)
-    outputs = Outputs(
+    if report and report != "-":
+        report = str(_target("--report", report, None))
+    return Outputs(
         report,
         _target("--audit-json", config.getoption("audit_json"), root / plugin.AUDIT_JSON if report else None),
         _target("--sarif", config.getoption("sarif"), None),
         _target("--html", config.getoption("html"), None),
         _prior(config.getoption("prior"), root / plugin.PRIOR),
     )
-    if report and report != "-":
-        _target("--report", report, None)
-    return outputs
 
 
 def _target(option: str, given: str | None, default: Path | None) -> Path | None:
@@ -155,12 +160,13 @@ def _target(option: str, given: str | None, default: Path | None) -> Path | None
     if path.is_dir():
         raise BadOption(f"{option} {given or path} is a directory, expected a file to write")
     folder = next(p for p in path.parents if p.exists())
-    if (
-        not folder.is_dir()
-        or not os.access(folder, os.W_OK)
-        or (path.exists() and not os.access(path, os.W_OK))
-    ):
-        raise BadOption(f"{option} {given or path} cannot be written: no permission in {folder}")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if path.exists():
+            path.open("r+b").close()
+    except OSError as error:
+        raise BadOption(f"{option} {given or path} cannot be written: {error.strerror} ({folder})") from error
     return path
 
 
@@ -206,7 +212,7 @@ def run_of(built: Built, claims: Sequence[Claim], planned: Sequence[str]) -> Run
         for aspect in ASPECTS
         if (place := source_of(subject, variant, aspect))
     }
-    described = Subject(subject.name, subject.version, _ref(built), sources, docstrings(subject))
+    described = Subject(subject.name, subject.version, built.ref, sources, docstrings(subject))
     return Run(
         described,
         tuple(_oracle_info(entry) for entry in registry.entries() if entry.id in session.oracles),
@@ -225,16 +231,14 @@ def run_of(built: Built, claims: Sequence[Claim], planned: Sequence[str]) -> Run
     )
 
 
-def _ref(built: Built) -> str:
-    # A path is shown as it lies in the checkout, so that the folder a run was started from leaves no trace.
-    path, _, attribute = built.ref.rpartition(":")
-    if path.endswith(".py"):
-        absolute = Path(path).resolve()
-        shown = (
-            absolute.relative_to(built.root) if absolute.is_relative_to(built.root) else Path(absolute.name)
-        )
-        return f"{shown.as_posix()}:{attribute}"
-    return built.ref
+def ref_of(ref: str, root: Path) -> str:
+    """A subject's reference with its path as it lies in the checkout: the folder a run started from leaves no trace."""
+    path, _, attribute = ref.rpartition(":")
+    if not path.endswith(".py"):
+        return ref
+    absolute = Path(path).expanduser().resolve()
+    shown_path = absolute.relative_to(root) if absolute.is_relative_to(root) else Path(absolute.name)
+    return f"{shown_path.as_posix()}:{attribute}"
 
 
 def _oracle_info(entry: registry.Entry) -> OracleInfo:
@@ -251,12 +255,21 @@ def _concluded(declared: Declaration, claims: Sequence[Claim]) -> Declaration:
 
 
 class Collector:
-    """On the controller: gathers claims from reports, then writes everything once."""
+    """On the controller: gathers claims from reports, shows them come in, then writes everything once."""
 
     def __init__(self, config: pytest.Config, built: Built) -> None:
         self.config, self.built = config, built
         self.claims: dict[str, Claim] = {}
         self.planned: list[str] = []
+        self.console: Console | None = None
+        self.stdout = sys.stdout
+
+    @property
+    def writes(self) -> bool:
+        """Whether this run is to leave any file."""
+        outputs = self.built.outputs
+        asked = (outputs.report, outputs.audit_json, outputs.sarif, outputs.html)
+        return any(asked) and not self.config.option.collectonly
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Serial runs: the claims that are going to be asked."""
@@ -267,36 +280,77 @@ class Collector:
         self._plan(ids)
 
     def _plan(self, nodeids: Sequence[str]) -> None:
-        if nodeids:
-            self.planned = [p for nodeid in nodeids if (p := claim_id(nodeid))]
+        if not nodeids or self.planned:
+            return
+        self.planned = [p for nodeid in nodeids if (p := claim_id(nodeid))]
+        if self.writes and self.planned:
+            self._clear()
+            stream = sys.stderr if self.built.outputs.report == "-" else sys.stdout
+            self.console = Console(stream, len(self.planned))
+
+    def _clear(self) -> None:
+        """A run that is killed must not leave the review of an earlier one in its place."""
+        outputs = self.built.outputs
+        for path in (outputs.report, outputs.audit_json, outputs.sarif, outputs.html):
+            if path and path != "-":
+                Path(path).unlink(missing_ok=True)
+
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        """With the audit's own progress on the terminal, pytest's letters would be noise."""
+        if self.console is None or not hasattr(report, "audit_claim") or self.config.option.verbose > 0:
+            return None
+        return report.outcome, "", report.outcome.upper()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the claim that travels with a test's report."""
-        from reports.serial import claim_from_plain
+        if not (data := getattr(report, "audit_claim", None)):
+            return
+        claim = claim_from_plain(data)
+        self.claims[claim.id] = claim
+        if self.console is not None:
+            self.console.claim_done(claim)
+        if self.built.outputs.audit_json and self.writes and len(self.claims) % KEEP_EVERY == 0:
+            audit_json.write_partial(self._run(), self.built.outputs.audit_json)
 
-        if data := getattr(report, "audit_claim", None):
-            claim = claim_from_plain(data)
-            self.claims[claim.id] = claim
+    def _run(self) -> Run:
+        claims = [self.claims[id_] for id_ in self.planned if id_ in self.claims]
+        return run_of(self.built, claims, self.planned)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Judge, write, and let a stale declaration fail the run."""
-        if self.built.outputs.report is None and self.built.outputs.audit_json is None:
+        if not self.writes or not self.planned:
             return
-        if not self.planned:
-            return
-        from reports import api
-
-        claims = [self.claims[id_] for id_ in self.planned if id_ in self.claims]
-        run = run_of(self.built, claims, self.planned)
-        status = api.write(run, self.built.outputs, sys.stdout, self._say)
+        self._say("")
+        show = self.console.summary if self.console else lambda audit: None
+        try:
+            status = api.write(self._run(), self.built.outputs, self.stdout, self._say, show)
+        except OSError as error:
+            self._say(f"the review could not be written: {error}")
+            status = 1
         if exitstatus in (0, 1):
             session.exitstatus = max(int(exitstatus), status)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Say where everything went."""
+        outputs = self.built.outputs
+        for what, path in (
+            ("review", outputs.report),
+            ("audit.json", outputs.audit_json),
+            ("HTML", outputs.html),
+        ):
+            if self.console is not None and path and path != "-":
+                terminalreporter.write_line(f"{what}: {shown(Path(path), self.built.root)}")
 
     def _say(self, line: str) -> None:
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
         if terminal is not None:
             terminal.write_line(line)
+
+
+def shown(path: Path, root: Path) -> str:
+    """A path as a reader of the checkout writes it."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def claim_id(nodeid: str) -> str | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
@@ -54,7 +55,7 @@ class ClaimRun:
     declarations: tuple[Declaration, ...]
     broken_wrapper: Callable[[str], str | None]
     record: Callable[[Claim], None]
-    cases_seen: int = field(default=0, init=False)
+    ref: str = "lora_lite"
 
     @property
     def id(self) -> str:
@@ -84,6 +85,15 @@ class ClaimRun:
             changes |= {"ratio": ask.worst.ratio, "threshold": ask.worst.threshold}
         claim = dataclasses.replace(claim, **changes)  # type: ignore[arg-type]
         return self._as_declared(claim)
+
+    @property
+    def replay(self) -> str:
+        """The command that asks this claim alone, on the same cases: they follow from its id and the seed."""
+        label = self.id.partition("[")[2]
+        where = f"{self.check.function.__module__.replace('.', '/')}.py::{self.check.function.__name__}"
+        options = f"--subject {shlex.quote(self.ref)} --audit-profile {self.profile.name}"
+        seed = f" --hypothesis-seed {self.profile.seed}" if self.profile.seed else ""
+        return f"pytest {shlex.quote(f'{where}[{label}')} {options}{seed}"
 
     @property
     def examples(self) -> int:
@@ -144,7 +154,7 @@ class ClaimRun:
             "outcome": "fail",
             "ratio": found.ratio,
             "threshold": found.threshold,
-            "witness": found.witness,
+            "witness": dataclasses.replace(found.witness, replay=self.replay),
             "diagnosis": found.diagnosis or self._diagnosis(ask, found.case),
             "reason": str(found),
         }
@@ -185,6 +195,8 @@ def message(claim: Claim) -> str:
         lines.append(f"  smallest case: {case}")
     if claim.ratio is not None and claim.threshold is not None:
         lines.append(f"  ratio {claim.ratio:.3g}, threshold {claim.threshold:g}")
+    if claim.witness and claim.witness.replay:
+        lines.append(f"  replay: {claim.witness.replay}")
     if claim.diagnosis:
         lines.append(f"  equals {claim.diagnosis.mistake}: {claim.diagnosis.summary}")
     return "\n".join(lines)

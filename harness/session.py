@@ -57,6 +57,7 @@ class Session:
     oracles: tuple[str, ...]
     profile: Profile
     declarations: tuple[Declaration, ...] = ()
+    ref: str = "lora_lite"
     _broken: dict[str, str | None] = field(default_factory=dict)
     _made: dict[str, Implementation] = field(default_factory=dict)
 
@@ -86,6 +87,7 @@ class Session:
             self.declarations,
             self.broken_wrapper,
             record,
+            self.ref,
         )
 
     def _oracle(self, id_: str) -> Implementation:

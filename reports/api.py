@@ -29,14 +29,21 @@ class Outputs(Protocol):
     def prior(self) -> Path | None: ...
 
 
-def write(run: Run, outputs: Outputs, stdout: TextIO, say: Callable[[str], None]) -> int:
-    """Judge ``run`` and write its outputs; 0 or 1, the exit code it deserves. Raises OSError.
+def write(
+    run: Run,
+    outputs: Outputs,
+    stdout: TextIO,
+    say: Callable[[str], None],
+    show: Callable[[Audit], None] = lambda audit: None,
+) -> int:
+    """Judge ``run``, ``show`` it, write its outputs; 0 or 1, the exit code it deserves. Raises OSError.
 
     A shard leaves its claims for `python -m reports merge` and no review; a run in which claims are missing
     leaves files that say so. A prior review that cannot be read is said, left out, and makes the exit code 1.
     """
     prior, refused = _prior(outputs.prior, say)
     audit = judge(run, prior)
+    show(audit)
     if run.shard is None and missing_claims(run):
         return _partial(audit, outputs, stdout, say)
     if outputs.audit_json:
