@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from harness import measure
 from harness.cases import Case
 from harness.layer import Layer, SubjectRaised, adapt, answering
-from harness.outcome import Deviation, Unverified
+from harness.outcome import Described, Deviation, Unverified
 from harness.thresholds import THRESHOLDS
 from oracles import paper
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
@@ -176,7 +176,7 @@ class Ask:
         return max(1.0, self.noise(pair)["output"] / (measure.roundoff(coarser(case.torch_dtype)) * operands))
 
     def judge(
-        self, case: Case, name: str, actual: Tensor, exact: Tensor, noise: float, kind: str = "formula"
+        self, case: Described, name: str, actual: Tensor, exact: Tensor, noise: float, kind: str = "formula"
     ) -> None:
         """Raise Deviation where ``actual`` is further from ``exact`` than the threshold of ``kind`` allows."""
         threshold = THRESHOLDS[kind]
@@ -187,7 +187,7 @@ class Ask:
             raise Deviation(case, name, expected, got, ratio=ratio, threshold=threshold)
 
     def demand(
-        self, held: bool, case: Case | None, quantity: str, expected: Any, actual: Any, note: str = ""
+        self, held: bool, case: Described | None, quantity: str, expected: Any, actual: Any, note: str = ""
     ) -> None:
         """Raise Deviation unless ``held``: for facts that are not numbers."""
         if not held:

@@ -7,7 +7,7 @@ from it deterministically.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -137,10 +137,13 @@ class Domain:
     biases: tuple[bool, ...] = (False, True)
     tall: bool = False  # out ≥ in and rank ≥ in: the contribution determines its input
     mode: str | None = None
+    strategy: Callable[[Variant], st.SearchStrategy[Any]] | None = None  # cases of its own kind, as whole models
 
 
-def cases(variant: Variant, domain: Domain) -> st.SearchStrategy[Case]:
+def cases(variant: Variant, domain: Domain) -> st.SearchStrategy[Any]:
     """Cases of ``variant``: non-square (out ≠ in), alpha ≠ rank, rank within the variant's domain or above min."""
+    if domain.strategy is not None:
+        return domain.strategy(variant)
 
     @st.composite
     def build(draw: st.DrawFn) -> Case:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from harness.cases import Case
 from reports.model import Diagnosis, Witness
+
+
+class Described(Protocol):
+    """Whatever a claim is tried on, in plain values: a layer's case or a whole model's."""
+
+    def describe(self) -> dict[str, Any]: ...
 
 
 class Deviation(Exception):
@@ -14,7 +22,7 @@ class Deviation(Exception):
 
     def __init__(
         self,
-        case: Case | None,
+        case: Described | None,
         quantity: str,
         expected: str,
         actual: str,
@@ -24,7 +32,8 @@ class Deviation(Exception):
         note: str = "",
         diagnosis: Diagnosis | None = None,
     ) -> None:
-        self.case, self.ratio, self.threshold, self.diagnosis = case, ratio, threshold, diagnosis
+        self.case = case if isinstance(case, Case) else None  # what the mistakes catalogue can be tried on
+        self.ratio, self.threshold, self.diagnosis = ratio, threshold, diagnosis
         self.witness = Witness(case.describe() if case else {}, quantity, expected, actual, note)
         super().__init__(f"{quantity}: expected {expected}, got {actual}" + (f" ({note})" if note else ""))
 

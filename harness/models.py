@@ -1,0 +1,271 @@
+"""Tiny whole models of a dozen architectures, built from transformers' configs: no download, random weights.
+
+A :class:`ModelCase` is to a model what :class:`harness.cases.Case` is to a layer: plain data from which the model,
+its input and every drawn value follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from oracles.implementation import AdapterSpec
+from oracles.variants import VARIANTS, Variant
+
+Sharing = Literal["", "module", "weight"]
+VOCABULARY, BATCH, LENGTH = 32, 2, 5
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model class of transformers and a tiny config for it.
+
+    ``endings``: targets worth asking for by name. ``pair``: two linear layers of a block whose weights have the same
+    shape, by their endings. ``conv1d``: its linear layers are GPT-2's transposed ones, no ``nn.Linear``.
+    """
+
+    id: str
+    model: str
+    config: str
+    settings: Mapping[str, Any]
+    endings: tuple[tuple[str, ...], ...]
+    pair: tuple[str, str]
+    encoder_decoder: bool = False
+    conv1d: bool = False
+
+
+COMMON = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": VOCABULARY,
+}
+QUIET = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GROUPED = {**COMMON, **QUIET, "num_key_value_heads": 1, "head_dim": 8}
+UNDROPPED = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+T5 = {
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_decoder_layers": 1,
+    "num_heads": 2,
+    "vocab_size": VOCABULARY,
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": 0,
+}
+GPT2 = {
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_inner": 24,
+    "vocab_size": VOCABULARY,
+    "n_positions": 16,
+    **{f"{part}_pdrop": 0.0 for part in ("resid", "embd", "attn")},
+}
+# ("o",) must not catch T5's wo, ("dense",) not GPT-NeoX's dense_h_to_4h; a full name adapts one layer.
+LLAMA_LIKE = (
+    ("k_proj",),
+    ("o_proj", "mlp.down_proj"),
+    ("model.layers.1.self_attn.q_proj",),
+    ("1.mlp.up_proj",),
+)
+QO = ("self_attn.q_proj", "self_attn.o_proj")
+
+
+def _llama_like(id_: str, name: str, **more: Any) -> Architecture:
+    settings = {**GROUPED, **more}
+    return Architecture(id_, f"{name}ForCausalLM", f"{name}Config", settings, LLAMA_LIKE, QO)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    a.id: a
+    for a in (
+        _llama_like("llama", "Llama"),
+        _llama_like("mistral", "Mistral"),
+        _llama_like("qwen2", "Qwen2"),
+        _llama_like("qwen3", "Qwen3"),
+        _llama_like("gemma", "Gemma"),
+        Architecture(
+            "phi", "PhiForCausalLM", "PhiConfig",
+            {**COMMON, **QUIET, **{f"{part}_pdrop": 0.0 for part in ("resid", "embd")}},
+            (("dense",), ("fc1", "k_proj")), ("self_attn.q_proj", "self_attn.dense"),
+        ),
+        Architecture(
+            "gpt2", "GPT2LMHeadModel", "GPT2Config", {**GPT2, **QUIET},
+            (("c_proj",), ("attn.c_proj", "c_fc")), ("attn.c_attn", "attn.c_attn"), conv1d=True,
+        ),
+        Architecture(
+            "gpt_neox", "GPTNeoXForCausalLM", "GPTNeoXConfig", {**COMMON, **QUIET, **UNDROPPED},
+            (("dense",), ("dense_h_to_4h",)), ("attention.dense", "attention.dense"),
+        ),
+        Architecture(
+            "t5", "T5ForConditionalGeneration", "T5Config", T5,
+            (("o",), ("wi", "EncDecAttention.q"), ("q",)), ("SelfAttention.q", "SelfAttention.k"),
+            encoder_decoder=True,
+        ),
+        Architecture(
+            "t5_gated", "T5ForConditionalGeneration", "T5Config", {**T5, "feed_forward_proj": "gated-gelu"},
+            (("wi_1", "k"), ("wo",)), ("SelfAttention.q", "SelfAttention.k"), encoder_decoder=True,
+        ),
+        Architecture(
+            "bert", "BertForMaskedLM", "BertConfig",
+            {**COMMON, **{f"{part}_dropout_prob": 0.0 for part in ("hidden", "attention_probs")}},
+            (("dense",), ("output.dense",), ("key", "intermediate.dense")), ("self.query", "self.key"),
+        ),
+        Architecture(
+            "opt", "OPTForCausalLM", "OPTConfig",
+            {
+                **{k: v for k, v in COMMON.items() if k != "intermediate_size"}, "ffn_dim": 24, "dropout": 0.0,
+                "word_embed_proj_dim": 16, "max_position_embeddings": 16, **QUIET,
+            },
+            (("out_proj",), ("fc1", "v_proj")), ("self_attn.q_proj", "self_attn.out_proj"),
+        ),
+        # Two experts for each token of two: routing cannot flip, so rounding stays small.
+        _llama_like("mixtral", "Mixtral", num_local_experts=2, num_experts_per_tok=2),
+    )
+}  # fmt: skip
+MIXTRAL_ENDINGS = (
+    ("k_proj",),
+    ("o_proj",),
+    ("model.layers.1.self_attn.q_proj",),
+)  # its experts are no layers
+ARCHITECTURES["mixtral"] = dataclasses.replace(ARCHITECTURES["mixtral"], endings=MIXTRAL_ENDINGS)
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """One tiny model, what to adapt it with and where.
+
+    ``targets`` None: the variant's defaults. ``sharing``: the first and second block use one module, or two layers of
+    the first block one weight. ``far``: adapters far from their start.
+    """
+
+    spec: AdapterSpec
+    architecture: str
+    targets: tuple[str, ...] | None = None
+    sharing: Sharing = ""
+    far: bool = True
+    seed: int = 0
+
+    @property
+    def variant(self) -> Variant:
+        return VARIANTS[self.spec.variant]
+
+    @property
+    def kind(self) -> Architecture:
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def given_targets(self) -> list[str] | None:
+        """``targets`` as ``adapt_model`` takes them."""
+        return None if self.targets is None else list(self.targets)
+
+    def generator(self, stream: int) -> torch.Generator:
+        """A generator of this case's own; ``stream`` keeps weights, input and parameters independent."""
+        return torch.Generator().manual_seed(self.seed * 8 + stream)
+
+    def base(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A fresh model, the same at every call: weights, norms and biases all random, none at its trivial start."""
+        model = blank(self.architecture)
+        fill(model, self.generator(0))
+        if self.sharing:
+            share(model, self.pair_names(model), self.sharing)
+        return model.to(dtype)
+
+    def pair_names(self, model: nn.Module) -> tuple[str, str]:
+        """The layers that :attr:`sharing` makes one: of two blocks, or of one."""
+        names = dict(model.named_modules())
+        first = next(n for n in names if n.endswith("." + self.kind.pair[0]))
+        if self.sharing == "module":
+            return first, next(n for n in names if n.endswith("." + self.kind.pair[0]) and n != first)
+        return first, first.removesuffix(self.kind.pair[0]) + self.kind.pair[1]
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """Token ids, as the model's keyword arguments."""
+        ids = torch.randint(3, VOCABULARY, (BATCH, LENGTH), generator=self.generator(1))
+        return {"input_ids": ids, **({"decoder_input_ids": ids.flip(1)} if self.kind.encoder_decoder else {})}
+
+    @functools.cached_property
+    def labels(self) -> Tensor:
+        """The token asked for at each position (batch, length)."""
+        return torch.randint(3, VOCABULARY, (BATCH, LENGTH), generator=self.generator(2))
+
+    def describe(self) -> dict[str, Any]:
+        """The case in plain values, for a witness."""
+        spec = {k: v for k, v in dataclasses.asdict(self.spec).items() if k in ("rank", "alpha")}
+        modes = {mode: True for mode in self.variant.modes if getattr(self.spec, mode)}
+        targets = "default" if self.targets is None else list(self.targets)
+        sharing = {"sharing": self.sharing} if self.sharing else {}
+        return {
+            "architecture": self.architecture,
+            "variant": self.spec.variant,
+            "targets": targets,
+            **(spec if self.variant.has_rank else {}),
+            **modes,
+            **sharing,
+            "seed": self.seed,
+        }
+
+
+def blank(architecture: str) -> nn.Module:
+    """A model of that architecture, its weights as transformers draws them, in training mode."""
+    kind = ARCHITECTURES[architecture]
+    config = getattr(transformers, kind.config)(**kind.settings)
+    return getattr(transformers, kind.model)(config).train()
+
+
+@torch.no_grad()
+def fill(model: nn.Module, generator: torch.Generator) -> None:
+    """Random values for every parameter: of order 1/√in for matrices, near one for norms, none near zero for biases."""
+    for name, parameter in model.named_parameters():
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        if parameter.dim() > 1:
+            drawn = drawn / parameter.shape[-1] ** 0.5
+        elif name.endswith("bias"):
+            drawn = (drawn + drawn.sign()) / 4
+        else:
+            drawn = 1 + drawn / 5
+        parameter.copy_(drawn)
+
+
+def share(model: nn.Module, names: tuple[str, str], how: Sharing) -> None:
+    """Let two layers be one module, or have one weight."""
+    first, second = names
+    layer = model.get_submodule(first)
+    if how == "module":
+        put(model, second, layer)
+    else:
+        model.get_submodule(second).weight = layer.weight
+
+
+def put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Let ``layer`` stand at ``name`` in ``model``."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, layer)
+
+
+def logits(model: nn.Module, case: ModelCase) -> Tensor:
+    """The model's answer to the case's input (batch, length, vocabulary)."""
+    return model(**case.inputs).logits
+
+
+def loss(model: nn.Module, case: ModelCase) -> tuple[Tensor, Tensor]:
+    """Logits and the cross-entropy against the case's labels."""
+    y = logits(model, case)
+    return y, nn.functional.cross_entropy(y.flatten(0, 1), case.labels.flatten())
+
+
+def heads(model: nn.Module) -> dict[str, nn.Module]:
+    """The embeddings and the output head, by name."""
+    found = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
+    return {name: m for name, m in model.named_modules() if any(m is f for f in found)}
