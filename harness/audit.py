@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness import deviations, plugin, resolve
+from harness import deviations, plugin, resolve, shards
 from harness.claim import Profile, covers
 from harness.session import PROFILES, Session, environment, load_checks
 from oracles import registry
@@ -59,7 +59,9 @@ class Built:
     ref: str
     outputs: Outputs
     root: Path
-    narrowed: bool
+    planned: tuple[str, ...]  # ids of the whole audit, of all shards, whatever -k leaves out
+    own: tuple[str, ...]  # those that this run is to ask
+    shard: shards.Shard | None = None
 
 
 def build(config: pytest.Config) -> Built:
@@ -69,7 +71,7 @@ def build(config: pytest.Config) -> Built:
     try:
         found = resolve.resolve(config.getoption("subject"))
         return _built(config, found)
-    except (resolve.BadSubject, deviations.BadDeviations, BadOption) as error:
+    except (resolve.BadSubject, deviations.BadDeviations, shards.BadShard, BadOption) as error:
         raise pytest.UsageError(str(error)) from error
 
 
@@ -80,13 +82,22 @@ class BadOption(Exception):
 def _built(config: pytest.Config, found: resolve.Resolved) -> Built:
     subject = found.implementation
     variants = _variants(config.getoption("variant"), subject)
-    oracles = _chosen("--oracle", config.getoption("oracle"), registry.ids())
+    oracles = _oracles_named(config.getoption("oracle"))
     declared = _declarations(config.getoption("deviations"), found)
     session = Session(
         subject, variants, oracles, _profile(config), declared, ref_of(found.ref, config.rootpath)
     )
-    narrowed = config.getoption("variant") is not None or config.getoption("oracle") is not None
-    return Built(session, session.ref, _outputs(config), config.rootpath, narrowed)
+    planned, shard = session.planned(), shards.parse(config.getoption("shard"))
+    own = shards.part_of(shard, planned)
+    outputs = _outputs(config)
+    return Built(session, session.ref, outputs, config.rootpath, tuple(planned), tuple(own), shard)
+
+
+def _oracles_named(given: str | None) -> tuple[str, ...]:
+    """`author` is every oracle of the authors."""
+    asked = _chosen("--oracle", given, registry.ids())
+    meant = {id_ for name in asked for id_ in (registry.named(name) if given else [name])}
+    return tuple(id_ for id_ in registry.ids() if id_ in meant)
 
 
 def _chosen(option: str, given: str | None, there: Sequence[str]) -> tuple[str, ...]:
@@ -202,7 +213,7 @@ def source_of(subject: Implementation, variant: str, aspect: str) -> tuple[Path,
     return None
 
 
-def run_of(built: Built, claims: Sequence[Claim], planned: Sequence[str]) -> Run:
+def run_of(built: Built, claims: Sequence[Claim]) -> Run:
     """What the reports are made from."""
     session = built.session
     subject = session.subject
@@ -227,7 +238,8 @@ def run_of(built: Built, claims: Sequence[Claim], planned: Sequence[str]) -> Run
         tuple(claims),
         tuple(_concluded(d, claims) for d in session.declarations if d.variant in session.variants),
         root=built.root,
-        planned=tuple(planned),
+        planned=built.planned,
+        shard=str(built.shard) if built.shard else None,
     )
 
 
@@ -260,7 +272,7 @@ class Collector:
     def __init__(self, config: pytest.Config, built: Built) -> None:
         self.config, self.built = config, built
         self.claims: dict[str, Claim] = {}
-        self.planned: list[str] = []
+        self.collected = False
         self.console: Console | None = None
         self.stdout = sys.stdout
 
@@ -275,25 +287,31 @@ class Collector:
         """Serial runs: the claims that are going to be asked."""
         self._plan([item.nodeid for item in session.items])
 
+    def pytest_sessionstart(self) -> None:
+        """A run that is killed, or that collects nothing, must not leave the review of an earlier one in its place."""
+        outputs = self.built.outputs
+        for path in (outputs.report, outputs.audit_json, outputs.sarif, outputs.html):
+            if self.writes and path and path != "-":
+                Path(path).unlink(missing_ok=True)
+
     def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
         """Runs with workers: every worker collects the same."""
         self._plan(ids)
 
     def _plan(self, nodeids: Sequence[str]) -> None:
-        if not nodeids or self.planned:
+        asked = sum(claim_id(nodeid) is not None for nodeid in nodeids)
+        if not asked or self.collected:
             return
-        self.planned = [p for nodeid in nodeids if (p := claim_id(nodeid))]
-        if self.writes and self.planned:
-            self._clear()
+        self.collected = True
+        if self.writes:
+            self._keep()
             stream = sys.stderr if self.built.outputs.report == "-" else sys.stdout
-            self.console = Console(stream, len(self.planned))
+            self.console = Console(stream, asked)
 
-    def _clear(self) -> None:
-        """A run that is killed must not leave the review of an earlier one in its place."""
-        outputs = self.built.outputs
-        for path in (outputs.report, outputs.audit_json, outputs.sarif, outputs.html):
-            if path and path != "-":
-                Path(path).unlink(missing_ok=True)
+    def _keep(self) -> None:
+        """What there is so far, for a run that is killed."""
+        if self.built.outputs.audit_json:
+            audit_json.write_partial(self._run(), self.built.outputs.audit_json)
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """With the audit's own progress on the terminal, pytest's letters would be noise."""
@@ -309,23 +327,27 @@ class Collector:
         self.claims[claim.id] = claim
         if self.console is not None:
             self.console.claim_done(claim)
-        if self.built.outputs.audit_json and self.writes and len(self.claims) % KEEP_EVERY == 0:
-            audit_json.write_partial(self._run(), self.built.outputs.audit_json)
+        if self.writes and len(self.claims) % KEEP_EVERY == 0:
+            self._keep()
 
     def _run(self) -> Run:
-        claims = [self.claims[id_] for id_ in self.planned if id_ in self.claims]
-        return run_of(self.built, claims, self.planned)
+        return run_of(self.built, [self.claims[id_] for id_ in self.built.own if id_ in self.claims])
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Judge, write, and let a stale declaration fail the run."""
-        if not self.writes or not self.planned:
+        if not self.writes:
             return
         self._say("")
         show = self.console.summary if self.console else lambda audit: None
         try:
-            status = api.write(self._run(), self.built.outputs, self.stdout, self._say, show)
+            run, outputs = self._run(), self.built.outputs
+            status = api.write(run, outputs, self.stdout, self._say, show, unasked=unasked)
         except OSError as error:
+        if not self.collected:
+            self._say("no claim was asked: no review was written")
+            return
+        unasked = [id_ for id_ in self.built.own if id_ not in self.claims]
             self._say(f"the review could not be written: {error}")
             status = 1
         if exitstatus in (0, 1):
@@ -335,11 +357,12 @@ class Collector:
         """Say where everything went."""
         outputs = self.built.outputs
         for what, path in (
-            ("review", outputs.report),
+            ("review", None if shard else outputs.report),
             ("audit.json", outputs.audit_json),
-            ("HTML", outputs.html),
+            ("HTML", None if shard else outputs.html),
         ):
             if self.console is not None and path and path != "-":
+        shard = self.built.shard
                 terminalreporter.write_line(f"{what}: {shown(Path(path), self.built.root)}")
 
     def _say(self, line: str) -> None:
@@ -347,6 +370,10 @@ class Collector:
         if terminal is not None:
             terminal.write_line(line)
 
+        if shard and self.console is not None:
+            terminalreporter.write_line(
+                f"shard {shard}: `python -m reports merge` joins the audit.json of all {shard.count} and writes the review"
+            )
 
 def shown(path: Path, root: Path) -> str:
     """A path as a reader of the checkout writes it."""

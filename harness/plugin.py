@@ -52,6 +52,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+    add("--shard", default=None, metavar="I/N", help="only part I of N; `python -m reports merge` joins them")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Tests of the audit itself and `--help` need no subject; the audit is built on the first harness test."""
     config.stash[AUDIT] = None
@@ -103,10 +106,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _placeholder(item: pytest.Item) -> bool:
+    if config.stash[AUDIT] is not None and config.stash[AUDIT].shard is not None:
+        _keep_shard(config, items, set(config.stash[AUDIT].own))
+
+
+def _keep_shard(config: pytest.Config, items: list[pytest.Item], own: set[str]) -> None:
+    """Deselect the claims of the other shards; tests that are no claims stay in every one."""
+    keys = [_claim_key(item) for item in items]
+    elsewhere = [i for i, key in zip(items, keys, strict=True) if key is not None and key.id not in own]
+    gone = {id(item) for item in elsewhere}
+    items[:] = [item for item in items if id(item) not in gone]
+    config.hook.pytest_deselected(items=elsewhere)
+
+
+def _claim_key(item: pytest.Item) -> Any:
+    key = getattr(getattr(item, "callspec", None), "params", {}).get("claim")
+    return key if hasattr(key, "check") else None
     if check_of(getattr(item, "function", None)) is None:
         return False
-    callspec = getattr(item, "callspec", None)
-    return callspec is None or not hasattr(callspec.params.get("claim"), "check")
+    return _claim_key(item) is None
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -35,17 +35,18 @@ def write(
     stdout: TextIO,
     say: Callable[[str], None],
     show: Callable[[Audit], None] = lambda audit: None,
+    unasked: Sequence[str] = (),
 ) -> int:
     """Judge ``run``, ``show`` it, write its outputs; 0 or 1, the exit code it deserves. Raises OSError.
 
     A shard leaves its claims for `python -m reports merge` and no review; a run in which claims are missing
-    leaves files that say so. A prior review that cannot be read is said, left out, and makes the exit code 1.
+    (``unasked``: those that this run, or this shard, should have concluded) leaves files that say so. A prior review that cannot be read is said, left out, and makes the exit code 1.
     """
     prior, refused = _prior(outputs.prior, say)
     audit = judge(run, prior)
     show(audit)
-    if run.shard is None and missing_claims(run):
-        return _partial(audit, outputs, stdout, say)
+    if unasked or (run.shard is None and missing_claims(run)):
+        return _partial(audit, outputs, stdout, say, len(unasked) or len(missing_claims(run)))
     if outputs.audit_json:
         audit_json.write(audit, outputs.audit_json)
     if run.shard is None:
@@ -61,14 +62,17 @@ def _prior(path: Path | None, say: Callable[[str], None]) -> tuple[Prior | None,
         return None, 1
 
 
-def _partial(audit: Audit, outputs: Outputs, stdout: TextIO, say: Callable[[str], None]) -> int:
-    """What there is, marked as incomplete in every file."""
+def _partial(
+    audit: Audit, outputs: Outputs, stdout: TextIO, say: Callable[[str], None], missing: int
+) -> int:
+    """What there is, marked as incomplete in every file; of a shard, the claims alone."""
     run = audit.run
     if outputs.audit_json:
         audit_json.write_partial(run, outputs.audit_json, audit.prior)
-    _review(audit, outputs, stdout)
-    missing = len(missing_claims(run))
-    say(f"{missing} of {len(run.planned)} claims were not concluded: the review is incomplete")
+    if run.shard is None:
+        _review(audit, outputs, stdout)
+    what = "the review" if run.shard is None else f"shard {run.shard}"
+    say(f"{missing} of {len(run.planned)} claims were not concluded: {what} is incomplete")
     return 1
 
 

@@ -65,7 +65,11 @@ class Console:
         """The verdicts and the findings of an audit."""
         self.close()
         missing = len(missing_claims(audit.run))
-        if missing or audit.run.shard:
+        if audit.run.shard:
+            words = f"shard {audit.run.shard}: {len(audit.run.claims)} claims asked, {missing} elsewhere"
+            self._rich.print(Text(words))
+            return
+        if missing:
             self._rich.print(Text(f"INCOMPLETE: {missing} claims are missing", style="bold red"))
         self._rich.print(_verdict_table(audit))
         found = [f for f in audit.findings if f.severity != "none"]
