@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,8 +15,10 @@ from harness import measure
 from harness.cases import Case
 from harness.layer import Layer, SubjectRaised, adapt, answering
 from harness.outcome import Described, Deviation, Unverified
+from harness.recorded import Recorded
 from harness.thresholds import THRESHOLDS
 from oracles import paper
+from oracles.authors.replay import NotRecorded
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
 from oracles.variants import Variant
 
@@ -65,6 +69,7 @@ class Ask:
     oracle: Implementation
     variant: Variant
     worst: Worst = field(default_factory=Worst)
+    left_out: str = ""  # why the oracle could not be asked of some case
 
     def layer(self, case: Case, seed: int = 0) -> Layer:
         """The subject on a fresh base of ``case``, torch's generator seeded from the case."""
@@ -79,18 +84,26 @@ class Ask:
     def reference(self, case: Case) -> Layer:
         """The oracle on a fresh base in the case's own dtype, as a user of it would have it."""
         torch.manual_seed(case.seed)
-        try:
+        with self._oracle_answers():
             return adapt(self.oracle, case.base(), case.spec)
-        except SubjectRaised as error:
-            raise Unverified(f"the oracle refused: {error}") from error
 
     def evaluator(self, case: Case) -> Layer:
         """The oracle in float64, for evaluation at parameters that are written into it."""
         build = getattr(self.oracle, "evaluator", self.oracle.adapt)
         torch.manual_seed(case.seed)
+        with self._oracle_answers(), answering(self.oracle.name, "adapt"):
+            return Layer(build(case.base(torch.float64), case.spec), self.oracle.name)
+
+    @contextmanager
+    def _oracle_answers(self) -> Iterator[None]:
+        """What the oracle does not support leaves the case out; what it raises leaves the claim unverified."""
         try:
-            with answering(self.oracle.name, "adapt"):
-                return Layer(build(case.base(torch.float64), case.spec), self.oracle.name)
+            yield
+        except NotRecorded:
+            raise
+        except Unsupported as why:
+            self.left_out = str(why)
+            raise Refused from why
         except SubjectRaised as error:
             raise Unverified(f"the oracle refused: {error}") from error
 
@@ -109,9 +122,9 @@ class Ask:
         """
         ours, theirs = self.layer(case), self.evaluator(case)
         self._share_what_is_missing(case, ours, theirs)
-        if state == "far":
-            ours.write(case.far(dict.fromkeys(ours.names)))
         keep = {t.name for t in self.variant.tensors if t.exact} if state == "step0" else set()
+        if state == "far" or isinstance(case, Recorded):  # what was recorded is where both have to be
+            ours.write(case.far({name: None for name in ours.names if name not in keep}))
         theirs.write({name: ours.value(name) for name in ours.names if name not in keep})
         trainable = [n for n in theirs.names if n in ours.names and theirs.raw(n).requires_grad]
         return Pair(case, ours, theirs, trainable)
@@ -131,10 +144,19 @@ class Ask:
         """Output (and gradients) of both at the pair's point, each within its threshold of rounding noise."""
         actual = measure.observe(pair.ours, pair.case, gradients=gradients)
         expected = measure.observe(pair.theirs, double(pair.case), gradients=gradients)
-        noise = self.noise(pair, gradients=gradients)
-        for name, exact in expected.items():
-            if name in actual and name in noise and (only is None or name in only):
-                self.judge(pair.case, name, actual[name], exact, noise[name])
+        at, unit = pair.point, measure.roundoff(coarser(pair.case.torch_dtype))
+        noise = functools.cache(lambda: self.noise(pair, gradients=gradients))
+        known = self._known_noise(pair)
+        for name in [n for n in expected if n in actual and n in known and (only is None or n in only)]:
+            floor = unit * measure.floor(name, expected, at)
+            measured = functools.partial(lambda n: noise()[n], name)
+            self.judge(pair.case, name, actual[name], expected[name], floor, noise=measured)
+
+    def _known_noise(self, pair: Pair) -> set[str]:
+        """The quantities whose noise the equation can tell."""
+        return {"output", "gradient of x"} | {
+            f"gradient of {n}" for n in pair.trainable if self.variant.tensor(n)
+        }
 
     def noise(
         self, pair: Pair, *, gradients: bool = False, unit: torch.dtype | None = None
@@ -176,11 +198,27 @@ class Ask:
         return max(1.0, self.noise(pair)["output"] / (measure.roundoff(coarser(case.torch_dtype)) * operands))
 
     def judge(
-        self, case: Described, name: str, actual: Tensor, exact: Tensor, noise: float, kind: str = "formula"
+        self,
+        case: Described,
+        name: str,
+        actual: Tensor,
+        exact: Tensor,
+        floor: float,
+        kind: str = "formula",
+        *,
+        noise: Callable[[], float] | None = None,
     ) -> None:
-        """Raise Deviation where ``actual`` is further from ``exact`` than the threshold of ``kind`` allows."""
+        """Raise Deviation where ``actual`` is further from ``exact`` than the threshold of ``kind`` allows.
+
+        ``floor`` is a cheap lower bound of the noise; ``noise`` measures it, and is asked only when the error is
+        above the floor: a ratio of at most one may be an overestimate.
+        """
+        if not bool(torch.isfinite(exact).all()):
+            raise Unverified(f"{self.oracle.name} has no finite {name} here")
         threshold = THRESHOLDS[kind]
-        ratio = measure.ratio(actual, exact, noise)
+        ratio = measure.ratio(actual, exact, floor)
+        if ratio > 1 and noise is not None:
+            ratio = measure.ratio(actual, exact, max(floor, noise()))
         self.worst.see(ratio, threshold)
         if ratio > threshold:
             expected, got = where_worst(actual, exact)

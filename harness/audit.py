@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness import deviations, plugin, resolve, shards
+from harness import clock, deviations, plugin, resolve, shards
 from harness.claim import Profile, covers
 from harness.session import PROFILES, Session, environment, load_checks
 from oracles import registry
@@ -226,7 +226,7 @@ def run_of(built: Built, claims: Sequence[Claim]) -> Run:
     described = Subject(subject.name, subject.version, built.ref, sources, docstrings(subject))
     return Run(
         described,
-        tuple(_oracle_info(entry) for entry in registry.entries() if entry.id in session.oracles),
+        tuple(_oracles(session)),
         environment(),
         {"name": session.profile.name, "examples": session.profile.examples, "seed": session.profile.seed},
         tuple(
@@ -253,10 +253,14 @@ def ref_of(ref: str, root: Path) -> str:
     return f"{shown_path.as_posix()}:{attribute}"
 
 
-def _oracle_info(entry: registry.Entry) -> OracleInfo:
-    return OracleInfo(
-        entry.id, None, entry.kind, entry.title, entry.package, entry.version, licence=entry.licence
-    )
+def _oracles(session: Session) -> Iterator[OracleInfo]:
+    """Where every oracle of this selection comes from; one that is absent says so in its claims."""
+    for entry in registry.entries():
+        if entry.id not in session.oracles or entry.variants.isdisjoint(session.variants):
+            continue
+        if found := entry.provenance():
+            variant = next(iter(entry.variants)) if entry.is_author else None
+            yield OracleInfo(entry.id, variant, **vars(found))
 
 
 def _concluded(declared: Declaration, claims: Sequence[Claim]) -> Declaration:
@@ -283,16 +287,16 @@ class Collector:
         asked = (outputs.report, outputs.audit_json, outputs.sarif, outputs.html)
         return any(asked) and not self.config.option.collectonly
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Serial runs: the claims that are going to be asked."""
-        self._plan([item.nodeid for item in session.items])
-
     def pytest_sessionstart(self) -> None:
         """A run that is killed, or that collects nothing, must not leave the review of an earlier one in its place."""
         outputs = self.built.outputs
         for path in (outputs.report, outputs.audit_json, outputs.sarif, outputs.html):
             if self.writes and path and path != "-":
                 Path(path).unlink(missing_ok=True)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Serial runs: the claims that are going to be asked."""
+        self._plan([item.nodeid for item in session.items])
 
     def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
         """Runs with workers: every worker collects the same."""
@@ -339,15 +343,16 @@ class Collector:
         if not self.writes:
             return
         self._say("")
-        show = self.console.summary if self.console else lambda audit: None
-        try:
-            run, outputs = self._run(), self.built.outputs
-            status = api.write(run, outputs, self.stdout, self._say, show, unasked=unasked)
-        except OSError as error:
         if not self.collected:
             self._say("no claim was asked: no review was written")
             return
         unasked = [id_ for id_ in self.built.own if id_ not in self.claims]
+        show = self.console.summary if self.console else lambda audit: None
+        try:
+            with clock.charge("reports"):
+                run, outputs = self._run(), self.built.outputs
+                status = api.write(run, outputs, self.stdout, self._say, show, unasked=unasked)
+        except OSError as error:
             self._say(f"the review could not be written: {error}")
             status = 1
         if exitstatus in (0, 1):
@@ -356,24 +361,24 @@ class Collector:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Say where everything went."""
         outputs = self.built.outputs
+        shard = self.built.shard
         for what, path in (
             ("review", None if shard else outputs.report),
             ("audit.json", outputs.audit_json),
             ("HTML", None if shard else outputs.html),
         ):
             if self.console is not None and path and path != "-":
-        shard = self.built.shard
                 terminalreporter.write_line(f"{what}: {shown(Path(path), self.built.root)}")
+        if shard and self.console is not None:
+            terminalreporter.write_line(
+                f"shard {shard}: `python -m reports merge` joins the audit.json of all {shard.count} and writes the review"
+            )
 
     def _say(self, line: str) -> None:
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
         if terminal is not None:
             terminal.write_line(line)
 
-        if shard and self.console is not None:
-            terminalreporter.write_line(
-                f"shard {shard}: `python -m reports merge` joins the audit.json of all {shard.count} and writes the review"
-            )
 
 def shown(path: Path, root: Path) -> str:
     """A path as a reader of the checkout writes it."""

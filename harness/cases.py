@@ -160,7 +160,7 @@ def cases(variant: Variant, domain: Domain) -> st.SearchStrategy[Any]:
             spec = dataclasses.replace(spec, lambda0=draw(st.sampled_from((15.0, 4.0, 0.5))))
         if domain.mode:
             spec = with_mode(spec, domain.mode)
-        dtypes = _dtypes(variant, domain)
+        dtypes = allowed_dtypes(variant, domain)
         return Case(
             spec,
             in_features,
@@ -180,7 +180,8 @@ def with_mode(spec: AdapterSpec, mode: str) -> AdapterSpec:
     return dataclasses.replace(spec, **changes)
 
 
-def _dtypes(variant: Variant, domain: Domain) -> tuple[str, ...]:
+def allowed_dtypes(variant: Variant, domain: Domain) -> tuple[str, ...]:
+    """The dtypes of a domain in which the variant can be asked."""
     # The reference refuses to factorise in float64 where it says so; those cases belong to the dtype checks.
     refused = variant.refuses_dtypes if len(domain.dtypes) > 1 else ()
     return tuple(d for d in domain.dtypes if d not in refused)

@@ -13,13 +13,16 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis.errors import Flaky, Unsatisfiable
 
-from harness import guard
+from harness import clock, guard
 from harness.ask import Ask, Refused
-from harness.cases import Case, cases
+from harness.cases import Case
 from harness.diagnosis import diagnose
 from harness.layer import BadAnswer, SubjectRaised
 from harness.outcome import Deviation, NotApplicable, Unverified
+from harness.recorded import cases_of
 from harness.registry import EXAMPLES, Check
+from oracles import disagreements
+from oracles.authors.replay import NotRecorded
 from oracles.implementation import Implementation, Unsupported
 from oracles.variants import Variant
 from reports.model import Claim, Declaration, Diagnosis
@@ -105,18 +108,22 @@ class ClaimRun:
             return {"outcome": "unverified", "reason": f"broken wrapper: {broken}", "examples": 0}
         try:
             with guard.global_state(), guard.time_limit():
-                self._drive(ask)
+                asked = self._drive(ask)
         except Deviation as found:
-            return self._failed(ask, found)
+            return self._excused() or self._failed(ask, found)
+        except NotRecorded as why:
+            return {"outcome": "unverified", "reason": str(why), "examples": 0}
         except (SubjectRaised, BadAnswer, guard.StateChanged, guard.ClaimTimeout) as error:
             return {"outcome": "error", "reason": str(error)}
         except Flaky:
             return {"outcome": "error", "reason": f"{self.subject.name} answers differently to the same call"}
         except Unverified as why:
-            return {"outcome": "unverified", "reason": str(why)}
+            return self._excused() or {"outcome": "unverified", "reason": str(why)}
         except (NotApplicable, Unsupported) as why:
             return {"outcome": "not_applicable", "reason": str(why), "examples": 0}
         except Unsatisfiable:
+            if ask.left_out:
+                return {"outcome": "not_applicable", "reason": ask.left_out, "examples": 0}
             return {"outcome": "unverified", "reason": "the subject refused every case"}
         except SystemExit as error:
             return {"outcome": "error", "reason": f"{self.subject.name} called sys.exit({error.code})"}
@@ -125,29 +132,47 @@ class ClaimRun:
                 "outcome": "unverified",
                 "reason": f"the audit itself failed: {type(error).__name__}: {error}",
             }
-        return {"outcome": "pass"}
+        return {"outcome": "pass", "examples": asked}
 
-    def _drive(self, ask: Ask) -> None:
+    @property
+    def known(self) -> disagreements.Disagreement | None:
+        """The catalogued disagreement of this oracle with the reference of record, if this check shows one."""
+        return disagreements.explaining(self.check.id, self.variant.id, self.oracle_id)
+
+    def _excused(self) -> dict[str, object] | None:
+        """A subject that differs where the references do is judged against the reference of record alone."""
+        if self.known is None:
+            return None
+        reason = f"the references disagree here ({self.known.id}): judged against {self.known.of_record}"
+        return {"outcome": "not_applicable", "reason": reason, "examples": 0}
+
+    def _drive(self, ask: Ask) -> int:
+        """Ask the check on its cases; how many there were."""
         number = int.from_bytes(hashlib.sha256(f"{self.profile.seed}:{self.id}".encode()).digest()[:8], "big")
         domain = dataclasses.replace(self.check.domain, mode=self.mode)
+        offered, count = cases_of(self.oracle, self.check.info, self.variant, domain)
+        asked = count or self.examples
 
         @hypothesis_seed(number)
         @settings(
-            max_examples=self.examples,
+            max_examples=asked,
             deadline=None,
             database=None,
-            phases=(Phase.generate, Phase.shrink),
+            phases=(Phase.generate,) if self.known else (Phase.generate, Phase.shrink),
             suppress_health_check=QUIET,
             report_multiple_bugs=False,
         )
-        @given(case=cases(self.variant, domain))
+        @given(case=offered)
         def example(case: Case) -> None:
             try:
-                self.check.function(ask, case)
+                with clock.charge("checks"):
+                    self.check.function(ask, case)
             except Refused:
                 assume(False)
 
-        example()
+        with clock.charge("hypothesis"):
+            example()
+        return asked
 
     def _failed(self, ask: Ask, found: Deviation) -> dict[str, object]:
         return {

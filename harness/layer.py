@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness import clock
 from oracles.implementation import Adapted, Implementation, Unsupported
+
+# Who counts as an oracle when time is charged; everybody else is the subject.
+BUCKETS: dict[str, str] = {}
 
 
 class SubjectRaised(Exception):
@@ -24,7 +28,8 @@ class BadAnswer(Exception):
 def answering(who: str, what: str) -> Iterator[None]:
     """Exceptions of the implementation become :class:`SubjectRaised`; Unsupported passes."""
     try:
-        yield
+        with clock.charge(BUCKETS.get(who, "subject")):
+            yield
     except (Unsupported, SubjectRaised, BadAnswer):
         raise
     except Exception as error:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness import clock
 from harness.cases import Case
-from harness.layer import BadAnswer, Layer
+from harness.layer import BadAnswer, Layer, answering
 from oracles import paper
 from oracles.implementation import AdapterSpec
 
@@ -39,7 +40,8 @@ def observe(layer: Layer, case: Case, *, gradients: bool = False, x: Tensor | No
     found = {"output": y.detach().double()}
     if gradients:
         if y.requires_grad:
-            y.backward(case.cotangent.to(y.dtype))
+            with answering(layer.who, "the backward pass"):
+                y.backward(case.cotangent.to(y.dtype))
         for name in layer.names:
             if layer.raw(name).requires_grad:
                 found[f"gradient of {name}"] = layer.gradient(name)
@@ -91,6 +93,11 @@ def point(case: Case, parameters: Mapping[str, Tensor]) -> Point:
 
 def evaluate(forward: paper.Forward, at: Point, trainable: list[str], gradients: bool) -> Quantities:
     """The equation's quantities at a point, named as :func:`observe` names them."""
+    with clock.charge("oracle"):
+        return _evaluate(forward, at, trainable, gradients)
+
+
+def _evaluate(forward: paper.Forward, at: Point, trainable: list[str], gradients: bool) -> Quantities:
     if not gradients:
         with torch.no_grad():
             return {"output": forward(at.x, at.W, at.b, at.parameters, at.spec, at.x)}
@@ -124,14 +131,14 @@ def noise(
             spread = _size(moved[name] - exact[name]) * unit / step
             rounding = _size(single[name].double() - moved[name]) * min(unit / roundoff(torch.float32), 1.0)
             total[name] += spread**2 + rounding**2
-    return {name: (total[name] / PERTURBATIONS) ** 0.5 + unit * _floor(name, exact, at) for name in exact}
+    return {name: (total[name] / PERTURBATIONS) ** 0.5 + unit * floor(name, exact, at) for name in exact}
 
 
 def _size(t: Tensor) -> float:
     return float(torch.linalg.vector_norm(t))
 
 
-def _floor(name: str, exact: Quantities, at: Point) -> float:
+def floor(name: str, exact: Quantities, at: Point) -> float:
     """The size of the operands whose cancellation the quantity is the result of."""
     own = _size(exact[name])
     if not name.startswith("gradient of "):

@@ -61,9 +61,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("report") == "-" and not hasattr(config, "workerinput"):
         _quiet(config)
     if _concerns_harness(config) or config.getoption("report") is not None:
-        from harness import audit
+        from harness import clock
 
-        built = audit.build(config)
+        with clock.charge("imports"):
+            from harness import audit
+
+            built = audit.build(config)
         config.stash[AUDIT] = built
         if not hasattr(config, "workerinput"):
             config.pluginmanager.register(audit.Collector(config, built), "audit-collector")
@@ -103,9 +106,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Drop the placeholders that pytest makes for checks without claims in this selection."""
     kept = [item for item in items if not _placeholder(item)]
     items[:] = kept
-
-
-def _placeholder(item: pytest.Item) -> bool:
     if config.stash[AUDIT] is not None and config.stash[AUDIT].shard is not None:
         _keep_shard(config, items, set(config.stash[AUDIT].own))
 
@@ -122,6 +122,9 @@ def _keep_shard(config: pytest.Config, items: list[pytest.Item], own: set[str]) 
 def _claim_key(item: pytest.Item) -> Any:
     key = getattr(getattr(item, "callspec", None), "params", {}).get("claim")
     return key if hasattr(key, "check") else None
+
+
+def _placeholder(item: pytest.Item) -> bool:
     if check_of(getattr(item, "function", None)) is None:
         return False
     return _claim_key(item) is None

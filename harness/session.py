@@ -15,6 +15,7 @@ from pathlib import Path
 
 from harness import smoke
 from harness.claim import ClaimRun, Profile
+from harness.layer import BUCKETS
 from harness.registry import CHECKS, Check
 from oracles import registry
 from oracles.implementation import Implementation
@@ -22,7 +23,6 @@ from oracles.variants import VARIANTS, Variant
 from reports.model import Claim, Declaration
 
 HERE = Path(__file__).parent
-PROFILES = {"quick": 4, "default": 12, "deep": 200}
 # What authors' code is asked: what it and a recording of it can both answer, in the same sense.
 OF_AUTHORS = frozenset({
     "shapes.canonical", "shapes.roles", "init.deterministic", "init.pairs", "init.principal",
@@ -30,6 +30,7 @@ OF_AUTHORS = frozenset({
     "forward.random_parameters", "forward.gradients", "forward.input_gradient", "forward.effective_weight",
     "forward.modes",
 })  # fmt: skip
+PROFILES = {"quick": 4, "default": 12, "deep": 200}
 
 
 @cache
@@ -54,11 +55,11 @@ class Key:
         """The part of the claim's id in brackets."""
         return f"{self.variant}-{self.mode}-{self.oracle}" if self.mode else f"{self.variant}-{self.oracle}"
 
-
     @property
     def id(self) -> str:
         """The claim's id."""
         return f"{self.check}[{self.label}]"
+
 
 @dataclass
 class Session:
@@ -106,16 +107,25 @@ class Session:
             self.ref,
         )
 
-    def _oracle(self, id_: str) -> Implementation:
-        if id_ not in self._made:
-            self._made[id_] = next(e for e in registry.entries() if e.id == id_).make()
-        return self._made[id_]
+    def _oracle(self, id_: str, variant: str) -> Implementation:
+        entry = registry.find(id_, variant)
+        if entry not in self._made:
+            self._made[entry] = entry.make()
+            if self._made[entry].name != self.subject.name:
+                BUCKETS[self._made[entry].name] = "oracle"
+        return self._made[entry]
 
     def broken_wrapper(self, variant: str) -> str | None:
         """What is wrong with the subject's wrapper for a variant, in a sentence; asked once."""
         if variant not in self._broken:
             self._broken[variant] = smoke.broken_wrapper(self.subject, VARIANTS[variant])
         return self._broken[variant]
+
+
+def _is_asked_of(check: Check, entry: registry.Entry) -> bool:
+    if entry.is_author:
+        return check.id in OF_AUTHORS
+    return check.against is None or entry.id in check.against
 
 
 def claims_for(
