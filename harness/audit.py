@@ -194,7 +194,7 @@ def docstrings(subject: Implementation) -> dict[str, str]:
     from harness.docstrings import docstrings_of
 
     texts = {}
-    for variant in subject.variants:
+    for variant in sorted(subject.variants):
         found = dict.fromkeys(s for aspect in ASPECTS if (s := source_of(subject, variant, aspect)))
         own = inspect.getdoc(type(subject)) or ""
         texts[variant] = "\n".join([own, *(docstrings_of(path, symbol) for path, symbol in found)])
