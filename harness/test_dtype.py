@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from harness import measure
@@ -82,8 +84,9 @@ def test_double(ask: Ask, case: Case) -> None:
     pair = ask.pair(case, "far")
     actual = measure.observe(pair.ours, case)["output"]
     exact = measure.observe(pair.theirs, double(case))["output"]
-    noise = ask.noise(pair, unit=torch.float64)
-    ask.judge(case, "output", actual, exact, noise["output"], "double")
+    floor = measure.roundoff(torch.float64) * float(torch.linalg.vector_norm(exact))
+    noise = functools.cache(lambda: ask.noise(pair, unit=torch.float64)["output"])
+    ask.judge(case, "output", actual, exact, floor, "double", noise=noise)
 
 
 def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:
@@ -104,11 +107,15 @@ def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:
 
     generator = case.generator(6)
     pair_point = pair.point
-    noise = measure.noise(both, pair_point, dtype, case.generator(7))
-    ask.judge(case, "output", actual, exact, noise["output"], "precision")
+    noise = functools.cache(lambda: measure.noise(both, pair_point, dtype, case.generator(7)))
+    unit = measure.roundoff(dtype)
+    size = unit * float(torch.linalg.vector_norm(exact))
+    ask.judge(case, "output", actual, exact, size, "precision", noise=lambda: noise()["output"])
     c = torch.tensor(coefficient(actual - base, exact - base), dtype=torch.float64)
     one = torch.ones((), dtype=torch.float64)
-    ask.judge(case, "factor on the contribution", c, one, noise["coefficient"], "coefficient")
+    ask.judge(
+        case, "factor on the contribution", c, one, unit, "coefficient", noise=lambda: noise()["coefficient"]
+    )
 
 
 @check(
@@ -124,6 +131,10 @@ def test_gradients(ask: Ask, case: Case) -> None:
     pair = ask.pair(case, "far")
     actual = measure.observe(pair.ours, case, gradients=True)
     exact = measure.observe(pair.theirs, double(case), gradients=True)
-    noise = ask.noise(pair, gradients=True, unit=case.torch_dtype)
-    for name in [n for n in exact if n in actual and n in noise and n != "output"]:
-        ask.judge(case, name, actual[name], exact[name], noise[name], "precision gradient")
+    noise = functools.cache(lambda: ask.noise(pair, gradients=True, unit=case.torch_dtype))
+    unit, at = measure.roundoff(case.torch_dtype), pair.point
+    for name in [f"gradient of {n}" for n in ("x", *pair.trainable)]:
+        if name in actual and name in exact:
+            floor = unit * measure.floor(name, exact, at)
+            measured = functools.partial(lambda n: noise()[n], name)
+            ask.judge(case, name, actual[name], exact[name], floor, "precision gradient", noise=measured)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -76,10 +78,13 @@ def test_effective_weight(ask: Ask, case: Case) -> None:
     """Probed with the identity and with zero, the layer's W' and b' equal the reference's."""
     pair = ask.pair(case, "far")
     ours, theirs = effective(pair.ours, case), effective(pair.theirs, case, torch.float64)
-    noise = ask.effective_noise(pair)
+    noise = functools.cache(lambda: ask.effective_noise(pair))
+    unit = measure.roundoff(coarser(case.torch_dtype))
+    sizes = [unit * float(torch.linalg.vector_norm(t)) for t in theirs]
     # The probe takes W' as a difference to b', so b' is rounded into it.
-    ask.judge(case, "effective weight", ours[0], theirs[0], sum(noise.values()) * 2)
-    ask.judge(case, "effective bias", ours[1], theirs[1], noise["effective bias"] * ask.amplification(case))
+    ask.judge(case, "effective weight", ours[0], theirs[0], sizes[0], noise=lambda: sum(noise().values()) * 2)
+    amplified = functools.cache(lambda: noise()["effective bias"] * ask.amplification(case))
+    ask.judge(case, "effective bias", ours[1], theirs[1], sizes[1], noise=amplified)
 
 
 def effective(layer: Layer, case: Case, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -126,8 +131,12 @@ def _same(ask: Ask, case: Case, what: str, actual: Tensor, exact: Tensor, growth
         torch.linalg.matrix_norm(case.weight.double())
     )
     bias = 0.0 if case.bias_vector is None else float(torch.linalg.vector_norm(case.bias_vector.double()))
-    size = float(torch.linalg.vector_norm(exact)) + (operands + bias) * ask.amplification(case)
-    ask.judge(case, what, actual, exact, unit * size * growth)
+    own = float(torch.linalg.vector_norm(exact))
+
+    def amplified() -> float:
+        return unit * growth * (own + (operands + bias) * ask.amplification(case))
+
+    ask.judge(case, what, actual, exact, unit * growth * own, noise=amplified)
 
 
 @check(

@@ -11,7 +11,7 @@ THRESHOLDS: dict[str, float] = {
     "formula": 30.0,  # outputs and gradients at a point
     "trajectory": 100.0,  # parameters after ten optimiser steps: errors compound
     "precision": 6.0,  # outputs at a stated dtype
-    "precision gradient": 12.0,
+    "precision gradient": 6.0,
     "double": 200.0,  # outputs in float64, where another order of the same operations is no loss
     "coefficient": 6.0,  # the least-squares coefficient of the contribution at a stated dtype
     "exact": 0.0,  # bitwise
