@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from oracles import paper
 from oracles.authors import loader
+from oracles.equation import FORMS, Form
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
 from refs import catalog as catalogue
 from refs.locate import locate
@@ -36,6 +39,26 @@ class AuthorImplementation(Implementation):
         self.name = f"{self.variant}/{self.oracle}"
         self.version = self.reference.source.pin
         self.variants = frozenset({self.variant})
+
+    @classmethod
+    def offers(cls, mode: str | None) -> bool:
+        """Whether the file has that mode of its variant (None: the plain form)."""
+        return True
+
+    @classmethod
+    def nearest(cls, spec: AdapterSpec) -> AdapterSpec:
+        """``spec`` with what the authors' scripts fix put as they fix it."""
+        return spec
+
+    @classmethod
+    def equation(cls) -> paper.Forward:
+        """What the file computes, as an equation."""
+        return paper.FORWARD[cls.variant]
+
+    @property
+    def forms(self) -> Mapping[str, Form]:
+        """The equation's form: its conditioning says how large rounding noise is."""
+        return {self.variant: dataclasses.replace(FORMS[self.variant], forward=self.equation())}
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
         """The author's layer over a frozen copy of ``base``. Raises Unsupported, NotAvailableError."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from oracles import paper
 from oracles.authors import loader
 from oracles.authors.base import AuthorImplementation, folded
 from oracles.authors.dora import as_model
@@ -14,6 +16,20 @@ from oracles.implementation import Adapted, AdapterSpec, Slot
 from refs import catalog as catalogue
 
 __all__ = ["DeloraAuthor"]
+
+
+def _against_the_start(
+    x: Tensor, W: Tensor, b: Tensor | None, p: paper.Parameters, spec: AdapterSpec, dropped: Tensor
+) -> Tensor:
+    """y = x W^T + b + (lambda/r) (x |W|_col) (B Xi A - D Phi C)^T: the present lambda on both terms, no clamp."""
+    h = dropped * torch.linalg.vector_norm(W, dim=0)
+    delta = _term(h, p["A"], p["B"]) - _term(h, p["C"], p["D"])
+    return paper.linear(x, W, b) + p["lambda"] / spec.rank * delta
+
+
+def _term(h: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    lengths = torch.linalg.vector_norm(A, dim=1) * torch.linalg.vector_norm(B, dim=0)
+    return h @ A.mT / lengths @ B.mT
 
 
 class DeloraAuthor(AuthorImplementation):
@@ -25,6 +41,11 @@ class DeloraAuthor(AuthorImplementation):
 
     variant, alias = "delora", "orig_delora.py"
     needs = ("orig_delora_save.py",)
+
+    @classmethod
+    def equation(cls) -> paper.Forward:
+        """Eq. (9) with the present lambda on both terms."""
+        return _against_the_start
 
     def __init__(
         self, catalog: catalogue.Catalog | None = None, cache: Path | None = None, as_shipped: bool = False

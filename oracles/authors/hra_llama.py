@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from oracles import paper
 from oracles.authors import loader
 from oracles.authors.base import AuthorImplementation, plain
 from oracles.implementation import Adapted, AdapterSpec, Slot, Unsupported
 from refs import catalog as catalogue
 
 __all__ = ["HraLlamaAuthor", "HraLlamaGsAuthor"]
+
+EPS = 6e-5  # the config's
 
 
 class _Lycoris:
@@ -54,6 +57,25 @@ def _to_merge(layer: _Lycoris, names: list[str] | None) -> list[str]:
 _UTILS = loader.stand_in("lycoris_utils", LycorisLayer=_Lycoris, check_adapters_to_merge=_to_merge)
 
 
+def _output_side(
+    x: Tensor, W: Tensor, b: Tensor | None, p: paper.Parameters, spec: AdapterSpec, dropped: Tensor
+) -> Tensor:
+    """y = x (H_r ... H_1 W)^T + b with v = u / sqrt(|u|^2 + eps); U is (out, r)."""
+    y = x @ W.mT
+    for u in p["U"].mT:
+        y = y - 2 * (y @ u)[..., None] * u / (u @ u + EPS)
+    return y if b is None else y + b
+
+
+def _projected_output(
+    x: Tensor, W: Tensor, b: Tensor | None, p: paper.Parameters, spec: AdapterSpec, dropped: Tensor
+) -> Tensor:
+    """y = x ((I - 2 Q Q^T) W)^T + b, Q the columns of U made orthonormal."""
+    y, Q = x @ W.mT, paper.gram_schmidt(p["U"])
+    y = y - 2 * (y @ Q) @ Q.mT
+    return y if b is None else y + b
+
+
 class HraLlamaAuthor(AuthorImplementation):
     """layer.py: the chain with v = u / sqrt(|u|^2 + eps); the config's eps, 6e-5, unless another is given.
 
@@ -63,8 +85,18 @@ class HraLlamaAuthor(AuthorImplementation):
     variant, oracle, alias = "hra", "author_llama", "orig_hra_layer.py"
     gram_schmidt = False
 
+    @classmethod
+    def equation(cls) -> paper.Forward:
+        """Reflections of the output."""
+        return _output_side
+
+    @classmethod
+    def offers(cls, mode: str | None) -> bool:
+        """One of the two files has Gram-Schmidt and nothing else, the other everything else."""
+        return (mode == "gram_schmidt") == cls.gram_schmidt
+
     def __init__(
-        self, catalog: catalogue.Catalog | None = None, cache: Path | None = None, eps: float = 6e-5
+        self, catalog: catalogue.Catalog | None = None, cache: Path | None = None, eps: float = EPS
     ) -> None:
         super().__init__(catalog, cache)
         self.eps = eps
@@ -107,3 +139,8 @@ class HraLlamaGsAuthor(HraLlamaAuthor):
 
     oracle, alias = "author_llama_gs", "orig_hra_layer_gs.py"
     gram_schmidt = True
+
+    @classmethod
+    def equation(cls) -> paper.Forward:
+        """A projection of the output."""
+        return _projected_output

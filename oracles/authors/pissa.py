@@ -6,6 +6,7 @@ around it the authors' script is `get_peft_model` with alpha = r, then factors a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,11 @@ class PissaAuthor(AuthorImplementation):
     """The factors in float32 whatever the base is, one iteration (the script's default), scale 1."""
 
     variant, alias = "pissa", "orig_pissa_quant.py"
+
+    @classmethod
+    def nearest(cls, spec: AdapterSpec) -> AdapterSpec:
+        """Alpha is the rank."""
+        return dataclasses.replace(spec, alpha=spec.rank)
 
     def build(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
         """Raises Unsupported for alpha other than the rank: the script has no such option."""

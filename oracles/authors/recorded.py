@@ -18,7 +18,15 @@ from oracles.authors.cases import RecordedCase
 from oracles.implementation import AdapterSpec
 from refs.errors import NotAvailableError, RefsError
 
-__all__ = ["ManifestChangedError", "RecordingChangedError", "StaleRecordingError", "folder", "read", "seal"]
+__all__ = [
+    "ManifestChangedError",
+    "RecordingChangedError",
+    "StaleRecordingError",
+    "folder",
+    "made_with",
+    "read",
+    "seal",
+]
 
 ROOT = Path(__file__).resolve().parents[2] / "refs" / "recordings"
 SCHEMA = 1
@@ -57,6 +65,11 @@ def read(where: Path, provenance: Mapping[str, str]) -> list[RecordedCase]:
         return [_case(entry, manifest["oracle"], tensors) for entry in manifest["cases"]]
     except (KeyError, TypeError) as error:
         raise RecordingChangedError(f"the recording {where.name} lacks {error}") from None
+
+
+def made_with(where: Path) -> str:
+    """What the recording in ``where`` was made with, in words. Raises as :func:`read`."""
+    return f"with torch {_manifest(where)['versions']['torch']}"
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
