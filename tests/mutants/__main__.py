@@ -1,0 +1,112 @@
+"""`python -m tests.mutants`: break the code in one place after the other, and see whether the audit notices."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tests.mutants import pool
+from tests.mutants.ask import ROOT
+from tests.mutants.mutate import Mutant, mutants
+
+SUBJECT = (*(f"src/lora_lite/variants/{v}.py" for v in ("lora", "pissa", "dora", "ia3", "hra", "delora")),
+           "src/lora_lite/adapter.py", "src/lora_lite/target.py")  # fmt: skip
+ORACLES = ("oracles/paper.py", "oracles/peft.py")
+EQUIVALENT = Path(__file__).with_name("equivalent.json")
+GOAL = 0.95
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 where at least 95 % of the mutants that are no equivalent ones died."""
+    given = parser().parse_args(arguments)
+    chosen = select(given.files or [*SUBJECT, *ORACLES], given.sample, given.seed)
+    print(f"{len(chosen)} mutants, {given.jobs} at a time", flush=True)
+    start = time.monotonic()
+    fates = pool.fates(chosen, given.jobs, given.seconds, given.examples)
+    told = table(chosen, fates)
+    print(told, f"\n{time.monotonic() - start:.0f} s")
+    if given.json:
+        given.json.write_text(json.dumps(records(chosen, fates), indent=1) + "\n", encoding="utf-8")
+    return int(score(chosen, fates) < GOAL)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    top.add_argument("files", nargs="*", metavar="FILE", help="default: the subject's and the oracles' files")
+    top.add_argument("--sample", type=int, metavar="N", help="only N mutants, drawn by --seed")
+    top.add_argument("--seed", type=int, default=0)
+    top.add_argument("--jobs", type=int, default=2)
+    top.add_argument("--seconds", type=float, default=30.0, help="limit of one claim; a mutant that hangs is dead")
+    top.add_argument("--examples", type=int, nargs="+", default=[4, 12], help="of one stage after the other")
+    top.add_argument("--json", type=Path, metavar="PATH", help="every mutant and its fate")
+    return top
+
+
+def select(files: Iterable[str], sample: int | None, seed: int) -> list[Mutant]:
+    """All mutants of the files, or ``sample`` of them, in order."""
+    found = [m for file in files for m in mutants(file, (ROOT / file).read_text(encoding="utf-8"))]
+    if sample is None or sample >= len(found):
+        return found
+    return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), sample))]
+
+
+def equivalent(mutant: Mutant) -> str | None:
+    """Why no audit could tell this mutant from the original, where docs/kill_rate.md argues so."""
+    argued = json.loads(EQUIVALENT.read_text(encoding="utf-8")) if EQUIVALENT.is_file() else []
+    own = [e for e in argued if e["file"] == mutant.file and e["diff"] == mutant.diff]
+    return own[0]["because"] if own else None
+
+
+def score(chosen: Sequence[Mutant], fates: Sequence[str]) -> float:
+    """The share of the non-equivalent mutants that died."""
+    counted = [f for m, f in zip(chosen, fates, strict=True) if f or not equivalent(m)]
+    return sum(bool(f) for f in counted) / max(len(counted), 1)
+
+
+def table(chosen: Sequence[Mutant], fates: Sequence[str]) -> str:
+    """Scores per file and per check, and every survivor."""
+    by_file: dict[str, list[tuple[Mutant, str]]] = defaultdict(list)
+    for mutant, fate in zip(chosen, fates, strict=True):
+        by_file[mutant.file].append((mutant, fate))
+    lines = ["| file | mutants | killed | equivalent | survived | score |", "|---|--:|--:|--:|--:|--:|"]
+    lines += [_row(file, *zip(*pairs, strict=True)) for file, pairs in by_file.items()]
+    lines += [_row("all", chosen, fates), "", "| first claim to fail | mutants |", "|---|--:|"]
+    checks = Counter(fate.partition("[")[0] for fate in fates if fate)
+    lines += [f"| {check} | {n} |" for check, n in sorted(checks.items(), key=lambda kv: (-kv[1], kv[0]))]
+    return "\n".join([*lines, "", *survivors(chosen, fates)])
+
+
+def _row(name: str, chosen: Sequence[Mutant], fates: Sequence[str]) -> str:
+    killed = sum(bool(f) for f in fates)
+    same = sum(not f and bool(equivalent(m)) for m, f in zip(chosen, fates, strict=True))
+    left = len(chosen) - killed - same
+    return f"| {name} | {len(chosen)} | {killed} | {same} | {left} | {100 * score(chosen, fates):.1f} % |"
+
+
+def survivors(chosen: Sequence[Mutant], fates: Sequence[str]) -> list[str]:
+    """Each living mutant: where, what, and why it is equivalent if it is."""
+    alive = [m for m, fate in zip(chosen, fates, strict=True) if not fate]
+    return [f"{m.name}{_argued(m)}\n{m.diff}\n" for m in alive]
+
+
+def _argued(mutant: Mutant) -> str:
+    why = equivalent(mutant)
+    return f" (equivalent: {why})" if why else ""
+
+
+def records(chosen: Sequence[Mutant], fates: Sequence[str]) -> list[dict[str, object]]:
+    """Every mutant as plain data."""
+    return [
+        {"file": m.file, "line": m.line, "kind": m.kind, "diff": m.diff, "killed_by": fate, "because": equivalent(m)}
+        for m, fate in zip(chosen, fates, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""One mutant, asked in a process of its own: the mutated text stands in for the file, the audit's claims decide."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("harness", "oracles", "reports", "refs", "lora_lite")
+VARIANTS = ("lora", "pissa", "dora", "ia3", "hra", "delora")
+LORAS = ("lora", "dora", "pissa")
+# The likeliest to notice come first; which claim kills is the first one in this order, whatever the machine.
+FIRST = (
+    "forward.random_parameters", "init.deterministic", "step0.gradients", "shapes.canonical", "forward.modes",
+    "init.identity", "init.distribution", "init.principal", "init.residual", "merge.weight", "merge.detach",
+    "save_load.round_trip", "forward.gradients", "dropout.placement", "dtype.output", "dtype.forward",
+)  # fmt: skip
+LAST = ("training.", "targets.")
+KILLS = ("fail", "error", "unverified")
+
+Say = Callable[[tuple[str, str]], None]
+
+
+def subject_of(file: str) -> str:
+    """Who is audited when this file is broken: a broken oracle stands trial before the other references."""
+    return {"oracles/paper.py": "oracles.equation:Equation", "oracles/peft.py": "peft"}.get(file, "lora_lite")
+
+
+def variants_of(file: str) -> tuple[str, ...]:
+    """The variants that run through the file."""
+    stem = Path(file).stem
+    if stem == "lora":
+        return LORAS
+    return (stem,) if stem in VARIANTS else VARIANTS
+
+
+def load(file: str, source: str) -> None:
+    """From now on, importing ``file`` runs ``source``; what was imported before is forgotten."""
+    path, original = str(ROOT / file), importlib.machinery.SourceFileLoader.get_code
+
+    def get_code(self: Any, fullname: str) -> CodeType | None:
+        return compile(source, path, "exec") if self.path == path else original(self, fullname)
+
+    importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign, assignment]
+    for name in [n for n in sys.modules if n.split(".")[0] in OURS]:
+        del sys.modules[name]
+
+
+def outcomes(file: str, examples: int) -> Iterator[tuple[str, str]]:
+    """(claim, outcome) of every claim that concerns ``file``, the likeliest to fail first."""
+    from harness import deviations, resolve
+    from harness.audit import docstrings
+    from harness.claim import Profile
+    from harness.session import Session, load_checks
+    from oracles import registry
+
+    load_checks()
+    found = resolve.resolve(subject_of(file))
+    subject = found.implementation
+    declared = deviations.load(found.declarations, docstrings(subject)) if found.declarations else ()
+    profile = Profile("quick" if examples <= 4 else "default", examples, 0)
+    session = Session(subject, variants_of(file), tuple(registry.ids()), profile, declared)
+    for key in ordered(session, file):
+        claim = session.run(key, lambda claim: None).conclude()
+        yield claim.id, claim.outcome
+
+
+def ordered(session: Any, file: str) -> list[Any]:
+    """The session's keys in the order of asking."""
+    from harness.session import load_checks
+
+    keys = [key for check in load_checks().values() for key in session.keys(check)]
+    if file.endswith("target.py"):  # what this file decides is asked of whole models
+        keys = [key for key in keys if key.check.startswith("targets.")]
+    return sorted(keys, key=lambda key: _rank(key.check))
+
+
+def _rank(check: str) -> tuple[int, int]:
+    if check in FIRST:
+        return 0, FIRST.index(check)
+    return (2 if check.startswith(LAST) else 1), 0
+
+
+def judge(file: str, source: str, examples: int, holds: frozenset[str], say: Say) -> None:
+    """Say ("at", claim) as it goes, and in the end ("killed", by what) or ("survived", "")."""
+    load(file, source)
+    try:
+        for claim, outcome in outcomes(file, examples):
+            say(("at", claim))
+            if claim in holds and outcome in KILLS:
+                say(("killed", claim))
+                return
+    except BaseException as error:  # a mutant that does not even import, or that ends the process, is noticed
+        say(("killed", f"import: {type(error).__name__}"))
+        return
+    say(("survived", ""))
+
+
+def baseline(file: str, examples: int, say: Say) -> None:
+    """Say ("holds", claim) for every claim that the file as it is does not fail."""
+    load(file, (ROOT / file).read_text(encoding="utf-8"))
+    for claim, outcome in outcomes(file, examples):
+        say(("at", claim) if outcome in KILLS else ("holds", claim))
+    say(("survived", ""))

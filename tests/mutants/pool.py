@@ -1,0 +1,123 @@
+"""Mutants in forked processes: torch and PEFT are imported once, each mutant costs its claims alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from tests.mutants import ask
+from tests.mutants.mutate import Mutant
+
+FORK = multiprocessing.get_context("fork")
+
+
+@dataclass
+class Job:
+    """One process, and what it last said."""
+
+    index: int
+    process: Any
+    ear: Connection
+    since: float = field(default_factory=time.monotonic)
+    at: str = "import"
+
+
+def fates(chosen: Sequence[Mutant], jobs: int, seconds: float, stages: Sequence[int]) -> list[str]:
+    """What killed each mutant, or "" for a survivor of every stage (so many examples per check)."""
+    _import_what_does_not_change()
+    found = [""] * len(chosen)
+    for examples in stages:
+        held = {file: _holds(file, examples) for file in dict.fromkeys(m.file for m in chosen)}
+        left = [i for i, fate in enumerate(found) if not fate]
+        for index, fate in _race(chosen, left, held, jobs, seconds, examples):
+            found[index] = fate
+            _tick(chosen[index], fate)
+    return found
+
+
+def _import_what_does_not_change() -> None:
+    import peft  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch
+    import transformers  # noqa: F401
+
+    import harness.audit  # noqa: F401  (with all that it needs; forgotten again in each child)
+
+    torch.set_num_threads(1)
+
+
+def _holds(file: str, examples: int) -> frozenset[str]:
+    """The claims that the unbroken file passes."""
+    ear, mouth = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_run, args=(mouth, ask.baseline, file, examples))
+    process.start()
+    mouth.close()
+    held = set()
+    while (said := ear.recv())[0] != "survived":
+        if said[0] == "holds":
+            held.add(said[1])
+    process.join()
+    return frozenset(held)
+
+
+def _run(mouth: Connection, target: Any, *args: Any) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    try:
+        target(*args, mouth.send)
+    except BaseException as error:
+        mouth.send(("killed", f"import: {type(error).__name__}"))
+    finally:
+        mouth.close()
+        os._exit(0)
+
+
+def _start(index: int, mutant: Mutant, held: frozenset[str], examples: int) -> Job:
+    ear, mouth = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_run, args=(mouth, ask.judge, mutant.file, mutant.source, examples, held))
+    process.start()
+    mouth.close()
+    return Job(index, process, ear)
+
+
+def _race(
+    chosen: Sequence[Mutant], left: list[int], held: dict[str, frozenset[str]], jobs: int, seconds: float, examples: int
+) -> Iterable[tuple[int, str]]:  # fmt: skip
+    waiting, running = list(reversed(left)), {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            index = waiting.pop()
+            job = _start(index, chosen[index], held[chosen[index].file], examples)
+            running[job.ear] = job
+        for ear in wait(list(running), timeout=1.0):
+            if (fate := _heard(running[ear])) is not None:
+                yield running.pop(ear).index, fate
+        for ear, job in list(running.items()):
+            if time.monotonic() - job.since > seconds:
+                job.process.kill()
+                yield running.pop(ear).index, f"{job.at}: no answer within {seconds:g} s"
+
+
+def _heard(job: Job) -> str | None:
+    """What a process has said: None while it goes on."""
+    try:
+        word, what = job.ear.recv()
+    except EOFError:
+        return f"{job.at}: the process ended"
+    job.since = time.monotonic()
+    if word == "at":
+        job.at = what
+        return None
+    job.process.join()
+    return what
+
+
+def _tick(mutant: Mutant, fate: str) -> None:
+    print(f"{'killed  ' if fate else 'survived'} {mutant.name}  {fate}", file=sys.stderr, flush=True)
