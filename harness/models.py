@@ -6,11 +6,12 @@ its input and every drawn value follow.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import transformers
@@ -72,32 +73,27 @@ GPT2 = {
     **{f"{part}_pdrop": 0.0 for part in ("resid", "embd", "attn")},
 }
 # ("o",) must not catch T5's wo, ("dense",) not GPT-NeoX's dense_h_to_4h; a full name adapts one layer.
-LLAMA_LIKE = (
-    ("k_proj",),
-    ("o_proj", "mlp.down_proj"),
-    ("model.layers.1.self_attn.q_proj",),
-    ("1.mlp.up_proj",),
-)
+LLAMA_ENDINGS = (("k_proj",), ("model.layers.1.self_attn.q_proj",), ("1.mlp.up_proj", "o_proj"))
 QO = ("self_attn.q_proj", "self_attn.o_proj")
 
 
-def _llama_like(id_: str, name: str, **more: Any) -> Architecture:
+def _llama_like(id_: str, name: str, *endings: tuple[str, ...], **more: Any) -> Architecture:
     settings = {**GROUPED, **more}
-    return Architecture(id_, f"{name}ForCausalLM", f"{name}Config", settings, LLAMA_LIKE, QO)
+    return Architecture(id_, f"{name}ForCausalLM", f"{name}Config", settings, endings, QO)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     a.id: a
     for a in (
-        _llama_like("llama", "Llama"),
-        _llama_like("mistral", "Mistral"),
-        _llama_like("qwen2", "Qwen2"),
-        _llama_like("qwen3", "Qwen3"),
-        _llama_like("gemma", "Gemma"),
+        _llama_like("llama", "Llama", *LLAMA_ENDINGS),
+        _llama_like("mistral", "Mistral", ("gate_proj",)),
+        _llama_like("qwen2", "Qwen2", ("k_proj", "mlp.down_proj")),
+        _llama_like("qwen3", "Qwen3", ("o_proj",)),
+        _llama_like("gemma", "Gemma", ("up_proj",)),
         Architecture(
             "phi", "PhiForCausalLM", "PhiConfig",
             {**COMMON, **QUIET, **{f"{part}_pdrop": 0.0 for part in ("resid", "embd")}},
-            (("dense",), ("fc1", "k_proj")), ("self_attn.q_proj", "self_attn.dense"),
+            (("dense",),), ("self_attn.q_proj", "self_attn.dense"),
         ),
         Architecture(
             "gpt2", "GPT2LMHeadModel", "GPT2Config", {**GPT2, **QUIET},
@@ -105,21 +101,21 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture(
             "gpt_neox", "GPTNeoXForCausalLM", "GPTNeoXConfig", {**COMMON, **QUIET, **UNDROPPED},
-            (("dense",), ("dense_h_to_4h",)), ("attention.dense", "attention.dense"),
+            (("dense",),), ("attention.dense", "attention.dense"),
         ),
         Architecture(
             "t5", "T5ForConditionalGeneration", "T5Config", T5,
-            (("o",), ("wi", "EncDecAttention.q"), ("q",)), ("SelfAttention.q", "SelfAttention.k"),
+            (("o",), ("wi", "EncDecAttention.q")), ("SelfAttention.q", "SelfAttention.k"),
             encoder_decoder=True,
         ),
         Architecture(
             "t5_gated", "T5ForConditionalGeneration", "T5Config", {**T5, "feed_forward_proj": "gated-gelu"},
-            (("wi_1", "k"), ("wo",)), ("SelfAttention.q", "SelfAttention.k"), encoder_decoder=True,
+            (("wi_1", "k"),), ("SelfAttention.q", "SelfAttention.k"), encoder_decoder=True,
         ),
         Architecture(
             "bert", "BertForMaskedLM", "BertConfig",
             {**COMMON, **{f"{part}_dropout_prob": 0.0 for part in ("hidden", "attention_probs")}},
-            (("dense",), ("output.dense",), ("key", "intermediate.dense")), ("self.query", "self.key"),
+            (("dense",), ("output.dense",)), ("self.query", "self.key"),
         ),
         Architecture(
             "opt", "OPTForCausalLM", "OPTConfig",
@@ -127,18 +123,13 @@ ARCHITECTURES: dict[str, Architecture] = {
                 **{k: v for k, v in COMMON.items() if k != "intermediate_size"}, "ffn_dim": 24, "dropout": 0.0,
                 "word_embed_proj_dim": 16, "max_position_embeddings": 16, **QUIET,
             },
-            (("out_proj",), ("fc1", "v_proj")), ("self_attn.q_proj", "self_attn.out_proj"),
+            (("fc1", "v_proj"),), ("self_attn.q_proj", "self_attn.out_proj"),
         ),
         # Two experts for each token of two: routing cannot flip, so rounding stays small.
-        _llama_like("mixtral", "Mixtral", num_local_experts=2, num_experts_per_tok=2),
+        _llama_like("mixtral", "Mixtral", ("o_proj",),
+            num_local_experts=2, num_experts_per_tok=2, experts_implementation="eager"),
     )
 }  # fmt: skip
-MIXTRAL_ENDINGS = (
-    ("k_proj",),
-    ("o_proj",),
-    ("model.layers.1.self_attn.q_proj",),
-)  # its experts are no layers
-ARCHITECTURES["mixtral"] = dataclasses.replace(ARCHITECTURES["mixtral"], endings=MIXTRAL_ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -183,11 +174,10 @@ class ModelCase:
 
     def pair_names(self, model: nn.Module) -> tuple[str, str]:
         """The layers that :attr:`sharing` makes one: of two blocks, or of one."""
-        names = dict(model.named_modules())
-        first = next(n for n in names if n.endswith("." + self.kind.pair[0]))
-        if self.sharing == "module":
-            return first, next(n for n in names if n.endswith("." + self.kind.pair[0]) and n != first)
-        return first, first.removesuffix(self.kind.pair[0]) + self.kind.pair[1]
+        of_first, of_second = self.kind.pair
+        found = [n for n, _ in model.named_modules(remove_duplicate=False) if n.endswith("." + of_first)]
+        first = found[0]
+        return first, found[1] if self.sharing == "module" else first.removesuffix(of_first) + of_second
 
     @functools.cached_property
     def inputs(self) -> dict[str, Tensor]:
@@ -218,7 +208,12 @@ class ModelCase:
 
 
 def blank(architecture: str) -> nn.Module:
-    """A model of that architecture, its weights as transformers draws them, in training mode."""
+    """A fresh model of that architecture in training mode."""
+    return copy.deepcopy(_prototype(architecture))  # several times quicker than building it
+
+
+@functools.cache
+def _prototype(architecture: str) -> nn.Module:
     kind = ARCHITECTURES[architecture]
     config = getattr(transformers, kind.config)(**kind.settings)
     return getattr(transformers, kind.model)(config).train()
@@ -265,7 +260,7 @@ def loss(model: nn.Module, case: ModelCase) -> tuple[Tensor, Tensor]:
     return y, nn.functional.cross_entropy(y.flatten(0, 1), case.labels.flatten())
 
 
-def heads(model: nn.Module) -> dict[str, nn.Module]:
-    """The embeddings and the output head, by name."""
+def heads(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of the embeddings and of the output head, by their module's name."""
     found = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
-    return {name: m for name, m in model.named_modules() if any(m is f for f in found)}
+    return {name: cast(Tensor, m.weight) for name, m in model.named_modules() if any(m is f for f in found)}

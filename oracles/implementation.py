@@ -94,7 +94,11 @@ class Implementation(ABC):
     def adapt_model(
         self, model: nn.Module, spec: AdapterSpec, targets: Sequence[str] | None = None
     ) -> Mapping[str, Adapted]:
-        """Adapt a whole model in place; module name -> adapted layer. ``targets`` None: the variant's defaults."""
+        """Adapt a whole model in place; module name -> adapted layer.
+
+        ``targets``: endings of names, whole parts of them. None: the variant's defaults for the architecture, with
+        (IA)³'s gates on their default sides whatever ``spec.feedforward`` says.
+        """
         raise Unsupported(f"{self.name} offers no adapt_model")
 
     def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:

@@ -18,7 +18,7 @@ import peft
 import torch
 from torch import Tensor, nn
 
-from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot
+from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
 from oracles.paper import principal_factors
 
 Targets = list[str]
@@ -182,14 +182,19 @@ class Peft(Implementation):
         return model.merge_and_unload().layer
 
     def detach(self, adapted: Adapted) -> nn.Linear:
-        """``unload``."""
-        model: Any = adapted.module._audited_model
-        return model.unload().layer
+        """``unload``; of a layer in a whole model, the base layer that ``unload`` puts back there."""
+        tuner: Any = adapted.module
+        if not hasattr(tuner, "_audited_model"):
+            return tuner.get_base_layer()
+        return tuner._audited_model.unload().layer
 
     def adapt_model(
         self, model: nn.Module, spec: AdapterSpec, targets: Sequence[str] | None = None
     ) -> Mapping[str, Adapted]:
-        """PEFT on a whole model in place; module name -> tuner layer, in module order."""
+        """PEFT on a whole model in place; module name -> tuner layer, in module order.
+
+        Raises Unsupported where PEFT has no tuner for the kind of layer (HRA and DeLoRA on GPT-2's Conv1D).
+        """
         config = BINDINGS[spec.variant].config(spec, list(targets) if targets is not None else [])
         if targets is None:
             config.target_modules = None
@@ -197,7 +202,10 @@ class Peft(Implementation):
                 config.feedforward_modules = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tuned = peft.get_peft_model(model, config)
+            try:
+                tuned = peft.get_peft_model(model, config)
+            except TypeError as error:
+                raise Unsupported(f"PEFT: {error}") from error
         return {
             name: Adapted(layer, _slots(layer, _sided(layer, spec)))
             for name, layer in tuned.base_model.model.named_modules()

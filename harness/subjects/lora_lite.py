@@ -86,6 +86,8 @@ def config(
     values = CONFIGS[spec.variant](spec)
     if targets is not None:
         values["targets"] = tuple(targets)
+    elif in_features is None:  # a whole model: the architecture's default layers, on their default sides
+        values.pop("feedforward", None)
     return lora_lite.config_from_dict({"variant": spec.variant, **values})
 
 
@@ -116,9 +118,8 @@ def tensors(adapter: lora_lite.Variant) -> dict[str, Tensor]:
 
 
 def plain(layer: nn.Module) -> nn.Linear:
-    """The layer, now without an adapter."""
-    assert isinstance(layer, nn.Linear)
-    return layer
+    """The layer, now without an adapter (in a whole model it may be a ``Conv1D``)."""
+    return cast(nn.Linear, layer)
 
 
 def locate(symbol: Any) -> tuple[Path, str]:

@@ -1,0 +1,379 @@
+"""Whole models: which layers are adapted, on which side, and that the adapted model is the reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from harness import measure
+from harness.ask import Ask
+from harness.cases import Domain
+from harness.layer import Layer
+from harness.models import ARCHITECTURES, ModelCase, heads, logits
+from harness.outcome import Unverified
+from harness.registry import check
+from harness.whole import (
+    Whole,
+    far,
+    noise,
+    observe,
+    reference_on,
+    subject_on,
+    take_off,
+    train,
+)
+from oracles.implementation import AdapterSpec
+from oracles.variants import Variant
+
+Strategy = Callable[[Variant], st.SearchStrategy[ModelCase]]
+ALL = tuple(ARCHITECTURES)
+SHARING = ("llama", "opt", "t5", "bert")
+TIED = ("llama", "gemma", "gpt2", "t5", "bert", "opt")
+# One of each kind of block that the others repeat; every architecture is asked where it is cheap.
+PLAIN = ("llama", "gpt2", "t5_gated", "bert", "opt", "gpt_neox", "phi", "qwen3")
+DIVERSE = (*PLAIN, "mixtral")  # PEFT refuses LoRA's defaults on the experts of transformers 5
+
+
+def spec_of(variant: Variant, rank: int = 2, alpha: float = 3.0, feedforward: bool = False) -> AdapterSpec:
+    """Rank 2 is even (HRA) and fits every layer (PiSSA); α ≠ r."""
+    return AdapterSpec(variant.id, rank=rank, alpha=alpha, feedforward=feedforward)
+
+
+def on_each(architectures: tuple[str, ...]) -> Strategy:
+    """Every architecture once, at the variant's default targets."""
+
+    def strategy(variant: Variant) -> st.SearchStrategy[ModelCase]:
+        return st.sampled_from([ModelCase(spec_of(variant), a) for a in architectures])
+
+    return strategy
+
+
+def by_name(variant: Variant) -> st.SearchStrategy[ModelCase]:
+    """Every list of names that is worth asking for, of every architecture; (IA)³ on either side by turns."""
+    two_sided = "feedforward" in variant.modes
+    lists = [(a.id, targets) for a in ARCHITECTURES.values() for targets in a.endings]
+    return st.sampled_from([
+        ModelCase(spec_of(variant, feedforward=two_sided and i % 2 == 1), architecture, targets)
+        for i, (architecture, targets) in enumerate(lists)
+    ])  # fmt: skip
+
+
+def sharing(variant: Variant) -> st.SearchStrategy[ModelCase]:
+    """One module under two names, or one weight in two layers of which the first is adapted."""
+    kinds = [ARCHITECTURES[a] for a in SHARING]
+    return st.sampled_from([
+        ModelCase(spec_of(variant), a.id, (a.pair[0],), sharing=how) for a in kinds for how in ("module", "weight")
+    ])  # fmt: skip
+
+
+def trained_models(variant: Variant) -> st.SearchStrategy[ModelCase]:
+    """Diverse architectures, each once, with two ranks and scales; at PEFT's start and, mostly, far from it."""
+    return st.sampled_from([
+        ModelCase(spec_of(variant, 2 + 2 * (i % 2), (3.0, 8.0)[i % 2]), a, far=i % 4 != 3, seed=i)
+        for i, a in enumerate(DIVERSE)
+    ])  # fmt: skip
+
+
+def listed(names: set[str]) -> str:
+    """Layer names for a witness: the first few, and how many there are."""
+    some = sorted(names)
+    return ", ".join(some[:4]) + (f", ... ({len(some)})" if len(some) > 4 else "") if some else "none"
+
+
+def same_places(ask: Ask, case: ModelCase, ours: Whole, theirs: Whole, what: str) -> None:
+    """Raise Deviation unless both adapt the same layers; the witness shows what is missing and what is extra."""
+    mine, other = set(ours.layers), set(theirs.layers)
+    note = f"missing: {listed(other - mine)}; extra: {listed(mine - other)}"
+    ask.demand(mine == other, case, what, listed(other), listed(mine), note)
+
+
+@check(
+    "targets",
+    "major",
+    title="other layers are adapted by default than PEFT adapts",
+    failure_mode="adapters do not fit the reference's, and the same settings train another model",
+    domain=Domain(strategy=on_each(ALL)),
+    against=("peft",),
+    examples=2 * len(ALL),
+    diagnose=False,
+)
+def test_default(ask: Ask, case: ModelCase) -> None:
+    """With no targets given, the layers that are adapted are those that PEFT adapts on that architecture."""
+    theirs = reference_on(ask, case)
+    same_places(ask, case, subject_on(ask, case), theirs, "layers adapted by default")
+
+
+@check(
+    "targets",
+    "major",
+    title="targets given by name select other layers than in PEFT",
+    failure_mode="a layer the user asked for is not adapted, or one is that was not asked for",
+    domain=Domain(strategy=by_name),
+    against=("peft",),
+    examples=3 * len(ALL),
+    diagnose=False,
+)
+def test_explicit(ask: Ask, case: ModelCase) -> None:
+    """Targets given as endings of names select the layers that PEFT selects: whole parts of a name, in every block."""
+    theirs = reference_on(ask, case)
+    same_places(ask, case, subject_on(ask, case), theirs, "layers adapted for these targets")
+
+
+@check(
+    "targets",
+    "critical",
+    title="the gate is on the other side of a layer than in PEFT",
+    failure_mode="the activation that the paper rescales is not the one that is rescaled",
+    domain=Domain(strategy=on_each(ALL)),
+    against=("peft",),
+    applies=lambda variant: "feedforward" in variant.modes,
+    examples=2 * len(ALL),
+    follows=("targets.default",),
+    diagnose=False,
+)
+def test_sides(ask: Ask, case: ModelCase) -> None:
+    """Each adapted layer of a model computes what PEFT's computes with the same gate, so the gate is on its side."""
+    theirs = reference_on(ask, case)
+    ours = subject_on(ask, case)
+    values = far(theirs, case)
+    theirs.write(values)
+    for name in sorted(set(ours.layers) & set(theirs.layers)):
+        gate = {t: v for (n, t), v in values.items() if n == name}
+        same_function(ask, case, name, ours.layers[name], theirs.layers[name], gate)
+
+
+def same_function(
+    ask: Ask, case: ModelCase, name: str, ours: Layer, theirs: Layer, values: dict[str, Tensor]
+) -> None:
+    """Raise Deviation unless two layers agree in shapes and output once they hold the same values."""
+    for tensor, value in values.items():
+        if tensor not in ours.names:
+            raise Unverified(f"the subject's {name} has no slot {tensor!r}")
+        shape = tuple(ours.view(tensor).shape)
+        ask.demand(shape == tuple(value.shape), case, f"{name} {tensor}", tuple(value.shape), shape)
+    ours.write(values)
+    x = layer_input(theirs.module, case)
+    with torch.no_grad():
+        actual, exact = ours(x).double(), theirs(x).double()
+    scale = float(torch.linalg.vector_norm(exact)) * measure.roundoff(torch.float32)
+    # Sums of a few dozen terms, and cancellations of reflections: digits are for the checks of layers.
+    ask.judge(case, f"output of {name}", actual, exact, 10 * scale)
+
+
+def layer_input(module: nn.Module, case: ModelCase) -> Tensor:
+    """x (3, in) for a tuner layer of PEFT's."""
+    return torch.randn(3, int(module.in_features), generator=case.generator(5))  # type: ignore[arg-type]
+
+
+@check(
+    "targets",
+    "major",
+    title="the output head or the embeddings are touched",
+    failure_mode="a tied embedding changes under the model, or a large head is trained that nobody asked for",
+    domain=Domain(strategy=on_each(TIED)),
+    against=("paper",),
+    examples=2 * len(TIED),
+    diagnose=False,
+)
+def test_heads(ask: Ask, case: ModelCase) -> None:
+    """By default the output head and the embeddings get no adapter, stay tied and stay bit for bit as they were."""
+    plain = heads(case.base())
+    before, tied = {n: w.clone() for n, w in plain.items()}, len({id(w) for w in plain.values()})
+    ours = subject_on(ask, case)
+    ask.demand(
+        not before.keys() & ours.layers.keys(),
+        case,
+        "adapted heads",
+        "none",
+        listed(set(before) & set(ours.layers)),
+    )
+    ours.write(far(ours, case))
+    train(ours, case, 2)
+    now = heads(ours.model)
+    ask.demand(
+        len({id(w) for w in now.values()}) == tied,
+        case,
+        "weights of the heads",
+        tied,
+        "another number",
+    )
+    for name, weight in before.items():
+        same = name in now and torch.equal(now[name], weight)
+        ask.demand(same, case, f"{name} after two steps", "bitwise as before", "changed or gone")
+
+
+@check(
+    "targets",
+    "major",
+    title="a shared layer or a shared weight is not adapted exactly once",
+    failure_mode="an adapter acts twice where a layer is shared, or writes into a weight that another layer uses",
+    domain=Domain(strategy=sharing),
+    against=("paper",),
+    examples=4 * len(SHARING),
+    follows=("targets.heads",),
+    diagnose=False,
+)
+def test_shared(ask: Ask, case: ModelCase) -> None:
+    """A layer with two names gets one adapter that acts once; a weight that another layer shares is not written."""
+    plain = case.base()
+    first, second = case.pair_names(plain)
+    ours = subject_on(ask, case)
+    if case.sharing == "module":
+        adapted_once(ask, case, ours, first, second)
+    else:
+        partner_untouched(ask, case, ours, plain, second)
+
+
+def adapted_once(ask: Ask, case: ModelCase, ours: Whole, first: str, second: str) -> None:
+    """Of the two names one has the adapter; behind either stands the layer adapted once, or as it was."""
+    found = {first, second} & set(ours.layers)
+    ask.demand(len(found) == 1, case, "adapters on a layer with two names", 1, len(found))
+    name = found.pop()
+    lone = subject_on(ask, ModelCase(case.spec, case.architecture, case.targets, seed=case.seed))
+    values = far(lone, case)
+    lone.write(values)
+    ours.layers[name].write({t: v for (n, t), v in values.items() if n == first})
+    x = torch.randn(3, 16, generator=case.generator(5))
+    with torch.no_grad():
+        once, never = lone.layers[first](x), case.base().get_submodule(first)(x)
+        for each in (first, second):
+            y = ours.model.get_submodule(each)(x)
+            held = close(y, once) or (each != name and close(y, never))
+            ask.demand(held, case, f"output of {each}", "the layer adapted once", "something else")
+
+
+def close(actual: Tensor, exact: Tensor) -> bool:
+    """Whether two outputs agree to a thousand roundoffs of their size."""
+    gap = float(torch.linalg.vector_norm(actual - exact))
+    return gap <= 1000 * measure.roundoff(actual.dtype) * float(torch.linalg.vector_norm(exact))
+
+
+def partner_untouched(ask: Ask, case: ModelCase, ours: Whole, plain: nn.Module, partner: str) -> None:
+    """The layer that shares a weight with an adapted one, and was not asked for, computes as it did."""
+    ask.demand(partner not in ours.layers, case, "adapted layers", f"not {partner}", listed(set(ours.layers)))
+    x = torch.randn(3, 16, generator=case.generator(5))
+    with torch.no_grad():
+        before = plain.get_submodule(partner)(x)
+        after = ours.model.get_submodule(partner)(x)
+    ask.demand(
+        torch.equal(after, before), case, f"output of {partner} after adapting", "as before", "changed"
+    )
+    train(ours, case, 2)
+    with torch.no_grad():
+        after = ours.model.get_submodule(partner)(x)
+    ask.demand(
+        torch.equal(after, before), case, f"output of {partner} after two steps", "as before", "changed"
+    )
+
+
+@check(
+    "targets",
+    "critical",
+    title="the adapted model is not PEFT's",
+    failure_mode="on a whole model the adapters do not compute, or do not train, as the reference's do",
+    domain=Domain(strategy=trained_models),
+    against=("peft",),
+    examples=4,
+    follows=(
+        "targets.default",
+        "targets.sides",
+        "forward.random_parameters",
+        "forward.gradients",
+        "shapes.canonical",
+        "shapes.roles",
+        "step0.gradients",
+        "step0.dead_parameters",
+    ),
+    diagnose=False,
+)
+def test_model_forward(ask: Ask, case: ModelCase) -> None:
+    """With PEFT's parameters carried over, logits, loss, every gradient and ten steps of SGD are PEFT's."""
+    theirs = reference_on(ask, case)
+    ours = subject_on(ask, case)
+    if set(ours.layers) != set(theirs.layers):
+        raise Unverified("the subject adapts other layers than PEFT: see targets.default")
+    if case.far:
+        theirs.write(far(theirs, case))
+    start = theirs.values()
+    carry(start, ours)
+    theirs.model.double()
+    exact = observe(theirs, case)
+    actual, limits = observe(ours, case), noise(ask, case, start, exact)
+    for name, value in exact.items():
+        kind = "trajectory" if "steps" in name else "formula"
+        missing = torch.zeros_like(value)
+        ask.judge(case, name, actual.get(name, missing), value, limits[name], kind)
+
+
+def carry(values: dict[tuple[str, str], Tensor], ours: Whole) -> None:
+    """Write PEFT's values into the subject. Raises Unverified if it lacks a tensor of that name and shape."""
+    for (name, tensor), value in values.items():
+        layer = ours.layers[name]
+        if tensor not in layer.names or layer.view(tensor).shape != value.shape:
+            raise Unverified(f"the subject's {name} has no slot {tensor!r} of the shape {tuple(value.shape)}")
+    ours.write(values)
+
+
+@check(
+    "targets",
+    "critical",
+    title="other tensors are trained than the adapters' parameters",
+    failure_mode="base weights drift while the adapter is trained, or part of the adapter never learns",
+    domain=Domain(strategy=on_each(DIVERSE)),
+    against=("peft",),
+    examples=2 * len(DIVERSE),
+    follows=("targets.default", "shapes.canonical", "shapes.roles", "targets.sides"),
+    diagnose=False,
+)
+def test_counts(ask: Ask, case: ModelCase) -> None:
+    """As many numbers want a gradient as in PEFT's model, all in adapters, and a step changes nothing else."""
+    theirs = reference_on(ask, case)
+    ours = subject_on(ask, case)
+    expected, actual = count(theirs), count(ours)
+    ask.demand(expected == actual, case, "trainable numbers in the model", expected, actual)
+    own = {id(t) for t in ours.trained()}
+    strays = {n for n, t in ours.model.named_parameters() if t.requires_grad and id(t) not in own}
+    ask.demand(not strays, case, "trainable tensors outside adapters", "none", listed(strays))
+    frozen = {n: t.detach().clone() for n, t in ours.state().items() if id(t) not in own}
+    ours.write(far(ours, case))
+    written = {id(layer.raw(tensor)) for _, tensor, layer in ours.slots()}
+    train(ours, case, 2)
+    state = ours.state()
+    changed = {n for n, t in frozen.items() if id(state[n]) not in written and not torch.equal(t, state[n])}
+    ask.demand(not changed, case, "tensors that changed outside adapters", "none", listed(changed))
+
+
+def count(whole: Whole) -> int:
+    """How many numbers of the model want a gradient."""
+    return sum(p.numel() for p in whole.model.parameters() if p.requires_grad)
+
+
+@check(
+    "targets",
+    "major",
+    title="detaching does not give back the model",
+    failure_mode="the base model is damaged by having been adapted once",
+    domain=Domain(strategy=on_each(PLAIN)),
+    against=("paper",),
+    examples=2 * len(PLAIN),
+    follows=("merge.detach",),
+    diagnose=False,
+)
+def test_detach(ask: Ask, case: ModelCase) -> None:
+    """After training and detaching every adapter, the model's state and logits are bit for bit what they were."""
+    plain = case.base()
+    ours = subject_on(ask, case)
+    ours.write(far(ours, case))
+    train(ours, case, 2)
+    take_off(ask.subject, ours)
+    before, after = plain.state_dict(), ours.model.state_dict()
+    extra = listed(set(before) ^ set(after))
+    ask.demand(extra == "none", case, "names in the model's state", "as before", f"differ in {extra}")
+    changed = {n for n, t in before.items() if not torch.equal(t, after[n])}
+    ask.demand(not changed, case, "weights after detach", "bitwise as before", listed(changed))
+    with torch.no_grad():
+        same = torch.equal(logits(plain, case), logits(ours.model, case))
+    ask.demand(same, case, "logits after detach", "bitwise as before", "changed")

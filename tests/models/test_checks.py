@@ -1,0 +1,260 @@
+"""Each check on whole models fires on a subject that is wrong in just that, and on nothing that is right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lora_lite
+from harness.models import ARCHITECTURES, ModelCase
+from harness.registry import CHECKS, Check
+from harness.session import Profile, claims_for, load_checks
+from harness.subjects.lora_lite import LoraLite, adapted, config
+from oracles.equation import Equation
+from oracles.implementation import Adapted, AdapterSpec, Implementation
+from reports.model import Claim
+
+Targets = Sequence[str] | None
+
+
+def ask(subject: Implementation, check: str, variant: str = "lora") -> Claim:
+    """The one claim that ``check`` makes of a variant."""
+    load_checks()
+    profile = Profile("default", 12, 0)
+    claims = claims_for(
+        subject, variants=[variant], checks=lambda c: c.id == f"targets.{check}", profile=profile
+    )
+    assert len(claims) == 1
+    return claims[0]
+
+
+class Wrong(LoraLite):
+    """lora_lite with ``spoil`` called on the adapted model."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        found = dict(super().adapt_model(model, spec, targets))
+        return self.spoil(model, spec, found)
+
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        return found
+
+
+class MissesOne(Wrong):
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        lora_lite.detach(found.popitem()[1].module)
+        return found
+
+
+class LooseEndings(LoraLite):
+    """Targets match any ending of a name, not whole parts of it: "o" catches "wo"."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        names = [
+            n for n, m in model.named_modules() if n.endswith(tuple(targets or ())) and hasattr(m, "weight")
+        ]
+        return super().adapt_model(model, spec, names)
+
+
+class OutputSide(LoraLite):
+    """(IA)³ gates the output of every layer, feed-forward ones too."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        right = lora_lite.target.default_targets(model.config.model_type, "ia3")
+        return super().adapt_model(model, spec, targets or right)
+
+
+class SidesByShape(LoraLite):
+    """(IA)³ gates the input where a layer narrows: right on Llama, wrong on BERT's attention.output.dense."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        sides = lora_lite.target.default_feedforward(model.config.model_type)
+        wrong = tuple(s for s in sides if s != "output.dense") or ("nothing",)
+        lora_lite.attach(model, lora_lite.IA3Config(feedforward=wrong))
+        return {name: adapted(model.get_submodule(name)) for name in lora_lite.adapters(model)}
+
+
+class AdaptsTheHead(Wrong):
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        name = next(n for n, m in model.named_modules() if m is head)
+        lora_lite.attach(head, config(spec, 16, 32))
+        return {**found, name: adapted(head)}
+
+
+class UntiesTheHead(Wrong):
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        return found
+
+
+class TwoNames(Wrong):
+    """Every name of a layer counts as a layer."""
+
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        modules = dict(model.named_modules(remove_duplicate=False))
+        return {name: a for a in found.values() for name, m in modules.items() if m is a.module}
+
+
+class Doubled(nn.Module):
+    """A layer called twice over."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.layer(x)
+
+
+class ActsTwice(Wrong):
+    """Behind the second name of a shared layer stands something else."""
+
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        for name, module in model.named_modules(remove_duplicate=False):
+            if name not in found and any(module is a.module for a in found.values()):
+                parent, _, last = name.rpartition(".")
+                setattr(model.get_submodule(parent), last, Doubled(module))
+                break
+        return found
+
+
+class WritesTied(Wrong):
+    """The residual is written into W itself, which another layer uses too."""
+
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        for layer in found.values():
+            original = lora_lite.adapters(layer.module)[""].__dict__["original"]
+            original.data.copy_(layer.module.weight)
+        return found
+
+
+class SecondBlockScaled(Wrong):
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        for name, layer in found.items():
+            if ".1." in name:
+                layer.module.register_forward_hook(lambda m, x, y: y * 1.001)
+        return found
+
+
+class TrainsNorms(Wrong):
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        for name, parameter in model.named_parameters():
+            if "norm" in name.lower():
+                parameter.requires_grad_(True)
+        return found
+
+
+class FreezesB(Wrong):
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        for layer in found.values():
+            layer.slots["B"].tensor.requires_grad_(False)
+        return found
+
+
+def drift(weight: torch.Tensor) -> None:
+    weight.data.mul_(1.0001)
+
+
+class DriftingNorm(Wrong):
+    """A frozen weight moves a little in every training step."""
+
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        norm = next(p for n, p in model.named_parameters() if "norm" in n.lower())
+        next(iter(found.values())).module.register_full_backward_hook(lambda m, i, o: drift(norm))
+        return found
+
+
+class DetachKeepsResidual(LoraLite):
+    """PiSSA's detach leaves the residual behind, as PEFT's unload does."""
+
+    def detach(self, adapted: Adapted) -> nn.Linear:
+        residual = adapted.module.weight.detach().clone()  # type: ignore[operator, union-attr]
+        layer = super().detach(adapted)
+        layer.weight = nn.Parameter(residual)
+        return layer
+
+
+BROKEN = [
+    (MissesOne, "default", "lora"),
+    (LooseEndings, "explicit", "lora"),
+    (OutputSide, "sides", "ia3"),
+    (SidesByShape, "sides", "ia3"),
+    (AdaptsTheHead, "default", "lora"),
+    (AdaptsTheHead, "heads", "lora"),
+    (UntiesTheHead, "heads", "hra"),
+    (TwoNames, "shared", "lora"),
+    (ActsTwice, "shared", "delora"),
+    (WritesTied, "shared", "pissa"),
+    (SecondBlockScaled, "model_forward", "dora"),
+    (TrainsNorms, "counts", "lora"),
+    (FreezesB, "counts", "lora"),
+    (DriftingNorm, "counts", "lora"),
+    (DetachKeepsResidual, "detach", "pissa"),
+]
+
+
+@pytest.mark.parametrize(("subject", "check", "variant"), BROKEN)
+def test_a_broken_subject_is_caught(subject: type[LoraLite], check: str, variant: str) -> None:
+    claim = ask(subject(), check, variant)
+    assert claim.outcome == "fail", claim.reason
+    assert claim.witness is not None
+    assert {"architecture", "variant", "targets"} <= set(claim.witness.case)
+
+
+@pytest.mark.parametrize(
+    "check", ["default", "explicit", "heads", "shared", "model_forward", "counts", "detach"]
+)
+def test_a_right_subject_passes(check: str) -> None:
+    assert ask(LoraLite(), check, "pissa").outcome == "pass"
+
+
+def test_sides_pass_and_are_asked_of_ia3_alone() -> None:
+    assert ask(LoraLite(), "sides", "ia3").outcome == "pass"
+    assert not claims_for(LoraLite(), variants=["hra"], checks=lambda c: c.id == "targets.sides")
+
+
+@pytest.mark.parametrize("check", ["default", "shared", "model_forward", "detach"])
+def test_a_subject_for_layers_alone_is_not_asked(check: str) -> None:
+    claim = ask(Equation(), check)
+    assert claim.outcome == "not_applicable"
+    assert claim.reason == "paper offers no adapt_model"
+
+
+@pytest.mark.parametrize(
+    ("check", "least"), [("default", 12), ("counts", 9), ("detach", 8), ("model_forward", 3)]
+)
+def test_many_architectures_are_visited(monkeypatch: pytest.MonkeyPatch, check: str, least: int) -> None:
+    seen: set[str] = set()
+    base = ModelCase.base
+    monkeypatch.setattr(ModelCase, "base", lambda case, *a: seen.add(case.architecture) or base(case, *a))
+    assert ask(LoraLite(), check, "dora").outcome == "pass"
+    assert len(seen) >= least, seen
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_a_case_builds_the_same_model_every_time(architecture: str) -> None:
+    case = ModelCase(AdapterSpec("lora"), architecture, seed=3)
+    first, second = case.base().state_dict(), case.base().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    trivial = [n for n, p in case.base().named_parameters() if p.std() == 0]
+    assert not trivial
+
+
+def test_no_check_of_whole_models_is_explained_by_a_layers_mistake() -> None:
+    load_checks()
+    whole: list[Check] = [c for c in CHECKS.values() if c.id.startswith("targets.")]
+    assert len(whole) == 8
+    assert not any(c.diagnose for c in whole)
