@@ -29,6 +29,24 @@ DOUBLE = Domain(dtypes=("float64",), sizes=(6, 16), ranks=(2, 8), batches=((8,),
 )
 def test_output(ask: Ask, case: Case) -> None:
     """The output's dtype is the reference's for every base dtype."""
+    _output_dtype(ask, case)
+
+
+@check(
+    "dtype",
+    "major",
+    title="in one of its modes the layer refuses a base dtype, or answers in another dtype than the reference",
+    failure_mode="in a half-precision model the layer raises, or the next one does",
+    domain=EVERY,
+    modes=True,
+    follows=("dtype.output", "shapes.modes"),
+)
+def test_modes(ask: Ask, case: Case) -> None:
+    """In each mode, the output's dtype is the reference's for every base dtype."""
+    _output_dtype(ask, case)
+
+
+def _output_dtype(ask: Ask, case: Case) -> None:
     ours, theirs = ask.layer(case), ask.reference(case)
     with torch.no_grad():
         actual, wanted = ours(case.x).dtype, theirs(case.x).dtype

@@ -38,6 +38,25 @@ def _plain_layer(found: Any, method: str) -> nn.Linear:
 )
 def test_weight(ask: Ask, case: Case) -> None:
     """The merged layer's weight and bias are the effective ones of the adapted layer, and it computes the same."""
+    _merged(ask, case)
+
+
+@check(
+    "merge",
+    "major",
+    title="in one of its modes the merged layer is not the adapted one",
+    failure_mode="deployment runs another model than the one that was trained and evaluated",
+    against=("paper",),
+    modes=True,
+    follows=("merge.weight", "shapes.modes"),
+    diagnose=False,
+)
+def test_modes(ask: Ask, case: Case) -> None:
+    """In each mode the merged layer is the adapted one."""
+    _merged(ask, case)
+
+
+def _merged(ask: Ask, case: Case) -> None:
     layer = _far(ask, case)
     weight, bias = effective(layer, case)
     merged = _plain_layer(ask.calling("merge", ask.subject.merge, layer.adapted), "merge")

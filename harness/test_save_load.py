@@ -45,8 +45,19 @@ def saved(ask: Ask, case: Case) -> Iterator[tuple[Layer, Path]]:
     with tempfile.TemporaryDirectory(prefix="audit-") as folder:
         path = Path(folder) / "saved" / "adapter"
         path.parent.mkdir()
+        here = set(Path().iterdir())
         offered(ask, lambda: ask.subject.save(layer.adapted, path), "save")
+        _nothing_beside(ask, case, path, set(Path().iterdir()) - here)
         yield layer, path
+
+
+def _nothing_beside(ask: Ask, case: Case, path: Path, more: set[Path]) -> None:
+    """``save`` wrote to ``path`` (or that name with a suffix) and nowhere else within sight."""
+    folder = path.parent.parent
+    found = [p for p in folder.rglob("*") if p != path.parent and path not in (p, *p.parents)]
+    strays = [p.name for p in found if not (p.parent == path.parent and p.name.startswith(path.name))]
+    strays += [p.name for p in more]
+    ask.demand(not strays, case, "files that save wrote beside its path", "none", ", ".join(sorted(strays)))
 
 
 def offered(ask: Ask, call: Callable[[], object], method: str) -> object:
@@ -90,6 +101,27 @@ def _same_slots(
 )
 def test_round_trip(ask: Ask, case: Case) -> None:
     """Loaded onto a fresh copy of the base, every tensor is bitwise as saved and the output is the same."""
+    _round_trip(ask, case)
+
+
+@check(
+    "save_load",
+    "major",
+    title="in one of its modes a saved adapter does not come back as it was",
+    failure_mode="what is deployed from the checkpoint is not what was trained",
+    domain=FILES,
+    examples=EXAMPLES,
+    against=("paper",),
+    modes=True,
+    follows=("save_load.round_trip", "shapes.modes"),
+    diagnose=False,
+)
+def test_modes(ask: Ask, case: Case) -> None:
+    """In each mode, a saved adapter comes back bitwise, on a fresh copy of the base."""
+    _round_trip(ask, case)
+
+
+def _round_trip(ask: Ask, case: Case) -> None:
     with saved(ask, case) as (layer, path):
         loaded = load(ask, case.base(), case, path)
         _same_slots(ask, case, layer, loaded)
