@@ -62,9 +62,7 @@ def _prior(path: Path | None, say: Callable[[str], None]) -> tuple[Prior | None,
         return None, 1
 
 
-def _partial(
-    audit: Audit, outputs: Outputs, stdout: TextIO, say: Callable[[str], None], missing: int
-) -> int:
+def _partial(audit: Audit, outputs: Outputs, stdout: TextIO, say: Callable[[str], None], missing: int) -> int:
     """What there is, marked as incomplete in every file; of a shard, the claims alone."""
     run = audit.run
     if outputs.audit_json:

@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--sample", type=int, metavar="N", help="only N mutants, drawn by --seed")
     top.add_argument("--seed", type=int, default=0)
     top.add_argument("--jobs", type=int, default=2)
-    top.add_argument("--seconds", type=float, default=30.0, help="limit of one claim; a mutant that hangs is dead")
+    top.add_argument(
+        "--seconds", type=float, default=30.0, help="limit of one claim; a mutant that hangs is dead"
+    )
     top.add_argument("--examples", type=int, nargs="+", default=[4, 12], help="of one stage after the other")
     top.add_argument("--json", type=Path, metavar="PATH", help="every mutant and its fate")
     return top
@@ -103,7 +105,14 @@ def _argued(mutant: Mutant) -> str:
 def records(chosen: Sequence[Mutant], fates: Sequence[str]) -> list[dict[str, object]]:
     """Every mutant as plain data."""
     return [
-        {"file": m.file, "line": m.line, "kind": m.kind, "diff": m.diff, "killed_by": fate, "because": equivalent(m)}
+        {
+            "file": m.file,
+            "line": m.line,
+            "kind": m.kind,
+            "diff": m.diff,
+            "killed_by": fate,
+            "because": equivalent(m),
+        }
         for m, fate in zip(chosen, fates, strict=True)
     ]
 

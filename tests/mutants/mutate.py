@@ -17,7 +17,18 @@ TENSOR_METHODS = {
     "clamp", "clone", "contiguous", "cpu", "detach", "double", "float", "norm", "repeat_interleave", "reshape",
     "sqrt", "square", "squeeze", "t", "to", "triu", "tril", "unsqueeze", "view",
 }  # fmt: skip
-KEPT_CALLS = {"getattr", "isinstance", "len", "setattr", "super", "type", "vars", "zip", "TypeVar", "frozenset"}
+KEPT_CALLS = {
+    "getattr",
+    "isinstance",
+    "len",
+    "setattr",
+    "super",
+    "type",
+    "vars",
+    "zip",
+    "TypeVar",
+    "frozenset",
+}
 SWAPPED = {"in_features": "out_features", "A": "B", "A0": "B0", "hra_u": "hra_U"}
 SWAPPED |= {b: a for a, b in SWAPPED.items()}
 OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
@@ -110,7 +121,12 @@ def _is_text(node: ast.AST) -> bool:
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return True
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return isinstance(targets[0], ast.Name) and targets[0].id in ("__all__", "SOURCES", "Forward", "Parameters")
+    return isinstance(targets[0], ast.Name) and targets[0].id in (
+        "__all__",
+        "SOURCES",
+        "Forward",
+        "Parameters",
+    )
 
 
 def _with(node: ast.AST, **fields: object) -> str:
