@@ -18,6 +18,7 @@ from harness import clock, deviations, plugin, resolve, shards
 from harness.claim import Profile, covers
 from harness.session import PROFILES, Session, environment, load_checks
 from oracles import registry
+from oracles.disagreements import disagreements, plain
 from oracles.implementation import Implementation
 from oracles.variants import VARIANTS
 from reports import api, audit_json
@@ -237,6 +238,9 @@ def run_of(built: Built, claims: Sequence[Claim]) -> Run:
         {id_: c.info for id_, c in load_checks().items()},
         tuple(claims),
         tuple(_concluded(d, claims) for d in session.declarations if d.variant in session.variants),
+        reference_disagreements=tuple(
+            plain(d) for variant in session.variants for d in disagreements(variant)
+        ),
         root=built.root,
         planned=built.planned,
         shard=str(built.shard) if built.shard else None,

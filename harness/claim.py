@@ -169,6 +169,8 @@ class ClaimRun:
                     self.check.function(ask, case)
             except Refused:
                 assume(False)
+            except NotRecorded:
+                raise
 
         with clock.charge("hypothesis"):
             example()
