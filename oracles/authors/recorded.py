@@ -69,7 +69,7 @@ def read(where: Path, provenance: Mapping[str, str]) -> list[RecordedCase]:
 
 def made_with(where: Path) -> str:
     """What the recording in ``where`` was made with, in words. Raises as :func:`read`."""
-    return f"with torch {_manifest(where)['versions']['torch']}"
+    return f"with torch {_manifest(where)['versions']['torch'].partition('+')[0]}"
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
