@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
@@ -21,11 +21,14 @@ from harness.layer import BadAnswer, SubjectRaised
 from harness.outcome import Deviation, NotApplicable, Unverified
 from harness.recorded import cases_of
 from harness.registry import EXAMPLES, Check
+from harness.smoke import Broken
 from oracles import disagreements
 from oracles.authors.replay import NotRecorded
 from oracles.implementation import Implementation, Unsupported
 from oracles.variants import Variant
+from reports.grouping import DISAGREE
 from reports.model import Claim, Declaration, Diagnosis
+from reports.text import one_line
 
 QUIET = [
     HealthCheck.too_slow,
@@ -56,9 +59,11 @@ class ClaimRun:
     oracle: Implementation
     profile: Profile
     declarations: tuple[Declaration, ...]
-    broken_wrapper: Callable[[str], str | None]
+    broken_wrapper: Callable[[str], Broken | None]
     record: Callable[[Claim], None]
     ref: str = "lora_lite"
+    answered: int = field(default=0, init=False)
+    not_offered: list[str] = field(default_factory=list, init=False)
 
     @property
     def id(self) -> str:
@@ -86,6 +91,10 @@ class ClaimRun:
         changes = self._outcome(ask)
         if changes["outcome"] == "pass":
             changes |= {"ratio": ask.worst.ratio, "threshold": ask.worst.threshold}
+            if self.known:
+                changes["reason"] = f"{DISAGREE} ({self.known.id}): the subject agrees with this one"
+        if changes.get("reason"):
+            changes["reason"] = one_line(str(changes["reason"]))
         claim = dataclasses.replace(claim, **changes)  # type: ignore[arg-type]
         return self._as_declared(claim)
 
@@ -105,7 +114,7 @@ class ClaimRun:
 
     def _outcome(self, ask: Ask) -> dict[str, object]:
         if broken := self.broken_wrapper(self.variant.id):
-            return {"outcome": "unverified", "reason": f"broken wrapper: {broken}", "examples": 0}
+            return {"outcome": broken.outcome, "reason": broken.sentence, "examples": 0}
         try:
             with guard.global_state(), guard.time_limit():
                 asked = self._drive(ask)
@@ -122,11 +131,11 @@ class ClaimRun:
         except (NotApplicable, Unsupported) as why:
             return {"outcome": "not_applicable", "reason": str(why), "examples": 0}
         except Unsatisfiable:
+            if self.not_offered:
+                return {"outcome": "not_applicable", "reason": self.not_offered[0], "examples": 0}
             if ask.left_out:
                 return {"outcome": "not_applicable", "reason": ask.left_out, "examples": 0}
             return {"outcome": "unverified", "reason": "the subject refused every case"}
-        except SystemExit as error:
-            return {"outcome": "error", "reason": f"{self.subject.name} called sys.exit({error.code})"}
         except Exception as error:  # the audit's own mistake must not be laid at the subject's door
             return {
                 "outcome": "unverified",
@@ -143,12 +152,15 @@ class ClaimRun:
         """A subject that differs where the references do is judged against the reference of record alone."""
         if self.known is None:
             return None
-        reason = f"the references disagree here ({self.known.id}): judged against {self.known.of_record}"
+        reason = f"{DISAGREE} ({self.known.id}): judged against {self.known.of_record}"
         return {"outcome": "not_applicable", "reason": reason, "examples": 0}
 
     def _drive(self, ask: Ask) -> int:
         """Ask the check on its cases; how many there were."""
-        number = int.from_bytes(hashlib.sha256(f"{self.profile.seed}:{self.id}".encode()).digest()[:8], "big")
+        # Without the oracle: all references are asked about the same cases, so that agreeing with one of them
+        # is never an accident of what was drawn.
+        question = f"{self.profile.seed}:{self.check.id}[{self.variant.id}-{self.mode}"
+        number = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big")
         domain = dataclasses.replace(self.check.domain, mode=self.mode)
         offered, count = cases_of(self.oracle, self.check.info, self.variant, domain)
         asked = count or self.examples
@@ -167,13 +179,20 @@ class ClaimRun:
             try:
                 with clock.charge("checks"):
                     self.check.function(ask, case)
+                self.answered += 1
             except Refused:
                 assume(False)
             except NotRecorded:
                 raise
+            except (Unsupported, NotApplicable) as why:
+                self.not_offered.append(str(why))
+                assume(False)
 
         with clock.charge("hypothesis"):
             example()
+        if len(self.not_offered) > self.answered:
+            cases = f"{len(self.not_offered)} of {len(self.not_offered) + self.answered} cases"
+            raise Unverified(f"the subject does not offer {cases}: {self.not_offered[0]}")
         return asked
 
     def _failed(self, ask: Ask, found: Deviation) -> dict[str, object]:
@@ -193,7 +212,7 @@ class ClaimRun:
         try:
             with guard.global_state(), guard.time_limit():
                 return diagnose(self.check, ask, case)
-        except (guard.StateChanged, guard.ClaimTimeout, SystemExit):
+        except (SubjectRaised, guard.StateChanged, guard.ClaimTimeout):
             return None
 
     def _as_declared(self, claim: Claim) -> Claim:

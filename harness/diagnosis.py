@@ -31,6 +31,19 @@ BATTERY = (
 )
 
 
+# Questions of yes or no, in which many mistakes agree by accident: there the whole battery has to agree.
+WEAK = {
+    "step0.dead_parameters",
+    "shapes.roles",
+    "shapes.canonical",
+    "shapes.frozen_base",
+    "training.alive",
+    "dropout.active",
+    "dropout.expectation",
+    "dtype.output",
+}
+
+
 def diagnose(check: Check, ask: Ask, failing: Case) -> Diagnosis | None:
     """The mistake whose values equal the subject's at the failing case and two more; None if none does.
 
@@ -56,8 +69,13 @@ def _explains(mistake: Mistake, check: Check, ask: Ask, tried: list[Case]) -> bo
 def _agreement(mistake: Mistake, ask: Ask, failing: Case) -> int:
     """In how many questions of the battery the subject and the mistake agree."""
     stand_in = _with(ask, oracle=Equation(mistake.forms, mistake.id))
-    asked = [c for id_ in BATTERY if (c := CHECKS.get(id_)) and c.applies(ask.variant)]
-    return sum(holds(check, stand_in, failing.but(**{**GENERIC[0], **_domain(check)})) for check in asked)
+    return sum(
+        holds(check, stand_in, failing.but(**{**GENERIC[0], **_domain(check)})) for check in _battery(ask)
+    )
+
+
+def _battery(ask: Ask) -> list[Check]:
+    return [c for id_ in BATTERY if (c := CHECKS.get(id_)) and c.applies(ask.variant)]
 
 
 def _domain(check: Check) -> dict[str, object]:

@@ -8,7 +8,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 # Generous: a claim takes about a tenth of a second. Only a hang gets there.
-CLAIM_SECONDS = 60.0
+CLAIM_SECONDS = 20.0
 
 
 class ClaimTimeout(BaseException):
@@ -27,13 +27,32 @@ class StateChanged(Exception):
     """The subject left global state other than it found it."""
 
 
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "a folder that is gone"
+
+
+HOOKS = [
+    name for name in vars(torch.nn.modules.module) if name.startswith("_global_") and name.endswith("hooks")
+]
+
+
+def _hooks() -> dict[str, dict[Any, Any]]:
+    return {name: dict(getattr(torch.nn.modules.module, name)) for name in HOOKS}
+
+
 def _facts() -> dict[str, Any]:
     return {
         "torch's default dtype": torch.get_default_dtype(),
         "torch's gradient mode": torch.is_grad_enabled(),
         "torch's thread count": torch.get_num_threads(),
         "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),
-        "the working directory": os.getcwd(),
+        "torch's autocast on the CPU": torch.is_autocast_enabled("cpu"),
+        "torch's global module hooks": _hooks(),
+        "the working directory": _folder(),
+        "the environment": dict(os.environ),
     }
 
 
@@ -42,7 +61,25 @@ def _restore(facts: dict[str, Any]) -> None:
     torch.set_grad_enabled(facts["torch's gradient mode"])
     torch.set_num_threads(facts["torch's thread count"])
     torch.use_deterministic_algorithms(facts["torch's deterministic mode"])
-    os.chdir(facts["the working directory"])
+    torch.set_autocast_enabled("cpu", facts["torch's autocast on the CPU"])
+    for name, hooks in facts["torch's global module hooks"].items():
+        table = getattr(torch.nn.modules.module, name)
+        if dict(table) != hooks:
+            table.clear()
+            table.update(hooks)
+    if facts["the environment"] != dict(os.environ):
+        os.environ.clear()
+        os.environ.update(facts["the environment"])
+    with suppress(FileNotFoundError):
+        os.chdir(facts["the working directory"])
+
+
+def _difference(what: str, before: Any, after: Any) -> str:
+    """``changed X from A to B``; for tables only which entries, never their values."""
+    if isinstance(before, dict):
+        changed = sorted(str(k) for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+        return f"changed {what} ({', '.join(changed)})"
+    return f"changed {what} from {before} to {after}"
 
 
 @contextmanager
@@ -62,18 +99,20 @@ def global_state() -> Iterator[None]:
         np.random.set_state(generators[2])
     for what, value in before.items():
         if after[what] != value:
-            raise StateChanged(f"the subject changed {what} from {value} to {after[what]} and left it so")
+            raise StateChanged(f"the subject {_difference(what, value, after[what])} and left it so")
 
 
 @contextmanager
-def time_limit(seconds: float = CLAIM_SECONDS) -> Iterator[None]:
-    """Raise ClaimTimeout in the block after ``seconds``; no limit where the platform or thread has no alarm."""
+def time_limit() -> Iterator[None]:
+    """Raise ClaimTimeout in the block after CLAIM_SECONDS; no limit where the platform or thread has no alarm."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def expire(signum: int, frame: FrameType | None) -> None:
         raise ClaimTimeout(f"no answer within {seconds:g} s")
+
+    seconds = CLAIM_SECONDS
 
     previous = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again, should the first be swallowed

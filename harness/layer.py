@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import clock
-from oracles.implementation import Adapted, Implementation, Unsupported
+from oracles.implementation import Adapted, Implementation, Slot, Unsupported
 
 # Who counts as an oracle when time is charged; everybody else is the subject.
 BUCKETS: dict[str, str] = {}
@@ -33,15 +33,27 @@ def answering(who: str, what: str) -> Iterator[None]:
     except (Unsupported, SubjectRaised, BadAnswer):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise SubjectRaised(f"{who} raised {type(error).__name__} in {what}: {text}") from error
+        raise SubjectRaised(f"{who} raised {type(error).__name__} in {what}: {said(error)}") from error
+    except SystemExit as error:
+        raise SubjectRaised(f"{who} called sys.exit({error.code!r}) in {what}") from error
+    except GeneratorExit as error:
+        raise SubjectRaised(f"{who} raised GeneratorExit in {what}") from error
+
+
+def said(error: BaseException) -> str:
+    """The exception's own words, in one bounded line; a note where it has none that can be read."""
+    try:
+        return " ".join(str(error).split())[:300]
+    except Exception:
+        return "(its text cannot be had)"
 
 
 class Layer:
     """An :class:`Adapted` with the name of who made it."""
 
-    def __init__(self, adapted: Adapted, who: str) -> None:
+    def __init__(self, adapted: Adapted, who: str, slots: Mapping[str, Slot] | None = None) -> None:
         self.adapted, self.who = adapted, who
+        self.slots = dict(adapted.slots) if slots is None else slots
 
     @property
     def module(self) -> nn.Module:
@@ -50,15 +62,15 @@ class Layer:
     @property
     def names(self) -> list[str]:
         """The slots' names, canonical or not, in the implementation's order."""
-        return list(self.adapted.slots)
+        return list(self.slots)
 
     def raw(self, name: str) -> Tensor:
         """The live tensor behind a slot, in the implementation's own layout."""
-        return self.adapted.slots[name].tensor
+        return self.slots[name].tensor
 
     def view(self, name: str) -> Tensor:
         """The live tensor in the canonical layout (a view)."""
-        slot = self.adapted.slots[name]
+        slot = self.slots[name]
         with answering(self.who, f"the view of slot {name!r}"), torch.no_grad():
             return slot.view(slot.tensor)
 
@@ -74,12 +86,12 @@ class Layer:
         """Write canonical values into the slots that exist with the same shape; the others keep theirs."""
         with torch.no_grad():
             for name, value in values.items():
-                if name in self.adapted.slots and self.view(name).shape == value.shape:
+                if name in self.slots and self.view(name).shape == value.shape:
                     self.view(name).copy_(value)
 
     def gradient(self, name: str) -> Tensor:
         """∂L/∂slot in float64, canonical layout; zeros where autograd left None."""
-        slot = self.adapted.slots[name]
+        slot = self.slots[name]
         if slot.tensor.grad is None:
             return torch.zeros_like(self.view(name), dtype=torch.float64)
         with answering(self.who, f"the view of the gradient of slot {name!r}"):
@@ -94,6 +106,8 @@ class Layer:
         """``module(x)``, checked to be a tensor of shape (*batch, out)."""
         with answering(self.who, f"module(x) with x of shape {tuple(x.shape)}, {x.dtype}"):
             y: Any = self.module(x)
+        if isinstance(y, Tensor) and y.device.type == "meta":
+            raise BadAnswer(f"{self.who}: module(x) returned a tensor on the meta device, without values")
         if not isinstance(y, Tensor):
             raise BadAnswer(f"{self.who}: module(x) returned {type(y).__name__}, expected a Tensor")
         return y
@@ -109,6 +123,14 @@ def adapt(who: Implementation, base: nn.Linear, spec: Any) -> Layer:
 def as_layer(adapted: Any, who: Implementation, method: str) -> Layer:
     """``adapted`` as a Layer. Raises BadAnswer if it is no Adapted."""
     # Duck-typed: a subject file may have imported the interface under another module name.
-    if not (hasattr(adapted, "module") and isinstance(getattr(adapted, "slots", None), Mapping)):
+    with answering(who.name, f"the slots of {method}'s answer"):
+        slots = dict(getattr(adapted, "slots", None) or {})
+    module = getattr(adapted, "module", None)
+    if module is None:
         raise BadAnswer(f"{who.name}: {method} returned {type(adapted).__name__}, expected an Adapted")
-    return Layer(adapted, who.name)
+    for name, slot in slots.items():
+        if not (hasattr(slot, "tensor") and callable(getattr(slot, "view", None))) or isinstance(
+            slot, Tensor
+        ):
+            raise BadAnswer(f"{who.name}: slot {name!r} is a {type(slot).__name__}, expected a Slot")
+    return Layer(adapted, who.name, slots)

@@ -51,7 +51,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"{', '.join(PROFILES)}: examples per check",
     )
 
-
     add("--shard", default=None, metavar="I/N", help="only part I of N; `python -m reports merge` joins them")
 
 

@@ -71,7 +71,7 @@ class Session:
     profile: Profile
     declarations: tuple[Declaration, ...] = ()
     ref: str = "lora_lite"
-    _broken: dict[str, str | None] = field(default_factory=dict)
+    _broken: dict[str, smoke.Broken | None] = field(default_factory=dict)
     _made: dict[registry.Entry, Implementation] = field(default_factory=dict)
 
     def keys(self, check: Check) -> Iterator[Key]:
@@ -115,8 +115,8 @@ class Session:
                 BUCKETS[self._made[entry].name] = "oracle"
         return self._made[entry]
 
-    def broken_wrapper(self, variant: str) -> str | None:
-        """What is wrong with the subject's wrapper for a variant, in a sentence; asked once."""
+    def broken_wrapper(self, variant: str) -> smoke.Broken | None:
+        """What keeps a variant from being audited, if anything does; asked once."""
         if variant not in self._broken:
             self._broken[variant] = smoke.broken_wrapper(self.subject, VARIANTS[variant])
         return self._broken[variant]

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 
 from harness import guard
 from harness.cases import Case
-from harness.layer import BadAnswer, Layer, SubjectRaised, adapt
+from harness.layer import BadAnswer, Layer, SubjectRaised, adapt, said
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
 from oracles.variants import Variant
 
 
-def broken_wrapper(subject: Implementation, variant: Variant) -> str | None:
-    """One sentence on what is wrong with the wrapper, or None. What the library itself does wrong is not looked at."""
+@dataclass(frozen=True)
+class Broken:
+    """Why no claim of a variant can be asked: a broken wrapper (unverified), or a subject that hangs (error)."""
+
+    outcome: Literal["unverified", "error"]
+    sentence: str
+
+
+def broken_wrapper(subject: Implementation, variant: Variant) -> Broken | None:
+    """What keeps a variant from being audited at all, or None. Anything else that is wrong is the claims' to say."""
     case = Case(AdapterSpec(variant.id, rank=2, alpha=3.0), 5, 4, bias=True, batch=(3,))
     try:
         with guard.global_state(), guard.time_limit():
             torch.manual_seed(0)
-            return _inspect(adapt(subject, case.base(), case.spec), case)
+            sentence = _inspect(adapt(subject, case.base(), case.spec), case)
     except BadAnswer as error:
-        return str(error)
-    except (SubjectRaised, Unsupported, guard.StateChanged, guard.ClaimTimeout):
-        return None  # the library's: the claims themselves will say so
+        sentence = str(error)
+    except guard.ClaimTimeout as error:
+        return Broken("error", f"{subject.name} hangs on a small layer: {error}")
+    except (SubjectRaised, Unsupported, guard.StateChanged):
+        return None
+    except Exception as error:
+        sentence = f"looking at the slots raised {type(error).__name__}: {said(error)}"
+    return Broken("unverified", f"broken wrapper: {sentence}") if sentence else None
 
 
 def _inspect(layer: Layer, case: Case) -> str | None:
@@ -48,23 +64,31 @@ def _inspect_slot(layer: Layer, name: str) -> str | None:
 
 
 def _inspect_call(layer: Layer, case: Case) -> str | None:
-    before = layer(case.x)
-    expected = (*case.x.shape[:-1], case.out_features)
-    if tuple(before.shape) != expected:
-        return f"module(x) has shape {tuple(before.shape)}, expected {expected}"
-    if _influences(layer, case, before) or _registered(layer):
+    shape, expected = tuple(layer(case.x).shape), (*case.x.shape[:-1], case.out_features)
+    if shape != expected:
+        return f"module(x) has shape {shape}, expected {expected}"
+    adrift = [name for name in layer.names if not _registered(layer, name)]
+    if not adrift:
         return None
-    return "no slot influences module(x), and none is a tensor of the module: the slots are copies"
-
-
-def _influences(layer: Layer, case: Case, before: torch.Tensor) -> bool:
     generator = case.generator(5)
     for name in layer.names:
-        value = layer.value(name)
-        layer.write({name: torch.randn(value.shape, generator=generator, dtype=torch.float64) + 2})
-    return not torch.equal(layer(case.x), before)
+        _shake(layer, name, generator)
+    for name in adrift:
+        before = layer(case.x).detach().clone()
+        _shake(layer, name, generator)
+        if torch.equal(layer(case.x), before):
+            return f"slot {name!r} is no tensor of the module, and writing to it does not change module(x): a copy"
+    return None
 
 
-def _registered(layer: Layer) -> bool:
-    owned = {id(t) for t in [*layer.module.parameters(), *layer.module.buffers()]}
-    return any(id(layer.raw(name)) in owned for name in layer.names)
+def _shake(layer: Layer, name: str, generator: torch.Generator) -> None:
+    value = layer.value(name)
+    layer.write({name: torch.randn(value.shape, generator=generator, dtype=torch.float64) + 2})
+
+
+def _registered(layer: Layer, name: str) -> bool:
+    owned = [*layer.module.parameters(), *layer.module.buffers()]
+    tensor = layer.raw(name)
+    return any(
+        t is tensor or t.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for t in owned
+    )

@@ -183,6 +183,7 @@ def test_batch_shapes(ask: Ask, case: Case) -> None:
     examples=4,
     against=("peft", "paper"),
     applies=lambda variant: variant.has_rank and not any(t.role == "base" for t in variant.tensors),
+    follows=("forward.random_parameters", "dtype.forward"),
 )
 def test_edge_ranks(ask: Ask, case: Case) -> None:
     """A rank above min(in, out) works as in the reference."""

@@ -113,7 +113,7 @@ def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> fl
     applies=_has_random,
     examples=2,
     against=("peft",),
-    follows=("init.pairs", "init.deterministic"),
+    follows=("init.pairs", "init.deterministic", "init.seeded"),
 )
 def test_distribution(ask: Ask, case: Case) -> None:
     """Random tensors follow the reference's law: exact support, second moment, and a Kolmogorov-Smirnov test.
@@ -211,6 +211,7 @@ def _equal_columns(U: Tensor) -> list[list[int]]:
     applies=_has_random,
     examples=3,
     against=("paper",),
+    follows=("init.deterministic",),
     diagnose=False,
 )
 def test_seeded(ask: Ask, case: Case) -> None:

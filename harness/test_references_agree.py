@@ -267,7 +267,7 @@ def _frozen_gate() -> float:
     write(adapted, {"l": torch.full((6,), 2.0)})
     assert apart(adapted.module(x), layer(x)) > 0.9
     adapted.slots["l"].tensor.requires_grad_(False)
-    return float((adapted.module(x) - layer(x)).norm())
+    return float((adapted.module(x) - layer(x)).detach().norm())
 
 
 @measures("ia3.feedforward_targets")
@@ -356,7 +356,7 @@ def _clamp() -> float:
     b, sizes, plain_y = torch.randn(6, 1).double(), [], layer(x).detach()
     for length in (5e-5, 1.0):
         write(adapted, {"B": b / b.norm() * length})
-        sizes.append(float((adapted.module(x) - plain_y).norm()))
+        sizes.append(float((adapted.module(x).detach() - plain_y).norm()))
     return sizes[0] / sizes[1]
 
 

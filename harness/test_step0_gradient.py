@@ -8,6 +8,7 @@ from torch import Tensor
 from harness import measure
 from harness.ask import Ask, Pair, double
 from harness.cases import Case, Domain
+from harness.layer import answering
 from harness.registry import check
 
 INNER = Domain(sizes=(2, 9), ranks=(1, 6))
@@ -34,7 +35,7 @@ def test_gradients(ask: Ask, case: Case) -> None:
     title="parameters are dead on step 0 that the reference trains, or the other way round",
     failure_mode="part of the adapter does not learn until another part has moved",
     domain=INNER,
-    follows=("forward.gradients", "forward.random_parameters", "init.deterministic"),
+    follows=("forward.gradients", "forward.random_parameters", "init.deterministic", "scale.effective"),
 )
 def test_dead_parameters(ask: Ask, case: Case) -> None:
     """The parameters whose first gradient is exactly zero are the reference's: A where B = 0, and no others.
@@ -90,7 +91,8 @@ def test_base_frozen(ask: Ask, case: Case) -> None:
     layer.clear_gradients()
     y = layer(case.x.clone().requires_grad_(True))
     if y.requires_grad:
-        y.backward(case.cotangent.to(y.dtype))
+        with answering(layer.who, "the backward pass"):
+            y.backward(case.cotangent.to(y.dtype))
     own = {id(layer.raw(name)) for name in layer.names}
     held = [n for n, p in layer.module.named_parameters() if p.grad is not None and id(p) not in own]
     ask.demand(not held, case, "gradients outside the adapter", "none", ", ".join(held))

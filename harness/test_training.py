@@ -10,7 +10,7 @@ from torch import Tensor
 from harness import measure
 from harness.ask import Ask, Pair, coarser, double
 from harness.cases import Case, Domain
-from harness.layer import Layer
+from harness.layer import Layer, answering
 from harness.registry import check
 
 STEPS = 10
@@ -50,9 +50,10 @@ def train(layer: Layer, case: Case, names: list[str], make: Optimiser, steps: in
         optimiser.zero_grad()
         loss = (layer(case.x) - target(case)).square().mean() / 2
         losses.append(float(loss.detach()))
-        if loss.requires_grad:
-            loss.backward()
-        optimiser.step()
+        with answering(layer.who, "a training step"):
+            if loss.requires_grad:
+                loss.backward()
+            optimiser.step()
     return losses
 
 

@@ -405,10 +405,11 @@ def explaining(check: str, variant: str, oracle: str) -> Disagreement | None:
 
 
 def where(entry: Disagreement) -> list[str]:
-    """``alias:Lnnn`` of each place, or the alias and why there is no line."""
+    """``alias:Lnnn`` of each place; ``alias:symbol`` where the file is not here."""
     catalog = catalogue.load()
     found = [cite_target(catalog, *catalogue.parse_target(target)) for target in entry.where]
-    return [cite.label if cite.missing is None else f"{cite.alias} ({cite.missing})" for cite in found]
+    labels = [c.label if c.missing is None else f"{c.alias}:{c.symbol} (no lines: not synced)" for c in found]
+    return list(dict.fromkeys(labels))
 
 
 def plain(entry: Disagreement) -> dict[str, Any]:
@@ -420,7 +421,7 @@ def plain(entry: Disagreement) -> dict[str, Any]:
         "between": list(entry.between),
         "aspects": list(entry.aspects),
         "checks": {oracle: list(checks) for oracle, checks in entry.differs.items()},
-        "where": ", ".join(dict.fromkeys(where(entry))),
+        "where": ", ".join(where(entry)),
         "how_much": entry.how_much,
         "smallest": entry.smallest,
         "meaning": entry.meaning,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from reports import cites
-from reports.grouping import Grouping, Kind, covering, question
+from reports.grouping import DISAGREE, Grouping, Kind, covering, question
 from reports.model import CheckInfo, Claim, Diagnosis, Finding, Prior, PriorFinding, Run, Severity, Tag
 from reports.order import ASPECT_TITLES, ASPECTS, LEADING, SEVERITIES, rank, worst
 from reports.prior import contradicts, matching
@@ -106,7 +106,13 @@ class Defect:
             return True
         failed = {question(c) for c in self.claims if c.outcome == "fail" and c.check == self.lead.check}
         failed |= {question(c) for c in self.claims if c.outcome == "fail" and c.diagnosis}
-        held = {question(c) for c in self.siblings if c.outcome == "pass"}
+        # Two references that are not known to differ cannot both be asked the same and one agree: had it the
+        # failing case, it would have failed too.
+        held = {
+            question(c)
+            for c in self.siblings
+            if c.outcome == "pass" and (c.reason or "").startswith(DISAGREE)
+        }
         return bool(failed) and failed <= held
 
     @cached_property

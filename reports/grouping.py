@@ -10,6 +10,8 @@ from reports.model import CheckInfo, Claim, Declaration
 
 Key = tuple[str, str]
 Kind = str  # "difference" "error" "declared" "unverified" "mode_missing" "not_offered"
+# How the reason of a claim begins whose oracle is catalogued to differ from the reference of record.
+DISAGREE = "the references disagree here"
 MODE_MISSING, NOT_OFFERED = "mode missing:", "not offered: save_load"
 
 

@@ -143,7 +143,9 @@ def _incomplete(run: Run) -> str:
     if run.shard is not None:
         return f"This is shard {run.shard} of a run: {missing} claims were asked elsewhere."
     if missing:
-        return f"This run is not whole: {missing} of {len(run.planned)} claims were not asked, or not concluded."
+        return (
+            f"This run is not whole: {missing} of {len(run.planned)} claims were not asked, or not concluded."
+        )
     return ""
 
 
@@ -394,6 +396,8 @@ def _gaps(claims: Sequence[Claim], missing: Sequence[str]) -> Iterable[Gap]:
             key = (claim.outcome.replace("_", " "), shortened(claim.reason or "no reason given", 500))
             by_reason.setdefault(key, []).append(claim.id)
     for claim_id in missing:
-        by_reason.setdefault(("missing", "not asked, or the run ended before it was concluded"), []).append(claim_id)
+        by_reason.setdefault(("missing", "not asked, or the run ended before it was concluded"), []).append(
+            claim_id
+        )
     for (outcome, reason), ids in sorted(by_reason.items(), key=lambda item: item[0][0], reverse=True):
         yield Gap(outcome, reason, tuple(ids))

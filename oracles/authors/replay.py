@@ -63,7 +63,10 @@ class ReplayLayer(nn.Module):
         self.case = case
         for name, value in case.parameters.items():
             trained = f"grad.{name}" in case.expected
-            self.register_parameter(f"at_{name}", nn.Parameter(value.to(dtype), requires_grad=trained))
+            self.register_parameter(
+                f"at_{name}",
+                nn.Parameter(value.to(torch.promote_types(value.dtype, dtype)), requires_grad=trained),
+            )
 
     def held(self) -> dict[str, nn.Parameter]:
         """The recorded tensors by canonical name."""
