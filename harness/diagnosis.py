@@ -43,6 +43,9 @@ WEAK = {
     "dtype.output",
 }
 
+# Facts of an implementation by itself: here subject and mistake agree when both hold or both fail.
+OWN_FACTS = ("init.identity", "init.residual")
+
 
 def diagnose(check: Check, ask: Ask, failing: Case) -> Diagnosis | None:
     """The mistake whose values equal the subject's at the failing case and two more; None if none does.
@@ -68,10 +71,17 @@ def _explains(mistake: Mistake, check: Check, ask: Ask, tried: list[Case]) -> bo
 
 def _agreement(mistake: Mistake, ask: Ask, failing: Case) -> int:
     """In how many questions of the battery the subject and the mistake agree."""
-    stand_in = _with(ask, oracle=Equation(mistake.forms, mistake.id))
-    return sum(
+    other = Equation(mistake.forms, mistake.id)
+    stand_in = _with(ask, oracle=other)
+    case = failing.but(**GENERIC[0], dropout=0.0)
+    same = sum(holds(c, ask, case) == holds(c, _with(ask, subject=other), case) for c in _facts(ask))
+    return same + sum(
         holds(check, stand_in, failing.but(**{**GENERIC[0], **_domain(check)})) for check in _battery(ask)
     )
+
+
+def _facts(ask: Ask) -> list[Check]:
+    return [c for id_ in OWN_FACTS if (c := CHECKS.get(id_)) and c.applies(ask.variant)]
 
 
 def _battery(ask: Ask) -> list[Check]:

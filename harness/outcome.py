@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Protocol
 
 from harness.cases import Case
@@ -36,6 +37,13 @@ class Deviation(Exception):
         self.ratio, self.threshold, self.diagnosis = ratio, threshold, diagnosis
         self.witness = Witness(case.describe() if case else {}, quantity, expected, actual, note)
         super().__init__(f"{quantity}: expected {expected}, got {actual}" + (f" ({note})" if note else ""))
+
+    def with_note(self, note: str) -> Deviation:
+        """This deviation with something to add, unless ``note`` is empty."""
+        if note:
+            self.witness = dataclasses.replace(self.witness, note=note)
+            self.args = (f"{self.args[0]} ({note})",)
+        return self
 
 
 class Unverified(Exception):

@@ -91,9 +91,11 @@ def cases_of(
 
 
 def _fits(case: Recorded, check: CheckInfo, variant: Variant, domain: Domain) -> bool:
-    """Whether the check can be asked on this recording: its dtype, its mode, and start or far from it."""
+    """Whether the check can be asked on this recording: dtype, mode, size, and start or far from it."""
     at_start = check.aspect not in ("forward", "scale") or check.id == "forward.at_init"
     if case.recording.initial != at_start or case.dtype not in allowed_dtypes(variant, domain):
+        return False
+    if min(case.out_features, case.in_features) < domain.sizes[0]:
         return False
     if not variant.in_domain(case.out_features, case.in_features, case.spec):
         return False

@@ -11,6 +11,7 @@ from harness.layer import Layer
 from harness.outcome import NotApplicable
 from harness.registry import check
 from harness.test_forward import effective
+from harness.thresholds import STANDARD_ERRORS
 from oracles.implementation import Unsupported
 from oracles.variants import Variant
 
@@ -186,8 +187,9 @@ def test_expectation(ask: Ask, case: Case) -> None:
     theirs.module.train()
     theirs.write({n: layer.value(n) for n in layer.names})
     mine, other = _bias_in_sigmas(layer, case), _bias_in_sigmas(theirs, case)
-    ask.worst.see(mine, 6.0)
-    ask.demand((mine < 6) == (other < 6), case, "mean over masks against evaluation, in standard errors", "below 6",
+    ask.worst.see(mine, STANDARD_ERRORS)
+    same = (mine < STANDARD_ERRORS) == (other < STANDARD_ERRORS)
+    ask.demand(same, case, "mean over masks against evaluation, in standard errors", "below 6",
                f"{mine:.3g}")  # fmt: skip
 
 

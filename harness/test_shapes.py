@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import nn
 
 from harness.ask import Ask
 from harness.cases import Case, Domain
 from harness.layer import SubjectRaised, adapt
-from harness.outcome import NotApplicable
+from harness.outcome import NotApplicable, Unverified
 from harness.registry import check
 from oracles.implementation import Unsupported
 
@@ -46,6 +47,9 @@ def test_canonical(ask: Ask, case: Case) -> None:
 def test_roles(ask: Ask, case: Case) -> None:
     """What trains in the reference trains here; what is a persistent buffer there is one here."""
     ours, theirs = ask.layer(case), ask.reference(case)
+    lacking = [t.name for t in ask.variant.tensors if t.name in ours.names and t.name not in theirs.names]
+    if lacking and not any(t.name in theirs.names and t.name not in ours.names for t in ask.variant.tensors):
+        raise Unverified(f"{theirs.who} has no {', '.join(lacking)} to compare the roles of")
     for name in [n for n in theirs.names if n in ours.names]:
         wanted = "trainable" if theirs.raw(name).requires_grad else "not trainable"
         actual = "trainable" if ours.raw(name).requires_grad else "not trainable"
@@ -126,8 +130,12 @@ def ignored(ask: Ask, case: Case) -> bool:
     shapes = [{n: tuple(layer.view(n).shape) for n in layer.names} for layer in layers]
     if shapes[0] != shapes[1]:
         return False
-    far = wide[1].far(dict.fromkeys(layers[1].names))
+    # Extra tensors too: a gate that starts at zero would make every mode look alike.
+    generator = wide[1].generator(4)
+    values = {
+        n: torch.randn(v.shape, generator=generator, dtype=v.dtype) for n, v in layers[1].values().items()
+    }
     for layer in layers:
-        layer.write(far)
+        layer.write(values)
     with_mode, plain = (layer(wide[0].x).detach().double() for layer in layers)
     return bool((with_mode - plain).abs().max() < 1e-4)

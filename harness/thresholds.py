@@ -18,5 +18,6 @@ THRESHOLDS: dict[str, float] = {
     "value": 4.0,  # a deterministic initial value, in roundoffs of its own norm
 }
 
-# Statistical claims: the probability of a false alarm per claim, and how far sample moments may lie.
+# Statistical claims: the probability of a false alarm per test, and how far sample moments may lie.
 FALSE_ALARM = 1e-7
+STANDARD_ERRORS = 6.0

@@ -885,6 +885,16 @@ _enter(
     "A and B get no gradient on step 0, and none until λ has moved away from zero",
     initial=_start("delora", **{"lambda": lambda W, spec: torch.zeros(1, dtype=W.dtype)}),
 )
+_enter(
+    "delora.lambda_zero_random_b",
+    "λ starts at zero whatever lambda0 says, with B drawn like A",
+    "A and B get no gradient on step 0, and none until λ has moved away from zero",
+    initial=_start(
+        "delora",
+        B=lambda W, spec: (torch.rand(_shape_b(W, spec), dtype=torch.float64) * 2 - 1) / math.sqrt(spec.rank),
+        **{"lambda": lambda W, spec: torch.zeros(1, dtype=W.dtype)},
+    ),
+)
 _enter_start_of_factors("delora")
 _enter_dropouts("delora")
 _enter_common("delora")

@@ -73,7 +73,7 @@ def family(variant: str, oracle: str) -> list[CaseSpec]:
                 spec = _spec(variant, oracle, number, initial, min(out, in_features))
                 name = f"{out}x{in_features}-r{spec.rank}-{'init' if initial else 'far'}-{str(dtype)[6:]}"
                 batch = _batch(variant, oracle, BATCHES[(number + initial) % len(BATCHES)])
-                bias = (number + initial) % 2 == 0
+                bias = (number // 2 + initial) % 2 == 0
                 made.append(
                     CaseSpec(name, spec, out, in_features, bias, dtype, initial, batch, 1000 + len(made))
                 )

@@ -63,10 +63,8 @@ class ReplayLayer(nn.Module):
         self.case = case
         for name, value in case.parameters.items():
             trained = f"grad.{name}" in case.expected
-            self.register_parameter(
-                f"at_{name}",
-                nn.Parameter(value.to(torch.promote_types(value.dtype, dtype)), requires_grad=trained),
-            )
+            held = value.to(torch.promote_types(value.dtype, dtype)).clone()
+            self.register_parameter(f"at_{name}", nn.Parameter(held, requires_grad=trained))
 
     def held(self) -> dict[str, nn.Parameter]:
         """The recorded tensors by canonical name."""
@@ -107,7 +105,7 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, case: RecordedCase, x: Tensor, *trained: Tensor) -> Tensor:
-        ctx.case, ctx.dtype = case, x.dtype
+        ctx.case, ctx.dtypes = case, [tensor.dtype for tensor in (x, *trained)]
         return case.expected["forward"].to(x.dtype)
 
     @staticmethod
@@ -117,7 +115,7 @@ class _Recorded(torch.autograd.Function):
             raise NotRecorded(f"{case.id}: recorded for another cotangent")
         names = [name for name in case.parameters if f"grad.{name}" in expected]
         found = [expected["grad.x"], *(expected[f"grad.{name}"] for name in names)]
-        return (None, *(grad.to(ctx.dtype) for grad in found))
+        return (None, *(grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True)))
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -1,0 +1,1 @@
+"""The probe: what adapters do to the weights of a pretrained model (`make probe`)."""
