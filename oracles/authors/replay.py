@@ -28,7 +28,7 @@ class Replay(Implementation):
     """One author's recording behind the interface. Only its own :attr:`cases` can be asked."""
 
     def __init__(self, author: Author) -> None:
-        self.name = f"{author.variant}/{author.id} (recorded)"
+        self.name = f"{author.variant}/{author.id}"
         self.version = author.provenance.pin
         self.variants = frozenset({author.variant})
         self.forms: Mapping[str, Form] = author.make().forms
