@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -47,9 +48,11 @@ def _import_what_does_not_change() -> None:
     import torch
     import transformers  # noqa: F401
 
-    import harness.audit  # noqa: F401  (with all that it needs; forgotten again in each child)
+    from harness.session import load_checks
 
     torch.set_num_threads(1)
+    load_checks()
+    gc.freeze()  # what is not touched is not copied
 
 
 def _holds(file: str, examples: int) -> frozenset[str]:
