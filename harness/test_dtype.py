@@ -131,9 +131,8 @@ def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:
     ask.judge(case, "output", actual, exact, size, "precision", noise=lambda: noise()["output"])
     c = torch.tensor(coefficient(actual - base, exact - base), dtype=torch.float64)
     one = torch.ones((), dtype=torch.float64)
-    ask.judge(
-        case, "factor on the contribution", c, one, unit, "coefficient", noise=lambda: noise()["coefficient"]
-    )
+    kind = "coefficient in half" if case.dtype in HALF else "coefficient"
+    ask.judge(case, "factor on the contribution", c, one, unit, kind, noise=lambda: noise()["coefficient"])
 
 
 @check(
