@@ -1,0 +1,74 @@
+"""Hostile subjects: each ends in a claim with a clear sentence, and what is asked next is not affected."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from harness import guard
+from harness.registry import Check
+from harness.session import claims_for
+from reports.model import Claim
+from tests.subjects import hostile, wrapped
+from tests.subjects.hostile import HOSTILE, Hostile
+from tests.subjects.judged import audit
+
+CONTROL = "forward.random_parameters"
+
+
+@pytest.fixture(autouse=True)
+def _few_seconds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # A hang is told by a short limit; everything else gets time enough for a loaded machine.
+    monkeypatch.setattr(guard, "CLAIM_SECONDS", 20.0)
+    yield
+
+
+def asked(subject: object, check: str) -> list[Claim]:
+    """The claims of one check, of the equations or else of PEFT."""
+
+    def only(c: Check) -> bool:
+        return c.id == check
+
+    found = claims_for(subject, variants=["lora"], oracles=("paper",), checks=only)  # type: ignore[arg-type]
+    return found or claims_for(subject, variants=["lora"], oracles=("peft",), checks=only)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", HOSTILE, ids=lambda h: h.name)
+def test_ends_in_a_sentence(case: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claim's outcome and words; then a right subject is asked the same and passes."""
+    if "Hang" in case.name:
+        monkeypatch.setattr(guard, "CLAIM_SECONDS", 0.5)
+    before = facts()
+    (claim,) = asked(case.make(), case.check)
+    assert claim.outcome == case.outcome, claim.reason
+    assert case.words in (claim.reason or ""), claim.reason
+    assert len(claim.reason or "") < 2000
+    assert facts() == before
+    monkeypatch.setattr(guard, "CLAIM_SECONDS", 20.0)
+    (control,) = asked(wrapped.Library(), CONTROL)
+    assert control.outcome == "pass", f"after {case.name}: {control.reason}"
+
+
+def facts() -> dict[str, object]:
+    """What a subject may not leave changed."""
+    return {
+        "dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+        "folder": os.getcwd(),
+        "environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "generator": torch.get_rng_state().sum().item(),
+    }
+
+
+def test_never_faithful_for_saying_no() -> None:
+    """A subject to which nothing applies is not Faithful."""
+    found = audit(
+        hostile.AlwaysUnsupported(), ["lora"], checks=lambda c: c.info.aspect in ("shapes", "forward")
+    )
+    assert found.verdicts["lora"].verdict == "Partial"
+    assert found.verdicts["lora"].verified == 0
