@@ -88,7 +88,7 @@ _CATALOGUE: tuple[Disagreement, ...] = (
         "share of PEFT's float32 entries of A over a bfloat16 base that are bfloat16 numbers",
         1.0,
         "a bfloat16 layer, at the start",
-        "A checkpoint of the author's code has half the bytes and an eighth of the digits; float32 adapters do not "
+        "A checkpoint of the author's code has half the bytes and a third of the precision; float32 adapters do not "
         "start at float32 precision",
     ),
     # PiSSA

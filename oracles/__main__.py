@@ -1,0 +1,78 @@
+"""`python -m oracles findings [--into PATH]`: where the references disagree, as markdown.
+
+With ``--into`` the part of the file between the two marker lines is replaced; the rest is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from oracles.disagreements import Disagreement, disagreements
+from oracles.variants import VARIANTS
+from refs import catalog as catalogue
+from refs.quotes import Citation, cite_target
+
+BEGIN, END = "<!-- the catalogue begins -->", "<!-- the catalogue ends -->"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit 2 where the file has no markers to write between."""
+    parser = argparse.ArgumentParser(prog="python -m oracles", description=(__doc__ or "").splitlines()[0])
+    findings = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("findings")
+    findings.add_argument("--into", type=Path, metavar="PATH", help="a file that holds the marker lines")
+    options = parser.parse_args(argv)
+    text = "\n".join(catalogue_lines())
+    if options.into is None:
+        print(text)
+        return 0
+    return _write(options.into, text)
+
+
+def _write(path: Path, text: str) -> int:
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        print(f"oracles: {path} lacks the lines {BEGIN} and {END}", file=sys.stderr)
+        return 2
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    return 0
+
+
+def catalogue_lines() -> Iterator[str]:
+    """Every entry, variant by variant."""
+    for variant in VARIANTS.values():
+        yield f"\n### {variant.title}\n"
+        for entry in disagreements(variant.id):
+            yield from _entry(entry)
+
+
+def _entry(entry: Disagreement) -> Iterator[str]:
+    yield f"**{entry.what}** (`{entry.id}`; between {', '.join(entry.between)})\n"
+    yield f"- *Where:* {', '.join(_places(entry))}"
+    yield f"- *How much:* {entry.how_much}"
+    yield f"- *Smallest case:* {entry.smallest}"
+    yield f"- *What it means:* {entry.meaning}"
+    checks = {oracle: ", ".join(f"`{c}`" for c in names) for oracle, names in entry.differs.items()}
+    if checks:
+        judged = "; ".join(f"against `{oracle}`: {names}" for oracle, names in checks.items())
+        yield f"- *Judged against {entry.of_record} alone:* {judged}"
+    yield ""
+
+
+def _places(entry: Disagreement) -> Iterator[str]:
+    catalog = catalogue.load()
+    for target in entry.where:
+        yield _place(cite_target(catalog, *catalogue.parse_target(target)))
+
+
+def _place(cite: Citation) -> str:
+    if cite.missing is not None:
+        return f"`{cite.alias}:{cite.symbol}` (not synced)"
+    return f"[`{cite.label}`]({cite.url})" if cite.url else f"`{cite.label}`"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
