@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness import clock, deviations, plugin, resolve, shards
+from harness import clock, deviations, examples, plugin, resolve, shards
 from harness.claim import Profile, covers
 from harness.session import PROFILES, Session, environment, load_checks
 from oracles import registry
@@ -70,9 +70,10 @@ def build(config: pytest.Config) -> Built:
     torch.set_num_threads(1)  # sums in one order, whatever the machine
     load_checks()
     try:
+        examples.database("")
         found = resolve.resolve(config.getoption("subject"))
         return _built(config, found)
-    except (resolve.BadSubject, deviations.BadDeviations, shards.BadShard, BadOption) as error:
+    except (resolve.BadSubject, deviations.BadDeviations, shards.BadShard, examples.BadDatabase, BadOption) as error:
         raise pytest.UsageError(str(error)) from error
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis.errors import Flaky, Unsatisfiable
 
-from harness import clock, guard
+from harness import clock, examples, guard
 from harness.ask import Ask, Refused
 from harness.cases import Case
 from harness.diagnosis import diagnose
@@ -169,8 +169,9 @@ class ClaimRun:
         @settings(
             max_examples=asked,
             deadline=None,
-            database=None,
-            phases=(Phase.generate,) if self.known else (Phase.generate, Phase.shrink),
+            derandomize=False,  # the seed above decides; Hypothesis' own profile for CI would forget the database
+            database=examples.database(self.id),
+            phases=(*examples.phases(), Phase.generate, *(() if self.known else (Phase.shrink,))),
             suppress_health_check=QUIET,
             report_multiple_bugs=False,
         )

@@ -45,6 +45,24 @@ def test_random_parameters(ask: Ask, case: Case) -> None:
 @check(
     "forward",
     "critical",
+    title="near zero the parameters give another output than the reference",
+    failure_mode="a guard on a norm that is missing, or larger than the reference's, decides the first steps",
+    against=("peft", "paper"),
+    examples=4,
+    follows=("forward.random_parameters",),
+)
+def test_small_parameters(ask: Ask, case: Case) -> None:
+    """At parameters a millionth of those far from their start the output equals the reference's."""
+    pair = ask.pair(case, "far")
+    small = {name: value * 1e-6 for name, value in case.far(dict.fromkeys(pair.ours.names)).items()}
+    pair.ours.write(small)
+    pair.theirs.write({name: pair.ours.value(name) for name in small})
+    ask.compare(pair)
+
+
+@check(
+    "forward",
+    "critical",
     title="the gradients of the parameters are not the reference's",
     failure_mode="training follows another trajectory",
     follows=("forward.random_parameters",),

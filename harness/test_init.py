@@ -166,7 +166,7 @@ def _same_law(ask: Ask, case: Case, tensor: Canonical, ours: Tensor, theirs: Ten
     if float(theirs.abs().max()) <= bound * (1 + 1e-6):
         quantity = f"largest entry of {DRAWS} draws of {tensor.name}"
         ask.demand(
-            0.97 * bound < largest <= bound * (1 + 1e-6),
+            0.99 * bound < largest <= bound * (1 + 1e-6),
             case,
             quantity,
             f"{bound:.4g}, reached",

@@ -1,0 +1,15 @@
+"""A subject with two known mistakes, so that a run has counterexamples, diagnoses and findings to repeat."""
+
+from __future__ import annotations
+
+from oracles.equation import Equation
+from oracles.mistakes import mistake
+
+
+class Wrong(Equation):
+    """The equations, but for a gate on the wrong side of the bias and reflections in the wrong order."""
+
+    variants = frozenset({"ia3", "hra"})
+
+    def __init__(self) -> None:
+        super().__init__({**mistake("ia3.bias_not_gated").forms, **mistake("hra.reversed").forms}, "wrong")
