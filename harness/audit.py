@@ -376,7 +376,7 @@ class Collector:
                 terminalreporter.write_line(f"{what}: {shown(Path(path), self.built.root)}")
         if shard and self.console is not None:
             terminalreporter.write_line(
-                f"shard {shard}: `python -m reports merge` joins the audit.json of all {shard.count} and writes the review"
+                f"shard {shard}: `python -m reports merge` joins all {shard.count} and writes the review"
             )
 
     def _say(self, line: str) -> None:

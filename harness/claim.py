@@ -165,16 +165,15 @@ class ClaimRun:
         offered, count = cases_of(self.oracle, self.check.info, self.variant, domain)
         asked = count or self.examples
 
-        @hypothesis_seed(number)
         @settings(
             max_examples=asked,
             deadline=None,
-            derandomize=False,  # the seed above decides; Hypothesis' own profile for CI would forget the database
             database=examples.database(self.id),
             phases=(*examples.phases(), Phase.generate, *(() if self.known else (Phase.shrink,))),
             suppress_health_check=QUIET,
             report_multiple_bugs=False,
         )
+        @hypothesis_seed(number)  # below the settings: it would take the database away
         @given(case=offered)
         def example(case: Case) -> None:
             try:
