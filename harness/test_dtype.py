@@ -69,7 +69,12 @@ def test_identity(ask: Ask, case: Case) -> None:
     ours = ask.layer(case)
     exact = plain(case.base(torch.float64), case.x.double())
     ask.judge(
-        case, "output at step 0", measure.observe(ours, case)["output"], exact, identity_noise(case, exact)
+        case,
+        "output at step 0",
+        measure.observe(ours, case)["output"],
+        exact,
+        identity_noise(case, exact),
+        "precision",
     )
 
 

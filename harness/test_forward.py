@@ -11,9 +11,10 @@ from harness import measure
 from harness.ask import Ask, Refused, coarser
 from harness.cases import Case, Domain
 from harness.layer import Layer
-from harness.outcome import NotApplicable
+from harness.outcome import Deviation, NotApplicable
 from harness.registry import check
 from harness.test_shapes import ignored
+from reports.model import Diagnosis
 
 EDGES = Domain(dtypes=("float32",), sizes=(1, 4), ranks=(5, 8))
 BATCHES: tuple[tuple[int, ...], ...] = ((), (4,), (2, 3), (2, 1, 3), (0,), (2, 0))
@@ -42,14 +43,28 @@ def test_random_parameters(ask: Ask, case: Case) -> None:
     ask.compare(ask.pair(case, "far"))
 
 
+GUARD = Diagnosis(
+    "forward.guard",
+    "norms near zero are guarded otherwise than in PEFT",
+    "the first steps of a start near zero have another size",
+    matched=1,
+    tried=1,
+    agrees_with="the references, which guard differently themselves: PEFT clamps DeLoRA's norms at 1e-4 and its author "
+    "does not; HRA's llama code adds an epsilon and PEFT does not",
+    documented_by=("clamp", "epsilon", r"\beps\b", "guard"),
+    severity="minor",
+)
+
+
 @check(
     "forward",
-    "critical",
+    "minor",
     title="near zero the parameters give another output than the reference",
     failure_mode="a guard on a norm that is missing, or larger than the reference's, decides the first steps",
     against=("peft", "paper"),
     examples=4,
     follows=("forward.random_parameters",),
+    diagnose=False,
 )
 def test_small_parameters(ask: Ask, case: Case) -> None:
     """At parameters a millionth of those far from their start the output equals the reference's."""
@@ -57,7 +72,11 @@ def test_small_parameters(ask: Ask, case: Case) -> None:
     small = {name: value * 1e-6 for name, value in case.far(dict.fromkeys(pair.ours.names)).items()}
     pair.ours.write(small)
     pair.theirs.write({name: pair.ours.value(name) for name in small})
-    ask.compare(pair)
+    try:
+        ask.compare(pair)
+    except Deviation as found:
+        found.diagnosis = GUARD  # no reference can be wrong on this: they differ among themselves
+        raise
 
 
 @check(
