@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.models import ModelCase
 from harness.plugin import AUDIT
 from harness.session import OF_AUTHORS, claims_for
 from harness.session import Profile as Examples
@@ -281,6 +282,24 @@ def _feedforward_targets() -> float:
     )
     assert re.fullmatch(config["lora_layers"], "wi_1")
     return float(sum(bool(re.fullmatch(config["lora_layers"], name)) for name in ("wi", "wo")))
+
+
+def _gated(architecture: str, ending: str) -> float:
+    """How many layers of that name PEFT's (IA)³ adapts by default, in each of the model's two blocks."""
+    found = Peft().adapt_model(ModelCase(AdapterSpec("ia3"), architecture).base(), AdapterSpec("ia3"))
+    return sum(name.endswith(ending) for name in found) / 2
+
+
+@measures("ia3.query_for_key")
+def _query_for_key() -> float:
+    assert _gated("qwen2", "k_proj") == 0
+    assert _gated("llama", "q_proj") == 0
+    return _gated("qwen2", "q_proj")
+
+
+@measures("ia3.attention_output")
+def _attention_output() -> float:
+    return _gated("bert", "attention.output.dense")
 
 
 @measures("hra.output_side")

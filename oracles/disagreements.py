@@ -218,6 +218,38 @@ _CATALOGUE: tuple[Disagreement, ...] = (
         "T5 (not gated): `wi` and `wo`",
         "The same function in T0 and T5 v1.1; in the first T5 the author's configuration trains attention alone",
     ),
+    Disagreement(
+        "ia3.query_for_key",
+        "ia3",
+        "On Qwen2, Qwen3, Gemma and Phi PEFT's table gates q_proj, where the paper and the author gate the keys",
+        ("PEFT", "paper", "r-three/t-few"),
+        ("targets",),
+        (
+            "peft_constants.py:TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING @ 'qwen2' .. 'qwen3'",
+            "orig_ia3_config.json:lora_layers",
+        ),
+        "query projections gated per block of a Qwen2 by default (the paper: none, and one of keys)",
+        1.0,
+        "one block of a Qwen2 or Qwen3 with PEFT's default targets",
+        "In attention scores a gate on queries acts as one on keys does only before position and normalisation: "
+        "Qwen3's q_norm cancels a common factor of it, and grouped keys are fewer numbers than queries",
+    ),
+    Disagreement(
+        "ia3.attention_output",
+        "ia3",
+        "PEFT's `output.dense` on BERT and RoBERTa also catches attention.output.dense and gates its input, a fourth "
+        "gate per block that neither the paper nor the author has",
+        ("PEFT", "paper", "r-three/t-few"),
+        ("targets",),
+        (
+            "peft_constants.py:TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING @ 'bert'",
+            "orig_ia3_config.json:lora_layers",
+        ),
+        "gated attention output matrices per block of a BERT by default (the paper: none)",
+        1.0,
+        "one block of a BERT with PEFT's default targets",
+        "An adapter trained with PEFT's defaults has a third more vectors than the paper's",
+    ),
     # HRA
     Disagreement(
         "hra.output_side",
