@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,10 +19,9 @@ CONTROL = "forward.random_parameters"
 
 
 @pytest.fixture(autouse=True)
-def _few_seconds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     # A hang is told by a short limit; everything else gets time enough for a loaded machine.
     monkeypatch.setattr(guard, "CLAIM_SECONDS", 20.0)
-    yield
 
 
 def asked(subject: object, check: str) -> list[Claim]:

@@ -179,12 +179,6 @@ class RaisesBaseException(wrapped.Lora):
         raise OddError("odd")
 
 
-@hostile(FORWARD, "error", "KeyboardInterrupt")
-class Interrupts(wrapped.Lora):
-    def forward(self, x: Tensor) -> Tensor:
-        raise KeyboardInterrupt
-
-
 @hostile(FORWARD, "error", "GeneratorExit")
 class RaisesGeneratorExit(wrapped.Lora):
     def forward(self, x: Tensor) -> Tensor:
@@ -254,14 +248,14 @@ class ViewCopies(Lib):
         return Adapted(adapted.module, {**adapted.slots, "A": copied})
 
 
-@hostile(FORWARD, "unverified", "copies")
+@hostile(FORWARD, "unverified", "a copy")
 class SlotsAreCopies(Lib):
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
         adapted = super().adapt(base, spec)
         return Adapted(adapted.module, {n: Slot(s.tensor.detach().clone()) for n, s in adapted.slots.items()})
 
 
-@hostile(FORWARD, "unverified", "copies")
+@hostile(FORWARD, "unverified", "slot 'A' is no tensor of the module")
 class OneSlotIsACopy(Lib):
     """A's slot is a copy, B's is live: writes to A change nothing."""
 
@@ -313,7 +307,7 @@ class ReturnsComplex(wrapped.Lora):
         return super().forward(x).float().to(torch.complex64)
 
 
-@hostile(FORWARD, "error", "meta")
+@hostile(FORWARD, "unverified", "meta device")
 class ReturnsMeta(wrapped.Lora):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).to("meta")
@@ -331,7 +325,7 @@ class MergesToNone(Lib):
         super().merge(adapted)
 
 
-@hostile("merge.weight", "error", "merged layer")
+@hostile("merge.weight", "fail", "merged weight")
 class MergesToShapeless(Lib):
     def merge(self, adapted: Adapted) -> nn.Linear:
         layer = super().merge(adapted)
@@ -442,7 +436,7 @@ class TurnsDeterminismOn(wrapped.Lora):
         return super().forward(x)
 
 
-@hostile(FORWARD, "error", "hook")
+@hostile(FORWARD, "fail", "output")
 class LeaksGlobalHook(wrapped.Lora):
     """Doubles the output of every nn.Linear there is, the reference's too."""
 
@@ -469,7 +463,7 @@ class ChangesEnvironment(wrapped.Lora):
         return super().forward(x)
 
 
-@hostile("save_load.round_trip", "error", "outside")
+@hostile("save_load.round_trip", "fail", "side-effect.txt")
 class WritesElsewhere(Lib):
     def save(self, adapted: Adapted, path: Path) -> None:
         super().save(adapted, path)
@@ -598,7 +592,7 @@ class Mean(Mapping[str, Slot]):
         return 2
 
 
-@hostile(FORWARD, "unverified", "slot")
+@hostile(FORWARD, "error", "in the slots of adapt's answer")
 class MeanSlots(Lib):
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
         return Adapted(super().adapt(base, spec).module, Mean())
