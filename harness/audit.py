@@ -73,7 +73,13 @@ def build(config: pytest.Config) -> Built:
         examples.database("")
         found = resolve.resolve(config.getoption("subject"))
         return _built(config, found)
-    except (resolve.BadSubject, deviations.BadDeviations, shards.BadShard, examples.BadDatabase, BadOption) as error:
+    except (
+        resolve.BadSubject,
+        deviations.BadDeviations,
+        shards.BadShard,
+        examples.BadDatabase,
+        BadOption,
+    ) as error:
         raise pytest.UsageError(str(error)) from error
 
 

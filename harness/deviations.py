@@ -32,21 +32,31 @@ def load(path: Path, docstrings: dict[str, str]) -> tuple[Declaration, ...]:
         if path.stat().st_size > LIMIT:
             raise BadDeviations(f"{path} is larger than {LIMIT} bytes, expected a short TOML file")
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise BadDeviations(f"{path} cannot be read as TOML: {error}") from error
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, no TOML, a number too long
+        raise BadDeviations(f"{path} cannot be read as TOML: {str(error)[:200]}") from error
     entries = document.get("deviation", [])
     if set(document) - {"deviation"} or not isinstance(entries, list):
-        raise BadDeviations(f"{path} holds {', '.join(sorted(document))}; expected [[deviation]] tables only")
+        held = ", ".join(sorted(document))[:200]
+        raise BadDeviations(f"{path} holds {held}; expected [[deviation]] tables only")
     return tuple(_declaration(entry, path, docstrings) for entry in entries)
 
 
 def _declaration(entry: Any, path: Path, docstrings: dict[str, str]) -> Declaration:
     if not isinstance(entry, dict) or set(entry) != KEYS:
-        given = sorted(entry) if isinstance(entry, dict) else entry
+        given = str(sorted(entry) if isinstance(entry, dict) else entry)[:200]
         raise BadDeviations(f"a deviation in {path} has {given}, expected exactly {sorted(KEYS)}")
     words = entry["docstring_words"]
     if not isinstance(words, list) or not words or not all(isinstance(w, str) and w for w in words):
-        raise BadDeviations(f"docstring_words in {path} is {words!r}, expected a non-empty list of words")
+        raise BadDeviations(
+            f"docstring_words in {path} is {str(words)[:200]!r}, expected a non-empty list of words"
+        )
+    for key in sorted(KEYS - {"docstring_words"}):
+        if not isinstance(entry[key], str):
+            raise BadDeviations(f"{key} in {path} is {str(entry[key])[:200]}, expected text")
     if entry["check"] not in CHECKS:
         raise BadDeviations(f"check {entry['check']!r} in {path} does not exist")
     if entry["variant"] not in VARIANTS:

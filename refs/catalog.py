@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ASPECTS", "VARIANTS", "Catalog", "Cite", "Reference", "Source", "load", "parse_target"]
 
 HERE = Path(__file__).resolve().parent
+LARGEST = 2**20
 VARIANTS = ("lora", "pissa", "dora", "ia3", "hra", "delora")
 ASPECTS = ("shapes", "init", "scale", "forward", "save_load", "targets", "step0", "dropout", "merge", "dtype")
 
@@ -112,14 +113,18 @@ def load(path: Path | None = None) -> Catalog:
 
 @lru_cache(maxsize=8)
 def _load(path: Path, mtime: int) -> Catalog:
+    if path.stat().st_size > LARGEST:
+        raise CatalogError(f"{path.name} is larger than {LARGEST} bytes")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CatalogError(f"{path.name} is not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, no TOML, a number too long
+        raise CatalogError(f"{path.name} is not valid TOML: {str(error)[:200]}") from None
+    if strange := sorted(set(data) - {"source", "files", "cites"}):
+        raise CatalogError(f"{path.name} holds `{strange[0][:60]}`; expected source, files and cites")
     try:
         return _catalog(data, _digests(path.with_name("digests.json")))
     except (AttributeError, TypeError, KeyError, ValueError, IndexError) as error:
-        raise CatalogError(f"{path.name} is malformed: {error}") from None
+        raise CatalogError(f"{path.name} is malformed: {str(error)[:200]}") from None
 
 
 def _catalog(data: Mapping[str, Any], digests: Mapping[str, Mapping[str, str]]) -> Catalog:

@@ -63,8 +63,9 @@ def read(where: Path, provenance: Mapping[str, str]) -> list[RecordedCase]:
     tensors = _tensors(where, manifest)
     try:
         return [_case(entry, manifest["oracle"], tensors) for entry in manifest["cases"]]
-    except (KeyError, TypeError) as error:
-        raise RecordingChangedError(f"the recording {where.name} lacks {error}") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        said = str(error)[:200]
+        raise RecordingChangedError(f"the recording {where.name} lacks {said}, or has it wrong") from None
 
 
 def made_with(where: Path) -> str:
@@ -111,8 +112,12 @@ def _manifest(where: Path) -> dict[str, Any]:
             raise ManifestChangedError(
                 f"the recording {where.name} has schema {manifest['schema']}, not {SCHEMA}"
             )
+        if not isinstance(manifest["provenance"], dict) or not isinstance(manifest["cases"], list):
+            raise ManifestChangedError(
+                f"the manifest of the recording {where.name} has a part of another kind"
+            )
         return manifest
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ManifestChangedError(f"the manifest of the recording {where.name} cannot be read") from None
 
 

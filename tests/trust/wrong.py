@@ -13,3 +13,9 @@ class Wrong(Equation):
 
     def __init__(self) -> None:
         super().__init__({**mistake("ia3.bias_not_gated").forms, **mistake("hra.reversed").forms}, "wrong")
+
+
+class OnlyGates(Equation):
+    """The equations of (IA)³ alone."""
+
+    variants = frozenset({"ia3"})
