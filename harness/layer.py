@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import clock
+from harness.guard import ClaimTimeout
 from oracles.implementation import Adapted, Implementation, Slot, Unsupported
 
 # Who counts as an oracle when time is charged; everybody else is the subject.
@@ -36,8 +37,10 @@ def answering(who: str, what: str) -> Iterator[None]:
         raise SubjectRaised(f"{who} raised {type(error).__name__} in {what}: {said(error)}") from error
     except SystemExit as error:
         raise SubjectRaised(f"{who} called sys.exit({error.code!r}) in {what}") from error
-    except GeneratorExit as error:
-        raise SubjectRaised(f"{who} raised GeneratorExit in {what}") from error
+    except (KeyboardInterrupt, ClaimTimeout):
+        raise  # the user's, and the audit's own
+    except BaseException as error:
+        raise SubjectRaised(f"{who} raised {type(error).__name__} in {what}: {said(error)}") from error
 
 
 def said(error: BaseException) -> str:

@@ -16,15 +16,30 @@ from oracles.variants import Variant
 
 @dataclass(frozen=True)
 class Broken:
-    """Why no claim of a variant can be asked: a broken wrapper (unverified), or a subject that hangs (error)."""
+    """Why no claim of a variant can be asked.
 
-    outcome: Literal["unverified", "error"]
+    A broken wrapper leaves them unverified, a subject that hangs is an error, one that has not even an ordinary
+    adapter of this variant makes them not applicable.
+    """
+
+    outcome: Literal["unverified", "error", "not_applicable"]
     sentence: str
 
 
 def broken_wrapper(subject: Implementation, variant: Variant) -> Broken | None:
     """What keeps a variant from being audited at all, or None. Anything else that is wrong is the claims' to say."""
     case = Case(AdapterSpec(variant.id, rank=2, alpha=3.0), 5, 4, bias=True, batch=(3,))
+    try:
+        return _broken(subject, case)
+    except Unsupported:
+        pass
+    try:
+        return _broken(subject, case.but(bias=False, alpha=2.0))
+    except Unsupported as why:
+        return Broken("not_applicable", f"{subject.name} offers no ordinary {variant.title}: {said(why)}")
+
+
+def _broken(subject: Implementation, case: Case) -> Broken | None:
     try:
         with guard.global_state(), guard.time_limit():
             torch.manual_seed(0)
@@ -33,8 +48,10 @@ def broken_wrapper(subject: Implementation, variant: Variant) -> Broken | None:
         sentence = str(error)
     except guard.ClaimTimeout as error:
         return Broken("error", f"{subject.name} hangs on a small layer: {error}")
-    except (SubjectRaised, Unsupported, guard.StateChanged):
+    except (SubjectRaised, guard.StateChanged):
         return None
+    except Unsupported:
+        raise
     except Exception as error:
         sentence = f"looking at the slots raised {type(error).__name__}: {said(error)}"
     return Broken("unverified", f"broken wrapper: {sentence}") if sentence else None

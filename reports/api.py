@@ -40,7 +40,8 @@ def write(
     """Judge ``run``, ``show`` it, write its outputs; 0 or 1, the exit code it deserves. Raises OSError.
 
     A shard leaves its claims for `python -m reports merge` and no review; a run in which claims are missing
-    (``unasked``: those that this run, or this shard, should have concluded) leaves files that say so. A prior review that cannot be read is said, left out, and makes the exit code 1.
+    (``unasked``: those that this run, or this shard, should have concluded) leaves files that say so. A prior review
+    that cannot be read is said, left out, and makes the exit code 1.
     """
     prior, refused = _prior(outputs.prior, say)
     audit = judge(run, prior)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from reports import cites
 from reports.grouping import MODE_MISSING, covering
 from reports.model import Audit, Claim, Finding, Grade, Prior, Run, Severity, Verdict
-from reports.order import SEVERITIES, rank
+from reports.order import ASPECT_TITLES, SEVERITIES, rank
 from reports.text import listed
 
 GRADE: dict[Severity, Grade] = {
@@ -39,6 +39,8 @@ def _verdict(run: Run, variant: str, findings: Sequence[Finding], prior: Prior |
     decisive = min(findings, key=lambda f: rank(f.severity, SEVERITIES), default=None)
     missing = [i for i in missing_claims(run) if cites.planned_variant(i) == variant]
     grade, reason = _grade(decisive, len(verified), len(applicable), len(missing))
+    if grade in ("Faithful", "Faithful-with-doc-gap") and (silent := _never_verified(claims)):
+        grade, reason = "Partial", f"no claim on the {ASPECT_TITLES[silent]} could be verified"
     if grade == "Faithful" and findings:
         reason += f"; every difference is documented ({listed(f.id for f in findings)})"
     old = prior.variants.get(variant) if prior else None
@@ -51,6 +53,15 @@ def _verdict(run: Run, variant: str, findings: Sequence[Finding], prior: Prior |
         verified=len(verified),
         applicable=len(applicable) + len(missing),
     )
+
+
+def _never_verified(claims: Sequence[Claim]) -> str | None:
+    """An aspect without which nothing can be called faithful, asked about and answered by no claim at all."""
+    for aspect in ("shapes", "init", "step0", "forward"):
+        asked = [c for c in claims if c.aspect == aspect]
+        if asked and not any(c.outcome in ("pass", "declared", "fail") for c in asked):
+            return aspect
+    return None
 
 
 def _grade(decisive: Finding | None, verified: int, applicable: int, missing: int) -> tuple[Grade, str]:

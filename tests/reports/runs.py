@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from reports.grouping import DISAGREE
 from reports.model import (
     CheckInfo,
     Claim,
@@ -72,6 +73,11 @@ def claim(
     more.setdefault("ratio", 1.23456 if outcome == "pass" else None)
     aspect = check.split(".")[0]
     return Claim(f"{check}[{variant}-{oracle}]", variant, aspect, check, oracle, outcome, examples=20, **more)
+
+
+def agreeing(check: str, variant: str = "lora", oracle: str = "author") -> Claim:
+    """A claim that holds against an oracle which is catalogued to differ from the reference of record."""
+    return claim(check, variant, oracle, reason=f"{DISAGREE} (some.entry): the subject agrees with this one")
 
 
 def diagnosis(mistake: str = "delora.scalar_norm", **more: Any) -> Diagnosis:

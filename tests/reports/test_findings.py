@@ -6,7 +6,7 @@ import dataclasses
 
 from reports.build import judge
 from reports.model import Finding, PriorFinding, Run
-from tests.reports.runs import FORWARD, claim, declaration, diagnosis, prior, run
+from tests.reports.runs import FORWARD, agreeing, claim, declaration, diagnosis, prior, run
 
 ATTACHED = {"severity": "major", "documented_by": ("flows through the norm",)}
 
@@ -67,7 +67,7 @@ def test_a_check_that_follows_one_that_holds_stands_alone():
 def test_a_failure_against_another_oracle_is_not_explained():
     claims = (
         claim(FORWARD, oracle="author", outcome="fail"),
-        claim(FORWARD, oracle="peft"),
+        agreeing(FORWARD, oracle="peft"),
         claim("training.sgd", oracle="peft", outcome="fail"),
     )
     assert [f.tag for f in found(run(*claims))] == ["BUG", "OK-undoc"]
@@ -83,8 +83,13 @@ def test_findings_are_ordered_by_severity_then_aspect():
 
 
 def test_who_agrees_with_one_reference_has_no_bug():
-    finding = only(run(claim(FORWARD, outcome="fail"), claim(FORWARD, oracle="author")))
+    finding = only(run(claim(FORWARD, outcome="fail"), agreeing(FORWARD)))
     assert (finding.tag, finding.severity) == ("OK-undoc", "minor")
+
+
+def test_agreeing_where_the_references_do_not_differ_is_an_accident_of_the_cases():
+    finding = only(run(claim(FORWARD, outcome="fail"), claim(FORWARD, oracle="author")))
+    assert (finding.tag, finding.severity) == ("BUG", "critical")
 
 
 def test_agreement_in_one_mode_does_not_excuse_another():
@@ -198,7 +203,7 @@ def test_a_bug_overturns_faithful_and_only_that():
 
 
 def test_a_prior_bug_that_a_reference_shares_is_overturned():
-    shared = run(claim(FORWARD, outcome="fail"), claim(FORWARD, oracle="author"))
+    shared = run(claim(FORWARD, outcome="fail"), agreeing(FORWARD))
     known = PriorFinding("P1", "wrong", checks=(FORWARD,))
     assert only(shared, prior("lora", "Buggy", known)).overturn
 

@@ -13,7 +13,7 @@ from reports.confirm import prior_lines
 from reports.errors import Malformed, Oversized, ReportsError
 from reports.model import Claim, PriorFinding
 from reports.prior import load_prior
-from tests.reports.runs import FORWARD, claim, diagnosis, prior, run
+from tests.reports.runs import FORWARD, agreeing, claim, diagnosis, prior, run
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "audit" / "variants_review.toml"
 
@@ -67,7 +67,7 @@ def test_overturned_where_faithful_was_wrong():
 
 
 def test_overturned_where_a_bug_is_none():
-    shared = claim(FORWARD, outcome="fail"), claim(FORWARD, oracle="author")
+    shared = claim(FORWARD, outcome="fail"), agreeing(FORWARD)
     assert statuses(line(FORWARD), *shared)[1] == "[OVERTURN]"
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from reports.build import audit_exit_code, judge
 from reports.model import Claim
-from tests.reports.runs import FORWARD, claim, declaration, diagnosis, prior, run
+from tests.reports.runs import FORWARD, agreeing, claim, declaration, diagnosis, prior, run
 
 NO_MODE = "mode missing: feedforward"
 
@@ -18,7 +18,7 @@ def verdict(*claims: Claim, **more: object) -> str:
 @pytest.mark.parametrize("check", ["init.identity", "step0.gradients", FORWARD, "training.sgd"])
 def test_critical(check):
     assert verdict(claim(check, outcome="fail"), claim(check, oracle="paper", outcome="fail")) == "Buggy"
-    assert verdict(claim(check, outcome="fail"), claim(check, oracle="paper")) == "Faithful-with-doc-gap"
+    assert verdict(claim(check, outcome="fail"), agreeing(check)) == "Faithful-with-doc-gap"
     assert verdict(claim(check), claim(check, oracle="paper")) == "Faithful"
 
 
@@ -42,6 +42,12 @@ def test_major_the_gradient_differs_by_choice():
     declared = {"declarations": (declaration("step0.gradients"),)}
     assert verdict(claim("step0.gradients", outcome="declared"), **declared) == "Partial"
     assert verdict(claim("step0.gradients"), **declared) == "Faithful"
+
+
+def test_nothing_is_faithful_of_which_nothing_was_seen():
+    refused = claim(FORWARD, outcome="not_applicable", reason="not offered")
+    assert verdict(refused, claim("shapes.canonical")) == "Partial"
+    assert verdict(claim(FORWARD), claim("shapes.canonical")) == "Faithful"
 
 
 @pytest.mark.parametrize("reason", ["not synced", "the audit itself failed"])
