@@ -16,6 +16,7 @@ from harness.models import put
 from harness.probe.memory import Cost, cost
 from harness.probe.pretrained import Pretrained
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
+from oracles.variants import VARIANTS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RATE = 1e-3
@@ -169,10 +170,10 @@ def persist(
     fresh = copy.deepcopy(base)
     with tempfile.TemporaryDirectory() as folder:
         for i, (name, layer) in enumerate(layers.items()):
-            path = Path(folder) / f"{i}.safetensors"
-            who.save(layer.adapted, path)
-            place = fresh.get_submodule(name)
-            loaded = who.load(place, spec, path)  # type: ignore[arg-type]
+            path, place = Path(folder) / f"{i}.safetensors", fresh.get_submodule(name)
+            with answering(who.name, f"save and load of {name}"):
+                who.save(layer.adapted, path)
+                loaded = who.load(place, spec, path)  # type: ignore[arg-type]
             if loaded.module is not place:
                 put(fresh, name, loaded.module)
         side.bytes_saved = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
@@ -207,9 +208,7 @@ def _both_train(
     except (SubjectRaised, Unsupported) as error:
         side.note = str(error)
         return start
-    for name, values in (start or {}).items():
-        if name in layers:
-            layers[name].write(values)
+    carry(start or {}, layers, spec)
     began = start_of(layers)
     attempt(side, train, model, layers, given, steps, side, tick)
     if start is not None:
@@ -217,6 +216,13 @@ def _both_train(
     else:
         side.bytes_saved = sum(t.numel() * t.element_size() for t in _stored(layers))
     return began
+
+
+def carry(start: dict[str, dict[str, Tensor]], layers: Mapping[str, Layer], spec: AdapterSpec) -> None:
+    """Write PEFT's start into the subject, but for PiSSA: its start is no draw, and its residual belongs to it."""
+    if VARIANTS[spec.variant].tensor("W") is None:
+        for name in start.keys() & layers.keys():
+            layers[name].write(start[name])
 
 
 def _stored(layers: Mapping[str, Layer]) -> list[Tensor]:
