@@ -15,7 +15,7 @@ audit: $(STAMP)  ## run the audit of lora_lite and write docs/audit/variants_rev
 	@$(BIN)/python -m pytest harness/ --report $(ARGS)
 
 test: $(STAMP) lint  ## the audit's own tests
-	@$(BIN)/python -m pytest tests/ $(ARGS)
+	@$(BIN)/python -m pytest tests/ --numprocesses auto --quiet $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
