@@ -206,3 +206,24 @@ def _bias_in_sigmas(layer: Layer, case: Case) -> float:
     ).sum(-1)
     spread = float(samples.std()) / len(samples) ** 0.5
     return abs(float(samples.mean())) / spread if spread > 0 else 0.0
+
+
+@check(
+    "dropout",
+    "major",
+    title="with dropout the layer refuses a base dtype, or answers in another dtype than the reference",
+    failure_mode="a half-precision model cannot be trained with dropout",
+    domain=Domain(dtypes=("float32", "bfloat16", "float16"), batches=((4,),), dropout=RATE),
+    applies=_has_dropout,
+    examples=6,
+    against=("peft",),
+    follows=("dtype.output",),
+    diagnose=False,
+)
+def test_dtypes(ask: Ask, case: Case) -> None:
+    """In training mode with p > 0, for every base dtype, there is an output and its dtype is the reference's."""
+    layer, theirs = dropping(ask, case), ask.reference(case)
+    theirs.module.train()
+    with torch.no_grad():
+        actual, wanted = layer(case.x).dtype, theirs(case.x).dtype
+    ask.demand(actual == wanted, case, f"dtype of y with dropout for {case.dtype}", wanted, actual)

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    top.add_argument("files", nargs="*", metavar="FILE", help="default: the subject's and the oracles' files")
+    top.add_argument(
+        "files", nargs="*", metavar="FILE[:LINE]", help="default: the subject's and the oracles' files"
+    )
     top.add_argument("--sample", type=int, metavar="N", help="only N mutants, drawn by --seed")
     top.add_argument("--seed", type=int, default=0)
     top.add_argument("--jobs", type=int, default=2)
@@ -52,10 +54,15 @@ def parser() -> argparse.ArgumentParser:
 
 def select(files: Iterable[str], sample: int | None, seed: int) -> list[Mutant]:
     """All mutants of the files, or ``sample`` of them, in order."""
-    found = [m for file in files for m in mutants(file, (ROOT / file).read_text(encoding="utf-8"))]
+    found = [m for place in files for m in _of(*place.partition(":")[::2])]
     if sample is None or sample >= len(found):
         return found
     return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), sample))]
+
+
+def _of(file: str, line: str) -> list[Mutant]:
+    found = mutants(file, (ROOT / file).read_text(encoding="utf-8"))
+    return [m for m in found if not line or m.line == int(line)]
 
 
 def equivalent(mutant: Mutant) -> str | None:

@@ -12,7 +12,7 @@ import pytest
 
 from reports import audit_json
 from reports.errors import Incomplete
-from tests.trust.runs import Files, audit, command, reports
+from tests.trust.runs import ROOT, Files, audit, command, reports
 
 NARROW = ("--variant=ia3", "--oracle=paper")
 CRASHING = """
@@ -97,7 +97,7 @@ def test_a_worker_that_dies(files):
 
 def test_killed_in_the_middle(files):
     process = subprocess.Popen(
-        command(*NARROW, *files.options), cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(*NARROW, *files.options), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )  # fmt: skip
     until = time.monotonic() + 240
     while not files.audit.is_file():
