@@ -67,9 +67,10 @@ GUARD = Diagnosis(
     diagnose=False,
 )
 def test_small_parameters(ask: Ask, case: Case) -> None:
-    """At parameters a millionth of those far from their start the output equals the reference's."""
+    """At factors a millionth of those far from their start the output equals the reference's."""
     pair = ask.pair(case, "far")
-    small = {name: value * 1e-6 for name, value in case.far(dict.fromkeys(pair.ours.names)).items()}
+    far = case.far(dict.fromkeys(pair.ours.names))
+    small = {name: value * 1e-6 if value.dim() == 2 else value for name, value in far.items()}
     pair.ours.write(small)
     pair.theirs.write({name: pair.ours.value(name) for name in small})
     try:

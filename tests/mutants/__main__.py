@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seed", type=int, default=0)
     top.add_argument("--jobs", type=int, default=2)
     top.add_argument(
-        "--seconds", type=float, default=30.0, help="limit of one claim; a mutant that hangs is dead"
+        "--seconds", type=float, default=300.0, help="limit of one claim; a mutant that hangs is dead"
     )
     top.add_argument("--examples", type=int, nargs="+", default=[4, 12], help="of one stage after the other")
     top.add_argument("--json", type=Path, metavar="PATH", help="every mutant and its fate")
