@@ -57,8 +57,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Tests of the audit itself and `--help` need no subject; the audit is built on the first harness test."""
     config.stash[AUDIT] = None
-    if config.getoption("report") == "-" and not hasattr(config, "workerinput"):
-        _quiet(config)
     if _concerns_harness(config) or config.getoption("report") is not None:
         from harness import clock
 
@@ -83,10 +81,11 @@ def _concerns_harness(config: pytest.Config) -> bool:
     return False
 
 
-def _quiet(config: pytest.Config) -> None:
-    """Everything pytest has to say goes to stderr: stdout is the review's."""
-    terminal = config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is not None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """With `--report=-` everything pytest has to say goes to stderr: stdout is the review's."""
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("report") == "-" and terminal is not None:
         terminal._tw._file = sys.stderr
 
 

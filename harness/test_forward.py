@@ -49,8 +49,7 @@ GUARD = Diagnosis(
     "the first steps of a start near zero have another size",
     matched=1,
     tried=1,
-    agrees_with="the references, which guard differently themselves: PEFT clamps DeLoRA's norms at 1e-4 and its author "
-    "does not; HRA's llama code adds an epsilon and PEFT does not",
+    agrees_with="the references, which guard differently themselves: PEFT clamps the norms at 1e-4, the author does not",
     documented_by=("clamp", "epsilon", r"\beps\b", "guard"),
     severity="minor",
 )
@@ -63,6 +62,7 @@ GUARD = Diagnosis(
     failure_mode="a guard on a norm that is missing, or larger than the reference's, decides the first steps",
     against=("peft", "paper"),
     examples=4,
+    applies=lambda variant: variant.guards_norms,
     follows=("forward.random_parameters",),
     diagnose=False,
 )

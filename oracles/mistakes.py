@@ -403,6 +403,7 @@ _enter(
     "the factors leave α/r out, and the residual subtracts (α/r) B A",
     "the layer starts as the base, but α/r of the principal part is trained: the residual is not Eq. (4)'s",
     initial=_uncompensated(paper.scale),
+    severity="major",  # the function is right from the start; the authors avoid the question by setting α = r
 )
 _enter(
     "pissa.compensated_in_one_factor",

@@ -61,6 +61,7 @@ class Variant:
     has_rank: bool = True
     has_dropout: bool = False
     refuses_dtypes: tuple[str, ...] = ()  # base dtypes that the reference of record refuses
+    guards_norms: bool = False  # the reference of record keeps norms away from zero
     modes: tuple[str, ...] = ()  # boolean fields of AdapterSpec that this variant has
     starts_at_identity: Callable[[AdapterSpec], bool] = lambda spec: True
     in_domain: Callable[[int, int, AdapterSpec], bool] = lambda out, in_, spec: True
@@ -202,6 +203,7 @@ DELORA = Variant(
             exact=lambda W, spec: torch.linalg.vector_norm(W, dim=0),
         ),
     ),
+    guards_norms=True,
     has_dropout=True,
 )
 

@@ -75,7 +75,7 @@ def _finding_line(
 
 
 def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:]
+    return words[:1].upper() + words[1:] if words[:1].isascii() else words
 
 
 def _still_there(old: PriorFinding, now: Finding, asked: Sequence[Claim]) -> tuple[Status, str]:

@@ -58,7 +58,7 @@ def _template() -> Template:
 
 def capitalised(words: str) -> str:
     """The first letter large, the others left alone."""
-    return words[:1].upper() + words[1:]
+    return words[:1].upper() + words[1:] if words[:1].isascii() else words
 
 
 def sentence(words: str, capital: bool = True) -> str:
