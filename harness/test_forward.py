@@ -49,7 +49,7 @@ GUARD = Diagnosis(
     "the first steps of a start near zero have another size",
     matched=1,
     tried=1,
-    agrees_with="the references, which guard differently themselves: PEFT clamps the norms at 1e-4, the author does not",
+    agrees_with="the references themselves differ: PEFT clamps the norms at 1e-4, the author does not",
     documented_by=("clamp", "epsilon", r"\beps\b", "guard"),
     severity="minor",
 )

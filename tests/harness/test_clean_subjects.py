@@ -49,7 +49,7 @@ NO_GRAM_SCHMIDT = {"hra": "Gram-Schmidt|gram_schmidt"}
 NO_FILES = dict.fromkeys(("lora", "pissa", "dora", "ia3", "hra", "delora"), "no save or no load")
 STYLES = (
     Style(wrapped.Library),
-    Style(hooked.Library, dict.fromkeys(hooked.ADAPTERS, "pickles")),
+    Style(hooked.Library),
     Style(subclassed.Library, NO_GRAM_SCHMIDT),
     Style(transposed.Library, NO_GRAM_SCHMIDT),
     Style(fused.Library),

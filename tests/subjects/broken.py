@@ -151,27 +151,11 @@ class KaimingWithoutGain(wrapped.Lora):
 
 
 @layer("lora", "init.distribution", "Buggy", "save_load scale forward shapes merge dropout")
-class Xavier(wrapped.Lora):
-    """xavier_uniform."""
-
-    def start_a(self, A: Tensor) -> None:
-        nn.init.xavier_uniform_(A)
-
-
-@layer("lora", "init.distribution", "Buggy", "save_load scale forward shapes merge dropout")
 class SmallNormal(wrapped.Lora):
     """N(0, 0.02²)."""
 
     def start_a(self, A: Tensor) -> None:
         nn.init.normal_(A, std=0.02)
-
-
-@layer("lora", "init.distribution", "Buggy", "save_load scale forward shapes merge dropout")
-class FanOut(wrapped.Lora):
-    """The bound is 1/√r."""
-
-    def start_a(self, A: Tensor) -> None:
-        nn.init.kaiming_uniform_(A, a=math.sqrt(5), mode="fan_out")
 
 
 @layer("lora", "init.identity init.deterministic", "Buggy", "save_load scale shapes merge")
@@ -369,7 +353,7 @@ class NormInHalf(wrapped.Dora):
 # --- LoRA: calls
 
 
-@layer("lora", "forward.pure", "Partial", "save_load scale shapes")
+@layer("lora", "forward.pure", "Partial", "scale shapes")
 class MutatesInput(wrapped.Lora):
     """x is dropped in place."""
 
@@ -458,7 +442,7 @@ class UnscaledInEval(wrapped.Lora):
                                                                  self.base.bias)  # fmt: skip
 
 
-@layer("lora", "forward.stale", "Buggy", "save_load shapes")
+@layer("lora", "forward.stale_weights", "Buggy", "save_load shapes")
 class StaleInEval(wrapped.Lora):
     """The effective weight of the first evaluation serves for all later ones."""
 
@@ -738,7 +722,7 @@ class WrongSide(wrapped.Ia3):
         super().__init__(base, dataclasses.replace(spec, feedforward=not spec.feedforward))
 
 
-@layer("ia3", FORWARD, "Faithful-with-doc-gap", "save_load init shapes")
+@layer("ia3", FORWARD, "Partial", "save_load init shapes")
 class BiasNotGated(wrapped.Ia3):
     """The bias is added after the gate, as in one of the authors' two paths."""
 
@@ -824,7 +808,7 @@ class Reversed(wrapped.Hra):
         return list(range(self.spec.rank))
 
 
-@layer("hra", "shapes.canonical", "Buggy", "merge")
+@layer("hra", "shapes.canonical step0.dead_parameters", "Buggy", "merge")
 class ZeroGate(wrapped.Hra):
     """A gate around the reflections starts at zero."""
 
@@ -910,7 +894,7 @@ class NormConstant(wrapped.Hra):
         return x
 
 
-@layer("hra", FORWARD, "Buggy", "save_load init shapes merge")
+@layer("hra", "scale.effective", "Buggy", "save_load init shapes merge")
 class StopsAtFour(wrapped.Hra):
     """An unrolled loop handles four reflections at the most."""
 
@@ -955,7 +939,7 @@ method("hra", "OutputSideWhenSquare", FORWARD, "Buggy", "save_load init shapes",
 # --- DeLoRA
 
 
-@layer("delora", "init.deterministic", "Buggy", "init.seeded")
+@layer("delora", "init.deterministic", "Buggy", "shapes")
 class ScalarNorm(wrapped.Delora):
     """One Frobenius norm."""
 
@@ -1311,4 +1295,4 @@ class Subclassed(subclassed.Library):
 
 
 add("lora", "MergesIntoItself", lambda: Subclassed(MergesIntoItself), "forward.eval_mode", "Buggy", "init")
-add("dora", "StaleCache", lambda: Subclassed(StaleCache), "forward.stale", "Buggy", "init shapes")
+add("dora", "StaleCache", lambda: Subclassed(StaleCache), "forward.stale_weights", "Buggy", "init shapes")
