@@ -72,6 +72,11 @@ def _grade(decisive: Finding | None, verified: int, applicable: int, missing: in
         return "Partial", f"{missing} claims are missing"
     if verified == 0:
         return "Partial", "no claim was verified"
+    if verified < applicable:
+        return (
+            "Faithful-with-doc-gap",
+            f"{verified} of {applicable} claims verified: what differs is not declared",
+        )
     return "Faithful", f"{verified} of {applicable} claims verified"
 
 
