@@ -34,7 +34,6 @@ def first(tmp_path_factory) -> Files:
 
 
 def test_there_is_something_to_repeat(first):
-    text = first.review.read_text(encoding="utf-8")
     assert "ia3.bias_not_gated" in first.audit.read_text()
     assert "[OK-undoc]" in text
 
