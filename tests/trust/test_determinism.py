@@ -35,7 +35,7 @@ def first(tmp_path_factory) -> Files:
 
 def test_there_is_something_to_repeat(first):
     assert "ia3.bias_not_gated" in first.audit.read_text()
-    assert "[OK-undoc]" in text
+    assert "[OK-undoc]" in first.review.read_text(encoding="utf-8")
 
 
 def test_twice_in_a_row(first, tmp_path):
