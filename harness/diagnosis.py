@@ -64,6 +64,10 @@ def diagnose(check: Check, ask: Ask, failing: Case) -> Diagnosis | None:
 
 def _explains(mistake: Mistake, check: Check, ask: Ask, tried: list[Case]) -> bool:
     other = Equation(mistake.forms, mistake.id)
+    if (
+        mistake.agrees_with
+    ):  # no bug at all, if it holds: then it must hold where the subject looks right, too
+        tried = [tried[0], *(tried[0].but(**generic) for generic in GENERIC)]
     if not all(holds(check, _with(ask, oracle=other), case) for case in tried):
         return False
     return not all(holds(check, _with(ask, subject=other), case) for case in tried)

@@ -26,7 +26,6 @@ UNRELATED = {
 TWELVE = Profile("default", 12, 0)
 # What the audit does not see yet, and why; strict, so that a new check takes its line away.
 NOT_SEEN = {
-    ("hra", "OutputSideWhenSquare"): "taken for another reference's form, which it has in square layers only",
     ("delora", "NormRecomputed"): "no check writes w_norm, and the authors recompute it too",
     ("dora", "StaleCache"): "no check evaluates, trains and evaluates again",
     ("lora", "StaleInEval"): "no check evaluates, trains and evaluates again",
