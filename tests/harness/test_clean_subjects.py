@@ -47,9 +47,10 @@ class Style:
 NO_DROPOUT = dict.fromkeys(("lora", "pissa", "dora", "delora"), "dropout")
 NO_GRAM_SCHMIDT = {"hra": "Gram-Schmidt|gram_schmidt"}
 NO_FILES = dict.fromkeys(("lora", "pissa", "dora", "ia3", "hra", "delora"), "no save or no load")
+PICKLES = dict.fromkeys(NO_FILES, "pickle")
 STYLES = (
     Style(wrapped.Library),
-    Style(hooked.Library),
+    Style(hooked.Library, PICKLES),
     Style(subclassed.Library, NO_GRAM_SCHMIDT),
     Style(transposed.Library, NO_GRAM_SCHMIDT),
     Style(fused.Library),
