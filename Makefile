@@ -7,7 +7,7 @@ ARGS   ?=
 
 PROBE  := $(VENV)/.probe-installed
 
-.PHONY: probe
+.PHONY: probe bench-audit
 .PHONY: audit test lint format lock mutants bench clean
 .DEFAULT_GOAL := audit
 
@@ -28,6 +28,9 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## lora_lite beside PEFT, paired, in one run
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-audit: $(STAMP)  ## where the time of an audit goes
+	@$(BIN)/python -m tests.bench_audit $(ARGS)
 
 probe: $(PROBE)  ## what adapters do to a pretrained model's weights, docs/probe.md
 	@$(BIN)/python -m harness.probe $(ARGS)
