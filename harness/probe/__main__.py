@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"probe: {error}", file=sys.stderr)
         return 2
     found.whole = whole
-    found.about.append(f"The whole run took {whole.seconds:.0f} s and at most {whole.peak / MIB:.0f} MiB.")
+    took = f"{whole.seconds:.0f} s ({whole.processor:.0f} s of processor time)"
+    found.about.append(f"The whole run took {took} and at most {whole.peak / MIB:.0f} MiB.")
     for table in tables(found):
         console.print(rich_table(table))
     console.print(*found.about)
