@@ -7,6 +7,7 @@ import hashlib
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from unittest import SkipTest
 
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
@@ -36,6 +37,15 @@ QUIET = [
     HealthCheck.data_too_large,
     HealthCheck.large_base_example,
 ]
+
+
+# Cases without an answer before a claim is given up: a whole method that is not there shows soon, a restriction on
+# the spec (no bias, even ranks only) leaves some of the cases.
+PATIENCE_WITH_METHOD, PATIENCE_WITH_SPEC = 6, 40
+
+
+class Enough(SkipTest):
+    """Ends the asking: the one kind of exception that Hypothesis passes on at once, without trying to shrink it."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +175,24 @@ class ClaimRun:
         offered, count = cases_of(self.oracle, self.check.info, self.variant, domain)
         asked = count or self.examples
 
-        @settings(
+        @self._settings(asked)
+        @hypothesis_seed(number)  # below the settings: it would take the database away
+        @given(case=offered)
+        def example(case: Case) -> None:
+            self._ask_one(ask, case)
+
+        try:
+            with clock.charge("hypothesis"):
+                example()
+        except Enough:
+            raise NotApplicable(self.not_offered[0]) from None
+        if len(self.not_offered) > self.answered:
+            cases = f"{len(self.not_offered)} of {len(self.not_offered) + self.answered} cases"
+            raise Unverified(f"the subject does not offer {cases}: {self.not_offered[0]}")
+        return asked
+
+    def _settings(self, asked: int) -> settings:
+        return settings(
             max_examples=asked,
             deadline=None,
             database=examples.database(self.id),
@@ -173,27 +200,26 @@ class ClaimRun:
             suppress_health_check=QUIET,
             report_multiple_bugs=False,
         )
-        @hypothesis_seed(number)  # below the settings: it would take the database away
-        @given(case=offered)
-        def example(case: Case) -> None:
-            try:
-                with clock.charge("checks"):
-                    self.check.function(ask, case)
-                self.answered += 1
-            except Refused:
-                assume(False)
-            except NotRecorded:
-                raise
-            except (Unsupported, NotApplicable) as why:
-                self.not_offered.append(str(why))
-                assume(False)
 
-        with clock.charge("hypothesis"):
-            example()
-        if len(self.not_offered) > self.answered:
-            cases = f"{len(self.not_offered)} of {len(self.not_offered) + self.answered} cases"
-            raise Unverified(f"the subject does not offer {cases}: {self.not_offered[0]}")
-        return asked
+    def _ask_one(self, ask: Ask, case: Case) -> None:
+        try:
+            with clock.charge("checks"):
+                self.check.function(ask, case)
+            self.answered += 1
+        except Refused:
+            assume(False)
+        except NotRecorded:
+            raise
+        except (Unsupported, NotApplicable) as why:
+            self._pass_over(why)
+
+    def _pass_over(self, why: Unsupported | NotApplicable) -> None:
+        """Leave one case out; Enough where so many have been that none is going to be answered."""
+        self.not_offered.append(str(why))
+        patience = PATIENCE_WITH_METHOD if isinstance(why, NotApplicable) else PATIENCE_WITH_SPEC
+        if not self.answered and len(self.not_offered) >= patience:
+            raise Enough(str(why))
+        assume(False)
 
     def _failed(self, ask: Ask, found: Deviation) -> dict[str, object]:
         return {

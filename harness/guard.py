@@ -6,9 +6,11 @@ import os
 import random
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 
 # Generous: a claim takes about a tenth of a second. Only a hang gets there.
 CLAIM_SECONDS = 60.0
+IDLE = 0.02  # a process that gets less of a processor than this is waiting, not crowded out
 
 
 class ClaimTimeout(BaseException):
@@ -102,20 +105,43 @@ def global_state() -> Iterator[None]:
             raise StateChanged(f"the subject {_difference(what, value, after[what])} and left it so")
 
 
+@dataclass
+class Stopwatch:
+    """Time spent in a claim: computing, and waiting for nothing. Time in which others had the processor is neither."""
+
+    wall: float = field(default_factory=time.monotonic)
+    processor: float = field(default_factory=time.process_time)
+    computed: float = 0.0
+    waited: float = 0.0
+
+    def look(self) -> float:
+        """The larger of the two so far, in seconds."""
+        wall, processor = time.monotonic(), time.process_time()
+        passed, used = wall - self.wall, processor - self.processor
+        self.wall, self.processor = wall, processor
+        self.computed += used
+        self.waited += passed if used < IDLE * passed else 0.0
+        return max(self.computed, self.waited)
+
+
 @contextmanager
 def time_limit() -> Iterator[None]:
-    """Raise ClaimTimeout in the block after CLAIM_SECONDS; no limit where the platform or thread has no alarm."""
+    """Raise ClaimTimeout in the block after CLAIM_SECONDS of computing or of waiting, however busy the machine is.
+
+    No limit where the platform or the thread has no alarm.
+    """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
+    seconds, watch = CLAIM_SECONDS, Stopwatch()
 
-    def expire(signum: int, frame: FrameType | None) -> None:
-        raise ClaimTimeout(f"no answer within {seconds:g} s")
+    def look(signum: int, frame: FrameType | None) -> None:
+        if watch.look() >= seconds:
+            raise ClaimTimeout(f"no answer within {seconds:g} s")
 
-    seconds = CLAIM_SECONDS
-
-    previous = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again, should the first be swallowed
+    previous = signal.signal(signal.SIGALRM, look)
+    tick = min(1.0, seconds / 8)
+    signal.setitimer(signal.ITIMER_REAL, tick, tick)  # raised again at every tick, should one be swallowed
     try:
         yield
     finally:

@@ -105,6 +105,11 @@ class Layer:
         for tensor in [self.raw(name) for name in self.names] + list(self.module.parameters()):
             tensor.grad = None
 
+    def train(self, mode: bool = True) -> None:
+        """Put the module into training mode, or into evaluation mode."""
+        with answering(self.who, f"module.train({mode})" if mode else "module.eval()"):
+            self.module.train(mode) if mode else self.module.eval()
+
     def __call__(self, x: Tensor) -> Tensor:
         """``module(x)``, checked to be a tensor of shape (*batch, out)."""
         with answering(self.who, f"module(x) with x of shape {tuple(x.shape)}, {x.dtype}"):

@@ -31,7 +31,7 @@ def dropping(ask: Ask, case: Case) -> Layer:
     except Unsupported as why:
         raise NotApplicable(f"mode missing: {why}") from why
     layer.write(case.far(dict.fromkeys(layer.names)))
-    layer.module.train()
+    layer.train()
     return layer
 
 
@@ -44,10 +44,10 @@ def trained(layer: Layer, case: Case, seed: int) -> Tensor:
 
 def evaluated(layer: Layer, case: Case) -> Tensor:
     """The output in evaluation mode, the layer put back to training."""
-    layer.module.eval()
+    layer.train(False)
     with torch.no_grad():
         y = layer(case.x).double()
-    layer.module.train()
+    layer.train()
     return y
 
 
@@ -74,7 +74,7 @@ def test_active(ask: Ask, case: Case) -> None:
 
 def _varies(ask: Ask, case: Case) -> bool:
     theirs = ask.reference(case)
-    theirs.module.train()
+    theirs.train()
     theirs.write(case.far(dict.fromkeys(theirs.names)))
     return not torch.allclose(trained(theirs, case, 1), trained(theirs, case, 2))
 
@@ -128,7 +128,7 @@ def test_placement(ask: Ask, case: Case) -> None:
     x_d = c pinv(Mᵀ); the base path keeps x. The mask is drawn per entry.
     """
     layer, theirs = dropping(ask, case), ask.reference(case)
-    theirs.module.train()
+    theirs.train()
     theirs.write({n: layer.value(n) for n in layer.names})
     mine = [read_mask(layer, case, seed) for seed in range(ROUNDS)]
     wanted = describe([read_mask(theirs, case, seed) for seed in range(ROUNDS)])
@@ -138,9 +138,9 @@ def test_placement(ask: Ask, case: Case) -> None:
 
 def read_mask(layer: Layer, case: Case, seed: int) -> Tensor | None:
     """(batch, in) kept-factors x_d / x of one pass, or None where the contribution is no mask of x."""
-    layer.module.eval()
+    layer.train(False)
     weight, bias = effective(layer, case)
-    layer.module.train()
+    layer.train()
     values = layer.values()
     base = values["W"] if "W" in values else case.weight.double()
     plain_bias = 0.0 if case.bias_vector is None else case.bias_vector.double()
@@ -184,7 +184,7 @@ def test_expectation(ask: Ask, case: Case) -> None:
     """Averaged over masks the training output is the evaluation output, within five standard errors."""
     layer = dropping(ask, case)
     theirs = ask.reference(case)
-    theirs.module.train()
+    theirs.train()
     theirs.write({n: layer.value(n) for n in layer.names})
     mine, other = _bias_in_sigmas(layer, case), _bias_in_sigmas(theirs, case)
     ask.worst.see(mine, STANDARD_ERRORS)
@@ -195,9 +195,9 @@ def test_expectation(ask: Ask, case: Case) -> None:
 
 def _bias_in_sigmas(layer: Layer, case: Case) -> float:
     """|mean over masks and samples of ⟨y_train − y_eval, c⟩| in standard errors, c the evaluation's contribution."""
-    layer.module.eval()
+    layer.train(False)
     weight, bias = effective(layer, case)
-    layer.module.train()
+    layer.train()
     base = layer.value("W") if "W" in layer.names else case.weight.double()
     contribution = case.x.double() @ (weight - base).mT
     expected = case.x.double() @ weight.mT + bias
@@ -223,7 +223,7 @@ def _bias_in_sigmas(layer: Layer, case: Case) -> float:
 def test_dtypes(ask: Ask, case: Case) -> None:
     """In training mode with p > 0, for every base dtype, there is an output and its dtype is the reference's."""
     layer, theirs = dropping(ask, case), ask.reference(case)
-    theirs.module.train()
+    theirs.train()
     with torch.no_grad():
         actual, wanted = layer(case.x).dtype, theirs(case.x).dtype
     ask.demand(actual == wanted, case, f"dtype of y with dropout for {case.dtype}", wanted, actual)

@@ -291,12 +291,80 @@ def _state(layer: Layer) -> dict[str, Tensor]:
 def test_eval_mode(ask: Ask, case: Case) -> None:
     """Without dropout the layer computes the same in training and evaluation mode, with and without gradients."""
     layer = _far(ask, case)
-    layer.module.train()
+    layer.train()
     trained = layer(case.x).detach().double()
-    layer.module.eval()
+    layer.train(False)
     with torch.no_grad():
         evaluated = layer(case.x).double()
-    layer.module.train()
+    layer.train()
     again = layer(case.x).detach().double()
     _same(ask, case, "output in evaluation mode", evaluated, trained, 1.0)
     _same(ask, case, "output back in training mode", again, trained, 1.0)
+
+
+@check(
+    "forward",
+    "critical",
+    title="after its parameters have changed the layer still computes with the old ones",
+    failure_mode="evaluations between epochs, and what is deployed afterwards, are those of an earlier model",
+    against=("paper",),
+    examples=4,
+    follows=("forward.random_parameters", "forward.eval_mode"),
+    diagnose=False,
+)
+def test_stale_weights(ask: Ask, case: Case) -> None:
+    """Trained and evaluated in turns, with other parameters each time, the output is that of the present ones."""
+    pair = ask.pair(case, "far")
+    for turn in (1, 2):
+        pair.ours.train()
+        pair.ours.write(case.but(seed=case.seed + turn).far(dict.fromkeys(pair.ours.names)))
+        pair.theirs.write(pair.ours.values())
+        for training in (True, False):
+            pair.ours.train(training)
+            with torch.set_grad_enabled(training):
+                ask.compare(pair)
+
+
+RECOMPUTED = Diagnosis(
+    "forward.recomputed",
+    "what the adapter keeps of the base weight is taken from the weight anew at every call",
+    "on a base that differs from the one it was trained on (another checkpoint, a quantised or merged weight) the same "
+    "adapter gives another update",
+    matched=1,
+    tried=1,
+    agrees_with="the author's code, which takes ‖W‖ from the present weight at every call",
+    documented_by=("recomput", "anew", "at every (call|forward)", "(current|present) weight"),
+    severity="minor",
+)
+
+
+@check(
+    "forward",
+    "minor",
+    title="a buffer that the reference computes with has no influence on the output",
+    failure_mode="what is saved in the checkpoint is not what the layer computes with",
+    against=("peft", "paper"),
+    examples=4,
+    applies=lambda variant: any(t.role == "buffer" for t in variant.tensors),
+    follows=("forward.random_parameters", "shapes.canonical", "shapes.roles"),
+    diagnose=False,
+)
+def test_buffers(ask: Ask, case: Case) -> None:
+    """With other values in its buffers (DeLoRA's w_norm) the layer computes with those, as the reference does."""
+    pair = ask.pair(case, "far")
+    held = [t.name for t in ask.variant.tensors if t.role == "buffer" and t.name in pair.ours.names]
+    if not held:
+        raise NotApplicable("the subject has no such buffer, which shapes.canonical reports")
+    ask.compare(pair)  # a formula that is wrong already is no matter of buffers
+    generator = case.generator(4)
+    for name in held:
+        value = pair.ours.value(name)
+        pair.ours.write(
+            {name: value * (1.5 + torch.rand(value.shape, generator=generator, dtype=value.dtype))}
+        )
+        pair.theirs.write({name: pair.ours.value(name)})
+    try:
+        ask.compare(pair)
+    except Deviation as found:
+        found.diagnosis = RECOMPUTED
+        raise

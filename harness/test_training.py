@@ -42,7 +42,7 @@ def target(case: Case) -> Tensor:
 
 def train(layer: Layer, case: Case, names: list[str], make: Optimiser, steps: int = STEPS) -> list[float]:
     """``steps`` steps on ½ mean (y − t)², over the slots ``names``; the losses before each step."""
-    layer.module.train()
+    layer.train()
     # Slots may be views of one parameter, which takes one step, not one per slot.
     optimiser = make(list({id(layer.raw(name)): layer.raw(name) for name in names}.values()))
     losses = []

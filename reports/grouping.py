@@ -67,6 +67,10 @@ class Grouping:
         return (reason.split(":")[0], reason) if is_special(claim) else None
 
     def _defect(self, claim: Claim, seen: frozenset[str]) -> Key:
+        own = claim.diagnosis is not None and not claim.diagnosis.mistake.startswith(f"{claim.variant}.")
+        if own and (parents := [p for p in self._parents(claim) if p.check not in seen]):
+            # What a check says of itself explains nothing where what it follows is broken already.
+            return self._defect(parents[0], seen | {claim.check})
         if claim.diagnosis:
             return ("mistake", claim.diagnosis.mistake)
         for other in self.broken:

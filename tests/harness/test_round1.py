@@ -64,11 +64,7 @@ def test_verdicts(run: tuple[dict[str, Any], str, int]) -> None:
     assert status == 1
 
 
-# Failed once on a machine under heavy load and has not been looked at since: an open question, not a known defect.
-OPEN = pytest.mark.xfail(reason="DeLoRA's five findings: to be confirmed on a quiet machine", strict=False)
-
-
-@pytest.mark.parametrize("variant", [pytest.param(v, marks=OPEN if v == "delora" else ()) for v in VERDICTS])
+@pytest.mark.parametrize("variant", VERDICTS)
 def test_findings(run: tuple[dict[str, Any], str, int], variant: str) -> None:
     """Each defect is one finding with its tag and its words, and there is no finding besides."""
     found = [f for f in run[0]["findings"] if f["variant"] == variant]

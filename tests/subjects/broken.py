@@ -1249,7 +1249,12 @@ method("dora", "OneGainForAllRows", FORWARD, "Buggy", "save_load init shapes", w
 method("delora", "XiOverWrongAxis", FORWARD, "Buggy", "save_load shapes", weight=_clamped)
 method("delora", "NormOfRows", "init.deterministic", "Buggy", "shapes", start=_row_norm)
 method(
-    "delora", "NormRecomputed", "save_load.other_base", "Partial", "init shapes forward", weight=_recomputed
+    "delora",
+    "NormRecomputed",
+    "forward.buffers",
+    "Faithful-with-doc-gap",
+    "init shapes forward",
+    weight=_recomputed,
 )
 method(
     "lora", "WeightDecayedBase", FORWARD, "Buggy", "save_load shapes",
