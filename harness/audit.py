@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -255,13 +256,20 @@ def run_of(built: Built, claims: Sequence[Claim]) -> Run:
 
 
 def ref_of(ref: str, root: Path) -> str:
-    """A subject's reference with its path as it lies in the checkout: the folder a run started from leaves no trace."""
+    """A subject's reference as it can be given again from the checkout, whatever folder this run started from.
+
+    Inside the checkout: relative to it; elsewhere an absolute path stays as it was given.
+    """
     path, _, attribute = ref.rpartition(":")
     if not path.endswith(".py"):
         return ref
-    absolute = Path(path).expanduser().resolve()
-    shown_path = absolute.relative_to(root) if absolute.is_relative_to(root) else Path(absolute.name)
-    return f"{shown_path.as_posix()}:{attribute}"
+    given = Path(path).expanduser()
+    absolute = given.resolve()
+    if absolute.is_relative_to(root):
+        given = absolute.relative_to(root)
+    elif not given.is_absolute():
+        given = Path(os.path.relpath(absolute, root))
+    return f"{given.as_posix()}:{attribute}"
 
 
 def _oracles(session: Session) -> Iterator[OracleInfo]:
