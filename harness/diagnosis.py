@@ -30,19 +30,6 @@ BATTERY = (
     "dropout.expectation",
 )
 
-
-# Questions of yes or no, in which many mistakes agree by accident: there the whole battery has to agree.
-WEAK = {
-    "step0.dead_parameters",
-    "shapes.roles",
-    "shapes.canonical",
-    "shapes.frozen_base",
-    "training.alive",
-    "dropout.active",
-    "dropout.expectation",
-    "dtype.output",
-}
-
 # Facts of an implementation by itself: here subject and mistake agree when both hold or both fail.
 OWN_FACTS = ("init.identity", "init.residual")
 

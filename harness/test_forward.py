@@ -17,7 +17,7 @@ from harness.test_shapes import ignored
 from reports.model import Diagnosis
 
 EDGES = Domain(dtypes=("float32",), sizes=(1, 4), ranks=(5, 8))
-BATCHES: tuple[tuple[int, ...], ...] = ((), (4,), (2, 3), (2, 1, 3), (0,), (2, 0))
+BATCHES: tuple[tuple[int, ...], ...] = ((4,), (2, 3), (2, 1, 3), (0,), (2, 0))
 
 
 @check(
@@ -179,7 +179,7 @@ def _same(ask: Ask, case: Case, what: str, actual: Tensor, exact: Tensor, growth
 
 @check(
     "forward",
-    "critical",
+    "major",
     title="inputs of some shapes or layouts are answered differently, or not at all",
     failure_mode="a model that feeds such tensors breaks, or silently computes something else",
     against=("paper",),
@@ -187,7 +187,7 @@ def _same(ask: Ask, case: Case, what: str, actual: Tensor, exact: Tensor, growth
     diagnose=False,
 )
 def test_batch_shapes(ask: Ask, case: Case) -> None:
-    """x of one to four dimensions, empty batches and non-contiguous x give what the rows alone give."""
+    """x of two to four dimensions, empty batches and non-contiguous x give what the rows alone give."""
     layer = _far(ask, case)
     for batch in BATCHES:
         shaped = case.but(batch=batch)
@@ -214,6 +214,32 @@ def test_batch_shapes(ask: Ask, case: Case) -> None:
 
 @check(
     "forward",
+    "major",
+    title="an input without batch dimensions is answered differently, or not at all",
+    failure_mode="a vector that goes through the layer raises, or comes out with another number of dimensions",
+    against=("peft", "paper"),
+    examples=2,
+    diagnose=False,
+)
+def test_one_dimension(ask: Ask, case: Case) -> None:
+    """x of one dimension, (in,), gives (out,): the row that a batch of one gives."""
+    alone = case.but(batch=())
+    layer, theirs = _far(ask, case), ask.reference(case)
+    with torch.no_grad():
+        y, wanted = layer(alone.x), tuple(theirs(alone.x).shape)
+        ask.demand(
+            tuple(y.shape) == wanted,
+            alone,
+            f"shape of y for x {tuple(alone.x.shape)}",
+            wanted,
+            tuple(y.shape),
+        )
+        row = layer(alone.x[None])[0]
+    _same(ask, alone, "x of one dimension", y.double().reshape(row.shape), row.double(), 1.0)
+
+
+@check(
+    "forward",
     "minor",
     title="a rank above min(in, out) is refused or answered wrongly",
     failure_mode="small layers of a model cannot be adapted at a rank that the reference takes",
@@ -228,6 +254,9 @@ def test_edge_ranks(ask: Ask, case: Case) -> None:
     try:
         pair = ask.pair(case, "far")
     except Refused:
+        ask.layer(
+            case.but(rank=min(case.in_features, case.out_features, 2))
+        )  # or it is no matter of the rank
         ask.demand(
             False, case, f"adapt with rank {case.spec.rank}", "an adapter, as the reference", "refused"
         )

@@ -328,7 +328,8 @@ def test_residual(ask: Ask, case: Case) -> None:
     ours = ask.layer(case)
     if not {"A", "B", "W"} <= set(ours.names):
         raise Unverified("the subject shows no slots A, B and W")
-    exact = residual(case, ours)
+    # A form of the equation in the reference's place has its own residual, which no gauge of the factors touches.
+    exact = ask.reference(case).value("W") if getattr(ask.oracle, "forms", None) else residual(case, ours)
     actual = ours.value("W")
     unit = measure.roundoff(coarser(case.torch_dtype))
     size = float(torch.linalg.vector_norm(case.weight.double())) * (1 + math.sqrt(case.spec.rank))

@@ -249,6 +249,15 @@ def _initial_dtype() -> float:
     return errors[0]
 
 
+@measures("dora.one_dimension")
+def _one_dimension() -> float:
+    spec = AdapterSpec("dora", 2)
+    author = author_of("dora", "author")
+    if author.kind == "live":
+        assert author.make().adapt(base(), spec).module(torch.randn(8, dtype=torch.float64)).dim() == 1
+    return float(Peft().adapt(base(), spec).module(torch.randn(8, dtype=torch.float64)).dim())
+
+
 @measures("ia3.general_path")
 def _general_path() -> float:
     layer, spec, x = base(bias=True), AdapterSpec("ia3"), torch.randn(1, 8).double()

@@ -10,9 +10,10 @@ from torch import nn
 from harness.ask import Ask
 from harness.cases import Case, Domain
 from harness.layer import SubjectRaised, adapt
-from harness.outcome import NotApplicable, Unverified
+from harness.outcome import Deviation, NotApplicable, Unverified
 from harness.registry import check
 from oracles.implementation import Unsupported
+from reports.model import Diagnosis
 
 
 @check(
@@ -80,6 +81,18 @@ def test_frozen_base(ask: Ask, case: Case) -> None:
     )
 
 
+RANK_ZERO = Diagnosis(
+    "shapes.rank_zero",
+    "a rank of zero is accepted",
+    "a mistyped configuration trains nothing, or divides by zero later",
+    matched=1,
+    tried=1,
+    agrees_with="microsoft/LoRA, where r = 0 leaves the layer plain; PEFT refuses it",
+    documented_by=(r"(r|rank)\s*=+\s*0", "rank (of )?(zero|0)"),
+    severity="minor",
+)
+
+
 @check(
     "shapes",
     "minor",
@@ -92,13 +105,19 @@ def test_frozen_base(ask: Ask, case: Case) -> None:
 )
 def test_bad_rank(ask: Ask, case: Case) -> None:
     """A rank of 0 or -1 is refused with an exception."""
-    for rank in (0, -1):
+    for rank in (-1, 0):
         wrong = dataclasses.replace(case.spec, rank=rank)
         try:
             adapt(ask.subject, case.base(), wrong)
         except (SubjectRaised, Unsupported):
             continue
-        ask.demand(False, case, f"adapt with rank {rank}", "an exception", "an adapter")
+        raise Deviation(
+            case,
+            f"adapt with rank {rank}",
+            "an exception",
+            "an adapter",
+            diagnosis=None if rank else RANK_ZERO,
+        )
 
 
 @check(

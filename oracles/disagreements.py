@@ -170,6 +170,24 @@ _CATALOGUE: tuple[Disagreement, ...] = (
         "a bfloat16 layer at the start",
         "The adapted model is not exactly the base model before the first step",
     ),
+    Disagreement(
+        "dora.one_dimension",
+        "dora",
+        "PEFT answers an x of one dimension with two, (1, out); the author's code raises where there is a bias; nn.Linear "
+        "and every other adapter give (out,)",
+        ("PEFT", "NVlabs/DoRA", "paper"),
+        ("forward",),
+        (
+            "peft_lora_dora.py:DoraLinearLayer.forward @ mag_norm_scale",
+            "orig_dora.py:Linear.forward @ result#4",
+        ),
+        "dimensions of PEFT's output for an x of one dimension",
+        2.0,
+        "in 1, out 1, x of shape (1,): y of shape (1, 1)",
+        "Code that adds the output to a vector goes on with one dimension too many",
+        {"peft": ("forward.one_dimension",)},
+        of_record="the equation",
+    ),
     # (IA)3
     Disagreement(
         "ia3.general_path",

@@ -38,15 +38,24 @@ def _adapter_dtype(base: torch.dtype) -> torch.dtype:
     return torch.float32 if base in (torch.float16, torch.bfloat16) else base
 
 
+Drop = Callable[[Tensor], Tensor]
+Dropping = Callable[[Tensor, Tensor, Tensor | None, paper.Parameters, AdapterSpec, Drop], Tensor]
+
+
 @dataclass(frozen=True)
 class Form:
-    """One way of implementing a variant; the defaults are right."""
+    """One way of implementing a variant; the defaults are right.
+
+    ``dropping`` is the forward pass of a form that drops something else than the branch's input: it is handed the
+    dropout itself in place of a dropped x.
+    """
 
     forward: paper.Forward
     initial: Initial
     roles: Mapping[str, Role] = field(default_factory=dict)
     drop: Callable[[Tensor, float, bool], Tensor] = _drop_branch
     drop_output: Callable[[Tensor, float, bool], Tensor] | None = None
+    dropping: Dropping | None = None
     finish: Callable[[Tensor, Tensor, nn.Linear], Tensor] = _output_as_input
     not_saved: frozenset[str] = frozenset()
     rename_on_save: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
@@ -126,6 +135,8 @@ class EquationLayer(nn.Module):
         W = self.base.weight.to(dtype)
         b = None if self.base.bias is None else self.base.bias.to(dtype)
         rate = self.spec.dropout if VARIANTS[self.spec.variant].has_dropout else 0.0
+        if self.form.dropping is not None:
+            return self.form.dropping(x, W, b, p, self.spec, lambda t: _drop_branch(t, rate, self.training))
         y = self.form.forward(x, W, b, p, self.spec, self.form.drop(x, rate, self.training))
         return y if self.form.drop_output is None else self.form.drop_output(y, rate, self.training)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from oracles import paper
-from oracles.equation import FORMS, Form, Initial, variation
+from oracles.equation import FORMS, Drop, Dropping, Form, Initial, variation
 from oracles.implementation import AdapterSpec
 from oracles.paper import Forward, Parameters
 from oracles.variants import VARIANTS
@@ -214,9 +214,73 @@ def _enter_dropouts(variant: str) -> None:
             "the frozen base path is dropped too, so training sees a damaged base model",
             {"drop": _never_drop, "drop_output": _drop_output},
         ),
+        "dropout_on_update": (
+            "dropout is applied to the adapter's output instead of its input",
+            "entries of the update are dropped instead of features: the factors are regularised otherwise",
+            {"drop": _never_drop, "dropping": _on_update(FORMS[variant].forward)},
+        ),
+        "dropout_on_hidden": (
+            "dropout is applied to the rank-r activation x Aᵀ instead of the adapter's input",
+            "components of the update are dropped instead of features: at a small rank most of it, or none",
+            {"drop": _never_drop, "dropping": ON_HIDDEN[variant]},
+        ),
     }
     for name, (summary, failure, changes) in drops.items():
         _enter(f"{variant}.{name}", summary, failure, **changes)
+
+
+def _on_update(forward: Forward) -> Dropping:
+    """Dropout on the adapter's contribution, after it has been computed from the whole x."""
+
+    def dropping(
+        x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, drop: Drop
+    ) -> Tensor:
+        base = paper.linear(x, p.get("W", W), b)
+        return base + drop(forward(x, W, b, p, spec, x) - base)
+
+    return dropping
+
+
+def _lora_on_hidden(
+    x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, drop: Drop
+) -> Tensor:
+    return paper.linear(x, p.get("W", W), b) + paper.scale(spec) * (drop(x @ p["A"].mT) @ p["B"].mT)
+
+
+def _dora_gain(W: Tensor, p: Parameters, spec: AdapterSpec) -> Tensor:
+    return p["m"] / torch.linalg.vector_norm(W + paper.scale(spec) * (p["B"] @ p["A"]), dim=1).detach()
+
+
+def _dora_on_hidden(
+    x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, drop: Drop
+) -> Tensor:
+    g = _dora_gain(W, p, spec)
+    y = g * (x @ W.mT + paper.scale(spec) * (drop(x @ p["A"].mT) @ p["B"].mT))
+    return y if b is None else y + b
+
+
+def _dora_on_low_rank(
+    x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, drop: Drop
+) -> Tensor:
+    g = _dora_gain(W, p, spec)
+    y = g * (x @ W.mT + paper.scale(spec) * (drop(x) @ p["A"].mT @ p["B"].mT))
+    return y if b is None else y + b
+
+
+def _delora_on_hidden(
+    x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, drop: Drop
+) -> Tensor:
+    a = torch.linalg.vector_norm(p["A"], dim=1).clamp(min=paper.DELORA_CLAMP)
+    xi = p["lambda"] / spec.rank / (torch.linalg.vector_norm(p["B"], dim=0).clamp(min=paper.DELORA_CLAMP) * a)
+    return paper.linear(x, W, b) + (drop((x * p["w_norm"]) @ p["A"].mT) * xi) @ p["B"].mT
+
+
+ON_HIDDEN: dict[str, Dropping] = {
+    "lora": _lora_on_hidden,
+    "pissa": _lora_on_hidden,
+    "dora": _dora_on_hidden,
+    "delora": _delora_on_hidden,
+}
 
 
 def _enter_common(variant: str) -> None:
@@ -503,6 +567,13 @@ _enter(
     "m starts at one instead of ‖W‖",
     "every row is normalised to length one at the start: the adapted model is not the base model",
     initial=_start("dora", m=lambda W, spec: torch.ones(W.shape[0], dtype=W.dtype)),
+)
+_enter(
+    "dora.dropout_on_low_rank",
+    "dropout reaches the low-rank product alone: the correction (g − 1) x Wᵀ sees the whole x",
+    "the two halves of the update see different inputs: with the mask of PEFT and the authors both are dropped",
+    drop=_never_drop,
+    dropping=_dora_on_low_rank,
 )
 _enter_scales("dora")
 _enter_start_of_factors("dora")

@@ -176,7 +176,8 @@ class Defect:
             "not_offered": f"{aspect.capitalize()} cannot be verified: the subject offers no save or no load",
             "declared": self._declared_title(),
         }
-        return by_kind.get(self.kind) or (self.diagnosis.summary if self.diagnosis else self.info(lead).title)
+        kind = "error" if lead.outcome == "error" else self.kind
+        return by_kind.get(kind) or (self.diagnosis.summary if self.diagnosis else self.info(lead).title)
 
     def _declared_title(self) -> str:
         declared = covering(self.run.declarations, self.lead)

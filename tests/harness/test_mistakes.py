@@ -1,0 +1,76 @@
+"""Every entry of the mistakes catalogue as a subject: the audit catches it, and says by its name what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from harness.claim import Profile
+from harness.session import claims_for, load_checks
+from oracles.equation import Equation
+from oracles.mistakes import Mistake, catalogue, mistakes_of
+from oracles.variants import VARIANTS
+from reports.model import Claim
+
+TWELVE = Profile("default", 12, 0)
+# In this order: the checks that tell most mistakes apart come first, and most entries need no other.
+ASKED = (
+    "forward.random_parameters",
+    "init.deterministic",
+    "init.principal",
+    "init.pairs",
+    "forward.gradients",
+    "dropout.placement",
+    "dropout.off_in_eval",
+    "dropout.expectation",
+    "init.identity",
+    "init.residual",
+    "step0.dead_parameters",
+    "dtype.output",
+    "init.distribution",
+    "shapes.canonical",
+    "shapes.roles",
+    "shapes.frozen_base",
+    "save_load.stored",
+    "save_load.round_trip",
+    "training.alive",
+)
+# Facts that a diagnosis cannot be read off: the finding has the check's own words.
+UNNAMED = {"delora.norm_not_saved"}
+
+
+def claims(subject: Equation, variant: str) -> Iterator[Claim]:
+    """The claims in the order of ASKED, against PEFT or, where it is not asked, the equations."""
+    for id_ in ASKED:
+        check = load_checks()[id_]
+        if check.applies(VARIANTS[variant]):
+            oracle = "peft" if check.against is None or "peft" in check.against else "paper"
+            yield from claims_for(
+                subject, variants=[variant], oracles=[oracle], checks=lambda c: c.id == id_, profile=TWELVE  # noqa: B023
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", catalogue(), ids=lambda m: m.id)
+def test_caught_and_named(entry: Mistake) -> None:
+    """Some claim fails, and a failing one is explained by this entry."""
+    named: set[str] = set()
+    failed: list[str] = []
+    for claim in claims(Equation(entry.forms, f"with {entry.id}"), entry.variant):
+        if claim.outcome not in ("fail", "error"):
+            continue
+        failed.append(claim.id)
+        if entry.id in UNNAMED:
+            return
+        named |= {claim.diagnosis.mistake} if claim.diagnosis else set()
+        if entry.id in named:
+            return
+    assert failed, "nothing caught it"
+    pytest.fail(f"{failed} caught it, under the name of {sorted(named) or 'nothing'}")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_enough(variant: str) -> None:
+    """At least five per variant, each with a failure mode."""
+    assert len([m for m in mistakes_of(variant) if not m.agrees_with]) >= 5
+    assert all(m.failure_mode and m.summary for m in mistakes_of(variant))
