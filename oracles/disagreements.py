@@ -173,8 +173,8 @@ _CATALOGUE: tuple[Disagreement, ...] = (
     Disagreement(
         "dora.one_dimension",
         "dora",
-        "PEFT answers an x of one dimension with two, (1, out); the author's code raises where there is a bias; nn.Linear "
-        "and every other adapter give (out,)",
+        "PEFT answers an x of one dimension with two, (1, out); the author's code raises where there is a bias; "
+        "nn.Linear and every other adapter give (out,)",
         ("PEFT", "NVlabs/DoRA", "paper"),
         ("forward",),
         (

@@ -158,7 +158,10 @@ class Defect:
 
     def _check_severity(self) -> Severity:
         told = [c for c in self.claims if c.check == self.lead.check or c.diagnosis or c.outcome == "error"]
-        return worst([self.info(c).severity for c in told])
+        found = worst([self.info(c).severity for c in told])
+        # A base dtype that is refused is a mode that is missing; where it is answered wrongly, a claim fails.
+        refused = all(c.outcome == "error" and "dtype" in c.check for c in told)
+        return "major" if refused and found == "critical" else found
 
     def _gradient_differs(self) -> bool:
         """Whether the deviation changes a gradient, by the checks that it makes fail."""
