@@ -71,15 +71,27 @@ class Ask:
     worst: Worst = field(default_factory=Worst)
     left_out: str = ""  # why the oracle could not be asked of some case
 
+    @property
+    def explains(self) -> bool:
+        """Whether the oracle is an entry of the mistakes catalogue, tried as the explanation of a failure."""
+        return hasattr(self.oracle, "forms") and self.oracle.name != "paper"
+
     def layer(self, case: Case, seed: int = 0) -> Layer:
-        """The subject on a fresh base of ``case``, torch's generator seeded from the case."""
+        """The subject on a fresh base of ``case``, torch's generator seeded from the case.
+
+        Raises Refused where a right implementation may refuse the rank, or has drawn values near a singularity.
+        """
         torch.manual_seed(case.seed + seed)
         try:
-            return adapt(self.subject, case.base(), case.spec)
+            layer = adapt(self.subject, case.base(), case.spec)
         except (SubjectRaised, Unsupported):
-            if case.spec.rank > min(case.in_features, case.out_features) and self.variant.has_rank:
+            above = case.spec.rank > min(case.in_features, case.out_features) and self.variant.has_rank
+            if above or self.variant.may_refuse(case.spec):
                 raise Refused from None
             raise
+        if self.variant.is_singular(layer.values(), case.spec):
+            raise Refused
+        return layer
 
     def reference(self, case: Case) -> Layer:
         """The oracle on a fresh base in the case's own dtype, as a user of it would have it."""
@@ -126,7 +138,8 @@ class Ask:
         if state == "far" or isinstance(case, Recorded):  # what was recorded is where both have to be
             ours.write(case.far({name: None for name in ours.names if name not in keep}))
         theirs.write({name: ours.value(name) for name in ours.names if name not in keep})
-        trainable = [n for n in theirs.names if n in ours.names and theirs.raw(n).requires_grad]
+        shared = [n for n in theirs.names if n in ours.names and ours.view(n).shape == theirs.view(n).shape]
+        trainable = [n for n in shared if theirs.raw(n).requires_grad]
         return Pair(case, ours, theirs, trainable)
 
     def _share_what_is_missing(self, case: Case, ours: Layer, theirs: Layer) -> None:
@@ -254,7 +267,7 @@ def double(case: Case) -> Case:
     vars(wide).update(
         weight=case.weight.double(),
         bias_vector=None if case.bias_vector is None else case.bias_vector.double(),
-        x=case.x.double(),
+        input=case.x.double(),
         cotangent=case.cotangent.double(),
     )
     return wide

@@ -65,9 +65,14 @@ class Case:
         b = torch.randn(self.out_features, generator=self.generator(1), dtype=torch.float64)
         return (b + b.sign() / 2).to(self.torch_dtype)  # no entry near zero: a lost bias must show
 
-    @cached_property
+    @property
     def x(self) -> Tensor:
-        """x (*batch, in) in the case's dtype."""
+        """x (*batch, in) in the case's dtype; a fresh copy each time, in case who gets it writes into it."""
+        return self.input.clone()
+
+    @cached_property
+    def input(self) -> Tensor:
+        """The one x that :attr:`x` copies."""
         shape = (*self.batch, self.in_features)
         return torch.randn(shape, generator=self.generator(2), dtype=torch.float64).to(self.torch_dtype)
 
@@ -131,7 +136,7 @@ class Domain:
     dtypes: tuple[str, ...] = ("float32", "float64")
     batches: tuple[tuple[int, ...], ...] = ((2,), (1,), (5,), (2, 3))
     sizes: tuple[int, int] = (1, 9)
-    ranks: tuple[int, int] = (1, 6)
+    ranks: tuple[int, int] = (1, 8)
     alphas: tuple[float, ...] = (3.0, 8.0, 1.0, 0.5, 16.0)
     dropout: float = 0.0
     biases: tuple[bool, ...] = (False, True)

@@ -132,7 +132,10 @@ class ClaimRun:
             return self._excused() or self._failed(ask, found)
         except NotRecorded as why:
             return {"outcome": "unverified", "reason": str(why), "examples": 0}
-        except (SubjectRaised, BadAnswer, guard.StateChanged, guard.ClaimTimeout) as error:
+        except SubjectRaised as error:
+            theirs = error.who != self.subject.name  # the oracle, which the subject cannot be blamed for
+            return {"outcome": "unverified" if theirs else "error", "reason": str(error)}
+        except (BadAnswer, guard.StateChanged, guard.ClaimTimeout) as error:
             return {"outcome": "error", "reason": str(error)}
         except Flaky:
             return {"outcome": "error", "reason": f"{self.subject.name} answers differently to the same call"}
@@ -187,8 +190,7 @@ class ClaimRun:
         except Enough:
             raise NotApplicable(self.not_offered[0]) from None
         if len(self.not_offered) > self.answered:
-            cases = f"{len(self.not_offered)} of {len(self.not_offered) + self.answered} cases"
-            raise Unverified(f"the subject does not offer {cases}: {self.not_offered[0]}")
+            raise NotApplicable(f"mode missing: most cases are not offered: {self.not_offered[0]}")
         return asked
 
     def _settings(self, asked: int) -> settings:

@@ -39,7 +39,7 @@ def diagnose(check: Check, ask: Ask, failing: Case) -> Diagnosis | None:
 
     It must fail the check itself, against the same oracle, where the subject does: otherwise it explains nothing.
     """
-    tried = [failing] + [c for c in others(failing) if not holds(check, ask, c)]
+    tried = [failing, *others(failing)]
     explaining = [m for m in mistakes_of(ask.variant.id) if _explains(m, check, ask, tried)]
     if not explaining:
         return None
@@ -56,13 +56,20 @@ def others(failing: Case) -> list[Case]:
 
 def _explains(mistake: Mistake, check: Check, ask: Ask, tried: list[Case]) -> bool:
     other = Equation(mistake.forms, mistake.id)
-    if (
-        mistake.agrees_with
-    ):  # no bug at all, if it holds: then it must hold where the subject looks right, too
-        tried = [tried[0], *others(tried[0])]
+    if check.id in OWN_FACTS and mistake.agrees_with:
+        return _is_of_this_form(other, check, ask, tried)
     if not all(holds(check, _with(ask, oracle=other), case) for case in tried):
         return False
     return not all(holds(check, _with(ask, subject=other), case) for case in tried)
+
+
+def _is_of_this_form(other: Equation, check: Check, ask: Ask, tried: list[Case]) -> bool:
+    """Of a question that no oracle has a part in: a reference's form explains it that fails it, too, and that the
+    subject agrees with everywhere else."""
+    function = CHECKS["forward.random_parameters"]
+    return not any(holds(check, _with(ask, subject=other), case) for case in tried) and all(
+        holds(function, _with(ask, oracle=other), case) for case in tried
+    )
 
 
 def _agreement(mistake: Mistake, ask: Ask, failing: Case) -> int:

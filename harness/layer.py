@@ -18,7 +18,11 @@ BUCKETS: dict[str, str] = {}
 
 
 class SubjectRaised(Exception):
-    """The implementation raised where it should have answered; the text is the finding."""
+    """The implementation ``who`` raised where it should have answered; the text is the finding."""
+
+    def __init__(self, who: str, what: str) -> None:
+        self.who = who
+        super().__init__(f"{who} {what}")
 
 
 class BadAnswer(Exception):
@@ -34,13 +38,13 @@ def answering(who: str, what: str) -> Iterator[None]:
     except (Unsupported, SubjectRaised, BadAnswer):
         raise
     except Exception as error:
-        raise SubjectRaised(f"{who} raised {type(error).__name__} in {what}: {said(error)}") from error
+        raise SubjectRaised(who, f"raised {type(error).__name__} in {what}: {said(error)}") from error
     except SystemExit as error:
-        raise SubjectRaised(f"{who} called sys.exit({error.code!r}) in {what}") from error
+        raise SubjectRaised(who, f"called sys.exit({error.code!r}) in {what}") from error
     except (KeyboardInterrupt, ClaimTimeout):
         raise  # the user's, and the audit's own
     except BaseException as error:
-        raise SubjectRaised(f"{who} raised {type(error).__name__} in {what}: {said(error)}") from error
+        raise SubjectRaised(who, f"raised {type(error).__name__} in {what}: {said(error)}") from error
 
 
 def said(error: BaseException) -> str:

@@ -41,7 +41,7 @@ class Recorded(Case):
         return None if b is None else b.to(self.torch_dtype)
 
     @cached_property
-    def x(self) -> Tensor:
+    def input(self) -> Tensor:
         return self.recording.x.to(self.torch_dtype)
 
     @cached_property

@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.ask import Ask
+from harness.ask import Ask, Refused
 from harness.cases import Case, Domain
 from harness.layer import Layer
-from harness.outcome import NotApplicable
+from harness.outcome import Deviation, NotApplicable
 from harness.registry import check
 from harness.test_forward import effective
 from harness.thresholds import STANDARD_ERRORS
 from oracles.implementation import Unsupported
 from oracles.variants import Variant
+from reports.model import Diagnosis
 
 RATE = 0.4
 DROPPING = Domain(dtypes=("float32",), sizes=(2, 5), batches=((16,),), dropout=RATE, tall=True)
@@ -65,17 +66,46 @@ def evaluated(layer: Layer, case: Case) -> Tensor:
 def test_active(ask: Ask, case: Case) -> None:
     """In training mode with p > 0 two masks give two outputs."""
     layer = dropping(ask, case)
+    if ask.explains:
+        same_draws(ask, case, layer, far_reference(ask, case))
+        return
     first = trained(layer, case, 1)
     varies = any(not torch.allclose(first, trained(layer, case, seed)) for seed in (2, 3, 4))
+    if not varies and _has_no_effect(layer, case):
+        raise Refused  # an adapter that contributes nothing has nothing to drop: a finding of other checks
+    if not varies and not torch.allclose(first, evaluated(layer, case), rtol=1e-4, atol=1e-5):
+        raise Deviation(case, "masks of several calls", "different", "the same", diagnosis=ONE_MASK)
     ask.demand(
         varies == _varies(ask, case), case, f"outputs under two masks at p = {RATE}", "different", "equal"
     )
 
 
-def _varies(ask: Ask, case: Case) -> bool:
+ONE_MASK = Diagnosis(
+    "dropout.one_mask",
+    "dropout draws the same mask at every call",
+    "the same entries are missing throughout training: part of the input is cut off instead of regularised",
+    matched=1,
+    tried=1,
+)
+
+
+def _has_no_effect(layer: Layer, case: Case) -> bool:
+    """Whether the output stays the same when the adapter's parameters do not."""
+    before = evaluated(layer, case)
+    layer.write(case.but(seed=case.seed + 1).far(dict.fromkeys(layer.names)))
+    return torch.equal(before, evaluated(layer, case))
+
+
+def far_reference(ask: Ask, case: Case) -> Layer:
+    """The oracle with dropout, at parameters far from the start, in training mode."""
     theirs = ask.reference(case)
     theirs.train()
     theirs.write(case.far(dict.fromkeys(theirs.names)))
+    return theirs
+
+
+def _varies(ask: Ask, case: Case) -> bool:
+    theirs = far_reference(ask, case)
     return not torch.allclose(trained(theirs, case, 1), trained(theirs, case, 2))
 
 
@@ -130,7 +160,7 @@ def test_placement(ask: Ask, case: Case) -> None:
     layer, theirs = dropping(ask, case), ask.reference(case)
     theirs.train()
     theirs.write({n: layer.value(n) for n in layer.names})
-    if getattr(ask.oracle, "forms", None):
+    if ask.explains:
         same_draws(ask, case, layer, theirs)
         return
     mine = [read_mask(layer, case, seed) for seed in range(ROUNDS)]
@@ -199,6 +229,9 @@ def test_expectation(ask: Ask, case: Case) -> None:
     theirs = ask.reference(case)
     theirs.train()
     theirs.write({n: layer.value(n) for n in layer.names})
+    if ask.explains:
+        same_draws(ask, case, layer, theirs)
+        return
     mine, other = _bias_in_sigmas(layer, case), _bias_in_sigmas(theirs, case)
     ask.worst.see(mine, STANDARD_ERRORS)
     same = (mine < STANDARD_ERRORS) == (other < STANDARD_ERRORS)

@@ -210,6 +210,9 @@ def test_batch_shapes(ask: Ask, case: Case) -> None:
         transposed = case.x.transpose(0, -1).contiguous().transpose(0, -1)
         for what, x in (("strided", strided), ("transposed", transposed)):
             _same(ask, case, f"non-contiguous x ({what})", layer(x).double(), layer(case.x).double(), 1.0)
+        swapped = case.but(batch=(2, 3))
+        y, rows = layer(swapped.x.transpose(0, 1)), layer(swapped.x).transpose(0, 1)
+        _same(ask, swapped, "non-contiguous x (batch dimensions swapped)", y.double(), rows.double(), 1.0)
 
 
 @check(
@@ -323,6 +326,8 @@ def test_eval_mode(ask: Ask, case: Case) -> None:
     layer.train()
     trained = layer(case.x).detach().double()
     layer.train(False)
+    flows = layer(case.x).requires_grad
+    ask.demand(flows, case, "gradients in evaluation mode", "those of training mode", "none")
     with torch.no_grad():
         evaluated = layer(case.x).double()
     layer.train()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from harness import measure
-from harness.ask import Ask, coarser
-from harness.cases import Case
+from harness.ask import Ask, coarser, double
+from harness.cases import Case, Domain
 from harness.layer import BadAnswer, Layer
 from harness.registry import check
 from harness.test_forward import effective
@@ -81,6 +81,29 @@ def _merged(ask: Ask, case: Case) -> None:
         expected,
         float(torch.linalg.vector_norm(case.x.double())) * size + shift,
     )
+
+
+@check(
+    "merge",
+    "major",
+    title="in half precision the merged layer is not the adapted one, or has another dtype",
+    failure_mode="deployment runs another model than the one that was trained and evaluated",
+    domain=Domain(dtypes=("bfloat16", "float16"), sizes=(3, 9)),
+    against=("paper",),
+    examples=4,
+    follows=("merge.weight", "dtype.output", "forward.random_parameters"),
+    diagnose=False,
+)
+def test_half(ask: Ask, case: Case) -> None:
+    """In bf16 and fp16 the merged weight is the effective one up to rounding of its terms, in the base's dtype."""
+    pair = ask.pair(case, "far")
+    W, _ = effective(pair.theirs, double(case), torch.float64)
+    merged = _plain_layer(ask.calling("merge", ask.subject.merge, pair.ours.adapted), "merge")
+    ask.demand(merged.weight.dtype == case.torch_dtype, case, "dtype of the merged weight", case.dtype,
+               str(merged.weight.dtype).removeprefix("torch."))  # fmt: skip
+    floor = measure.roundoff(case.torch_dtype) * float(torch.linalg.matrix_norm(W))
+    noise = functools.cache(lambda: sum(ask.effective_noise(pair).values()))
+    ask.judge(case, "merged weight", merged.weight.detach().double(), W, floor, "precision", noise=noise)
 
 
 @check(

@@ -131,7 +131,7 @@ def test_explicit(ask: Ask, case: ModelCase) -> None:
     against=("peft",),
     applies=lambda variant: "feedforward" in variant.modes,
     examples=2 * len(ALL),
-    follows=("targets.default",),
+    follows=("targets.default", "forward.random_parameters", "forward.modes", "init.deterministic"),
     diagnose=False,
 )
 def test_sides(ask: Ask, case: ModelCase) -> None:
@@ -298,7 +298,7 @@ def test_model_forward(ask: Ask, case: ModelCase) -> None:
     if case.far:
         theirs.write(far(theirs, case))
     start = theirs.values()
-    carry(start, ours)
+    carry(ask.variant, start, ours)
     theirs.model.double()
     exact = observe(theirs, case)
     actual, limits = observe(ours, case), noise(ask, case, start, exact)
@@ -308,13 +308,18 @@ def test_model_forward(ask: Ask, case: ModelCase) -> None:
         ask.judge(case, name, actual.get(name, missing), value, limits[name], kind)
 
 
-def carry(values: dict[tuple[str, str], Tensor], ours: Whole) -> None:
-    """Write PEFT's values into the subject. Raises Unverified if it lacks a tensor of that name and shape."""
-    for (name, tensor), value in values.items():
+def carry(variant: Variant, values: dict[tuple[str, str], Tensor], ours: Whole) -> None:
+    """Write PEFT's parameters into the subject. Raises Unverified if it lacks one of that name and shape.
+
+    What follows from the base weight (PiSSA's residual, DeLoRA's norms) each side has of its own.
+    """
+    own = {t.name for t in variant.tensors if t.role != "parameter"}
+    carried = {key: value for key, value in values.items() if key[1] not in own}
+    for (name, tensor), value in carried.items():
         layer = ours.layers[name]
         if tensor not in layer.names or layer.view(tensor).shape != value.shape:
             raise Unverified(f"the subject's {name} has no slot {tensor!r} of the shape {tuple(value.shape)}")
-    ours.write(values)
+    ours.write(carried)
 
 
 @check(

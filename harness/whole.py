@@ -68,7 +68,7 @@ def subject_on(ask: Ask, case: ModelCase) -> Whole:
     """The subject on the case's model. Raises Refused where it does not take GPT-2's transposed layers."""
     try:
         return adapted_by(ask.subject, case)
-    except Unsupported:
+    except (Unsupported, SubjectRaised):
         if case.kind.conv1d and type(ask.subject).adapt_model is not Implementation.adapt_model:
             raise Refused from None
         raise

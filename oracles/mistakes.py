@@ -170,6 +170,11 @@ SCALES: dict[str, tuple[Callable[[AdapterSpec], float], str, str]] = {
         "r/α in place of α/r",
         "raising alpha weakens the adapter",
     ),
+    "integer_scale": (
+        lambda s: float(s.alpha // s.rank) * s.rank,
+        "α // r, the whole part of α/r",
+        "with α < r the adapter is switched off, and with α = 1.5 r it is a third too weak",
+    ),
     "scale_squared": (
         lambda s: s.alpha**2 / s.rank,
         "(α/r) applied twice",
@@ -337,7 +342,7 @@ def _enter_start_of_factors(variant: str) -> None:
     start = _start
     _enter(
         f"{variant}.b_not_zero",
-        "B starts at small random values instead of zero",
+        "B starts at random values instead of zero",
         "the adapted model is not the base model before training",
         initial=start(variant, B=_normal_like(_shape_b, 1e-6)),
     )
@@ -527,6 +532,9 @@ _enter(
         "norm.{0,40}(not|n't|never).{0,12}detach",
         "(not|n't|without).{0,12}detach\\w*.{0,40}norm",
         "attached norm",
+        "norm.{0,30}(takes part|participates|(is )?included|is kept|stays|remains) in the (gradient|graph|backward)",
+        "gradients?.{0,12}(flows?|propagates?|pass(es)?) (also )?through.{0,20}norm",
+        "(?<!not the )(?<!instead of the )(?<!without the )full gradient",
         "norm.{0,20}attached",
     ),
     severity="major",
@@ -748,6 +756,23 @@ def _hra_output_side(
     return y if b is None else y + b
 
 
+HRA_EPS = 6e-5  # the llama code's configuration
+
+
+def _hra_llama(
+    x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, dropped: Tensor
+) -> Tensor:
+    y = x @ W.mT
+    for u in p["U"].mT:
+        y = y - 2 * (y @ u)[..., None] * u / (u @ u + HRA_EPS)
+    return y if b is None else y + b
+
+
+def _hra_llama_start(W: Tensor, spec: AdapterSpec) -> dict[str, Tensor]:
+    bound = math.sqrt(6 / spec.rank) * HRA_EPS
+    return {"U": (torch.rand(W.shape[0], spec.rank, dtype=torch.float64) * 2 - 1) * bound}
+
+
 def _output_side_start(W: Tensor, spec: AdapterSpec) -> dict[str, Tensor]:
     return FORMS["hra"].initial(W.mT, spec)
 
@@ -815,6 +840,16 @@ _enter(
     documented_by=("output side", "output-side", "left"),
     severity="minor",
 )
+_enter(
+    "hra.llama",
+    "the reflections act on the output, H_r … H₁ W, with an epsilon, from short vectors that are drawn alone",
+    "another method's parametrisation: U has out rows, the start is near the identity and not at it",
+    forward=_hra_llama,
+    initial=_hra_llama_start,
+    agrees_with="the authors' llama code (reflections on the output side, eps = 6e-5)",
+    documented_by=("output side", "output-side", "left", "llama"),
+    severity="minor",
+)
 _enter_common("hra")
 
 
@@ -870,6 +905,23 @@ def _delora_output_norm(
     rows = torch.linalg.vector_norm(W, dim=1)
     update = paper.delora(x, W, None, ones, spec, dropped) - x @ W.mT
     return paper.linear(x, W, b) + update * rows
+
+
+def _random_b(W: Tensor, spec: AdapterSpec) -> Tensor:
+    return (torch.rand(_shape_b(W, spec), dtype=torch.float64) * 2 - 1) / math.sqrt(spec.rank)
+
+
+def _delora_with_copy(W: Tensor, spec: AdapterSpec) -> dict[str, Tensor]:
+    values = {**FORMS["delora"].initial(W, spec), "B": _random_b(W, spec)}
+    return {**values, "C": values["A"].clone(), "D": values["B"].clone()}
+
+
+def _delora_less_copy(
+    x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, dropped: Tensor
+) -> Tensor:
+    copy = {**p, "A": p["C"], "B": p["D"]}
+    y = paper.linear(x, W, b)
+    return paper.delora(x, W, b, p, spec, dropped) - (paper.delora(x, W, b, copy, spec, dropped) - y)
 
 
 _enter(
@@ -963,9 +1015,28 @@ _enter(
     "A and B get no gradient on step 0, and none until λ has moved away from zero",
     initial=_start(
         "delora",
-        B=lambda W, spec: (torch.rand(_shape_b(W, spec), dtype=torch.float64) * 2 - 1) / math.sqrt(spec.rank),
+        B=_random_b,
         **{"lambda": lambda W, spec: torch.zeros(1, dtype=W.dtype)},
     ),
+)
+_enter(
+    "delora.frozen_copy",
+    "B starts at random like A, and a frozen copy of the start is subtracted",
+    "the author's form: the start is the identity all the same, but the function of A and B is another one than PEFT's",
+    forward=_delora_less_copy,
+    initial=_delora_with_copy,
+    roles={
+        "A": "parameter",
+        "B": "parameter",
+        "lambda": "parameter",
+        "w_norm": "buffer",
+        "C": "buffer",
+        "D": "buffer",
+    },
+    hidden=frozenset({"C", "D"}),
+    agrees_with="the author's code (A, B drawn alike, frozen copies C and D)",
+    documented_by=("frozen", "copy", "copies", "subtract"),
+    severity="minor",
 )
 _enter_start_of_factors("delora")
 _enter_dropouts("delora")

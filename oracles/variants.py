@@ -6,8 +6,9 @@ variant's name.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -37,7 +38,8 @@ class Canonical:
     """One canonical tensor: name, shape (out, in, spec) -> dims, role, and how it starts.
 
     ``exact`` gives the starting value from the base weight in float64; ``uniform`` the distribution it is drawn
-    from; neither: determined up to a gauge (PiSSA). ``far`` draws a value far from initialisation.
+    from (``gaussian``: the reference that draws a Gaussian instead); neither: determined up to a gauge (PiSSA).
+    ``far`` draws a value far from initialisation.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Canonical:
     exact: Exact | None = None
     uniform: Uniform | None = None
     far: Far | None = None
+    gaussian: str | None = None  # who else draws it from a Gaussian, if anybody does
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ class Variant:
     modes: tuple[str, ...] = ()  # boolean fields of AdapterSpec that this variant has
     starts_at_identity: Callable[[AdapterSpec], bool] = lambda spec: True
     in_domain: Callable[[int, int, AdapterSpec], bool] = lambda out, in_, spec: True
+    is_singular: Callable[[Mapping[str, Tensor], AdapterSpec], bool] = lambda values, spec: False
+    may_refuse: Callable[[AdapterSpec], bool] = lambda spec: (
+        False
+    )  # what a right implementation may not offer
     of_record: dict[str, str] = field(default_factory=dict)  # aspect -> reference, where not PEFT
 
     def tensor(self, name: str) -> Canonical | None:
@@ -79,6 +86,23 @@ def _normal(shape: tuple[int, ...], spec: AdapterSpec, g: torch.Generator) -> Te
 def _factor(shape: tuple[int, ...], spec: AdapterSpec, g: torch.Generator) -> Tensor:
     # s·BA has entries of order one whatever α and r: a contribution neither lost in the base nor drowning it.
     return _normal(shape, spec, g) * (abs(paper.scale(spec)) * math.sqrt(spec.rank)) ** -0.5
+
+
+def _vectors(shape: tuple[int, ...], spec: AdapterSpec, g: torch.Generator) -> Tensor:
+    drawn = _normal(shape, spec, g)
+    return (
+        drawn + drawn.sign() / 4
+    )  # in one dimension a vector is one number, and reflections divide by its square
+
+
+def _near_zero(values: Mapping[str, Tensor], spec: AdapterSpec) -> bool:
+    """Whether a column of U is so short that I − 2uuᵀ/‖u‖² depends on how it is computed."""
+    U = values.get("U")
+    if U is None or U.dim() != 2 or U.numel() == 0:
+        return False
+    norms = torch.linalg.vector_norm(U, dim=0)
+    short = (norms > 0) & (norms < 0.02 * norms.max())  # a zero vector is no accident of the draw
+    return bool(short.any() or (U.shape[0] == 1 and 0 < norms.max() < 0.02))
 
 
 def _magnitude(shape: tuple[int, ...], spec: AdapterSpec, g: torch.Generator) -> Tensor:
@@ -106,6 +130,9 @@ KAIMING = Uniform(lambda out, in_, spec: 1 / math.sqrt(in_))  # kaiming_uniform_
 REFLECTIONS = Uniform(lambda out, in_, spec: 1 / math.sqrt(max(spec.rank // 2, 1)), columns_paired=True)
 
 A = Canonical("A", lambda out, in_, spec: (spec.rank, in_), uniform=KAIMING, far=_factor)
+GAUSSIAN_A = dataclasses.replace(
+    A, gaussian='the LoRA paper (§4.1, a random Gaussian) and PEFT\'s `init_lora_weights="gaussian"`'
+)
 B = Canonical("B", lambda out, in_, spec: (out, spec.rank), exact=_zeros_like_b, far=_factor)
 
 LORA = Variant(
@@ -113,7 +140,7 @@ LORA = Variant(
     "LoRA",
     "arXiv 2106.09685v2",
     "y = x Wᵀ + b + (α/r) drop(x) Aᵀ Bᵀ",
-    (A, B),
+    (GAUSSIAN_A, B),
     has_scale=True,
     has_dropout=True,
 )
@@ -140,7 +167,7 @@ DORA = Variant(
     "arXiv 2402.09353",
     "y = x (diag(m / ‖V‖_row) V)ᵀ + b, V = W + (α/r) B A, ‖V‖ constant under differentiation",
     (
-        A,
+        GAUSSIAN_A,
         B,
         Canonical(
             "m",
@@ -175,11 +202,15 @@ HRA = Variant(
     "HRA",
     "arXiv 2405.17484v3",
     "y = x (W H₁ H₂ … H_r)ᵀ + b, H_i = I − 2 u_i u_iᵀ / ‖u_i‖²; Gram-Schmidt: y = x (W (I − 2QQᵀ))ᵀ + b",
-    (Canonical("U", lambda out, in_, spec: (in_, spec.rank), uniform=REFLECTIONS, far=_normal),),
+    (Canonical("U", lambda out, in_, spec: (in_, spec.rank), uniform=REFLECTIONS, far=_vectors),),
+    is_singular=_near_zero,
     modes=("gram_schmidt",),
     starts_at_identity=lambda spec: not spec.gram_schmidt and spec.rank % 2 == 0,
     # Gram-Schmidt of more columns than dimensions divides by rounding noise in every reference.
     in_domain=lambda out, in_, spec: spec.rank <= in_ if spec.gram_schmidt else spec.rank % 2 == 0,
+    may_refuse=lambda spec: (
+        spec.rank % 2 == 1
+    ),  # no odd rank starts at the identity, with Gram-Schmidt or without
 )
 
 DELORA = Variant(

@@ -210,7 +210,8 @@ def _letters(words: str) -> str:
 
 
 def _occurs(word: str, docstring: str) -> bool:
-    """Whether a regular expression, or failing that the literal word, occurs in the docstring."""
+    """Whether a regular expression, or failing that the literal word, occurs in the docstring, across its lines."""
+    docstring = " ".join(docstring.split())
     try:
         return re.search(word, docstring, re.IGNORECASE) is not None
     except re.error:

@@ -12,6 +12,8 @@ Key = tuple[str, str]
 Kind = str  # "difference" "error" "declared" "unverified" "mode_missing" "not_offered"
 # How the reason of a claim begins whose oracle is catalogued to differ from the reference of record.
 DISAGREE = "the references disagree here"
+# Questions of yes or no, which many mistakes answer alike: where what they follow is broken, that is the explanation.
+SAYS_LITTLE = {"step0.dead_parameters", "training.alive", "init.identity", "dropout.expectation"}
 MODE_MISSING, NOT_OFFERED = "mode missing:", "not offered: save_load"
 
 
@@ -67,18 +69,18 @@ class Grouping:
         return (reason.split(":")[0], reason) if is_special(claim) else None
 
     def _defect(self, claim: Claim, seen: frozenset[str]) -> Key:
+        # What a check says of itself, or with a yes or a no, explains nothing where what it follows is broken already.
+        parents = [p for p in self._parents(claim) if p.check not in seen]
         own = claim.diagnosis is not None and not claim.diagnosis.mistake.startswith(f"{claim.variant}.")
-        if own and (parents := [p for p in self._parents(claim) if p.check not in seen]):
-            # What a check says of itself explains nothing where what it follows is broken already.
+        if parents and (own or claim.check in SAYS_LITTLE):
             return self._defect(parents[0], seen | {claim.check})
         if claim.diagnosis:
             return ("mistake", claim.diagnosis.mistake)
         for other in self.broken:
             if other.check == claim.check and other.diagnosis and claim.outcome == "fail":
                 return ("mistake", other.diagnosis.mistake)
-        for parent in self._parents(claim):
-            if parent.check not in seen:
-                return self._defect(parent, seen | {claim.check})
+        if parents:
+            return self._defect(parents[0], seen | {claim.check})
         if claim.outcome == "error":
             return ("error", re.sub(r"\d+", "#", claim.reason or ""))
         return ("check", claim.check)
