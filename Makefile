@@ -12,7 +12,7 @@ PROBE  := $(VENV)/.probe-installed
 .DEFAULT_GOAL := audit
 
 audit: $(STAMP)  ## run the audit of lora_lite and write docs/audit/variants_review_v2.md
-	@$(BIN)/python -m pytest harness/ --report $(ARGS)
+	@$(BIN)/python -m pytest harness/ --report --numprocesses auto --maxprocesses 4 $(ARGS)
 
 test: $(STAMP) lint  ## the audit's own tests
 	@$(BIN)/python -m pytest tests/ --numprocesses auto --quiet $(ARGS)

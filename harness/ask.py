@@ -134,6 +134,7 @@ class Ask:
         """
         ours, theirs = self.layer(case), self.evaluator(case)
         self._share_what_is_missing(case, ours, theirs)
+        self._share_the_start(ours, theirs)
         keep = {t.name for t in self.variant.tensors if t.exact} if state == "step0" else set()
         if state == "far" or isinstance(case, Recorded):  # what was recorded is where both have to be
             ours.write(case.far({name: None for name in ours.names if name not in keep}))
@@ -141,6 +142,14 @@ class Ask:
         shared = [n for n in theirs.names if n in ours.names and ours.view(n).shape == theirs.view(n).shape]
         trainable = [n for n in shared if theirs.raw(n).requires_grad]
         return Pair(case, ours, theirs, trainable)
+
+    def _share_the_start(self, ours: Layer, theirs: Layer) -> None:
+        """A form that keeps a copy of its start is given the subject's, which is where that one started."""
+        forms = getattr(self.oracle, "forms", None)
+        for name, slot in (forms[self.variant.id].copies if forms else {}).items():
+            held: Tensor = theirs.module.tensor(name)  # type: ignore[operator]
+            if slot in ours.names and ours.view(slot).shape == held.shape:
+                held.copy_(ours.value(slot))
 
     def _share_what_is_missing(self, case: Case, ours: Layer, theirs: Layer) -> None:
         for tensor in self.variant.tensors:
@@ -283,7 +292,9 @@ def where_worst(actual: Tensor, exact: Tensor) -> tuple[str, str]:
     worst = int(gap.argmax())
     at = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), actual.shape))
     index = "[" + ", ".join(map(str, at)) + "]" if actual.dim() else ""
-    return f"{float(exact.flatten()[worst]):.6g} at {index}", f"{float(actual.flatten()[worst]):.6g}"
+    wanted, got = float(exact.flatten()[worst]), float(actual.flatten()[worst])
+    digits = 6 if f"{wanted:.6g}" != f"{got:.6g}" else 12
+    return f"{wanted:.{digits}g} at {index}", f"{got:.{digits}g}"
 
 
 def plain(base: nn.Linear, x: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ SINGLE = Diagnosis(
     "double precision is asked for and silently not delivered, or an epsilon is added somewhere",
     matched=1,
     tried=1,
-    agrees_with="the references' own use: none of them trains in float64",
+    agrees_with="the references' own training, none of which is in float64",
     documented_by=("single precision", "float32", "fp32"),
     severity="minor",
 )

@@ -90,7 +90,7 @@ def _merged(ask: Ask, case: Case) -> None:
     failure_mode="deployment runs another model than the one that was trained and evaluated",
     domain=Domain(dtypes=("bfloat16", "float16"), sizes=(3, 9)),
     against=("paper",),
-    examples=4,
+    examples=8,
     follows=("merge.weight", "dtype.output", "forward.random_parameters"),
     diagnose=False,
 )

@@ -61,6 +61,7 @@ class Form:
     rename_on_save: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
     trainable_base_bias: bool = False
     hidden: frozenset[str] = frozenset()  # tensors that get no slot
+    copies: Mapping[str, str] = field(default_factory=dict)  # hidden tensor -> the slot whose start it keeps
     dead_until_step: int = 0
 
 

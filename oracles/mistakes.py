@@ -1034,6 +1034,7 @@ _enter(
         "D": "buffer",
     },
     hidden=frozenset({"C", "D"}),
+    copies={"C": "A", "D": "B"},
     agrees_with="the author's code (A, B drawn alike, frozen copies C and D)",
     documented_by=("frozen", "copy", "copies", "subtract"),
     severity="minor",

@@ -71,7 +71,11 @@ def _finding_line(
         why = f"`{silent[0].id}` could not be answered" if silent else "no claim of this run asks it"
         return PriorLine(quote, "Not re-examined", f"{_sentence(why)}.")
     checks = listed(f"`{name}`" for name in dict.fromkeys(c.check for c in answered))
-    return PriorLine(quote, "Fixed since", f"{len(answered)} claims now hold ({checks}).")
+    return PriorLine(quote, "Fixed since", f"{_counted(answered)} now ({checks}).")
+
+
+def _counted(claims: Sequence[Claim]) -> str:
+    return "1 claim holds" if len(claims) == 1 else f"{len(claims)} claims hold"
 
 
 def _sentence(words: str) -> str:

@@ -41,7 +41,7 @@ class Defect:
     def __init__(
         self, run: Run, prior: Prior | None, kind: Kind, claims: Sequence[Claim], siblings: Sequence[Claim]
     ) -> None:
-        self.run, self.kind, self.siblings = run, kind, siblings
+        self.run, self.kind, self.siblings, self.members = run, kind, siblings, tuple(claims)
         self.claims = sorted(claims, key=self._precedence)
         self.lead = self.claims[0]
         self.prior = prior.variants.get(self.lead.variant) if prior else None
@@ -79,20 +79,28 @@ class Defect:
 
     def _precedence(self, claim: Claim) -> tuple[int, ...]:
         """The claim that says best what is wrong comes first: diagnosed, severe, with a counterexample."""
-        followers = {c.check for c in self.siblings if claim.check in self.info(c).follows}
-        follows = any(f in {c.check for c in self.siblings} for f in self.info(claim).follows)
+        told = {c.check for c in self.members}
+        follows = any(f in told for f in self.info(claim).follows)
         return (
-            int(claim.diagnosis is None and claim.outcome != "error"),
+            int(not self._names(claim) and claim.outcome != "error"),
+            int(follows),
             rank(self.info(claim).severity, SEVERITIES),
             rank(claim.aspect, LEADING),
-            int(follows and not followers),
             int(claim.witness is None),
             self.siblings.index(claim),
         )
 
+    def _names(self, claim: Claim) -> bool:
+        """Whether the claim's diagnosis speaks of the whole group: a catalogued mistake does; what a check says of
+        itself (a guard, a precision, a format) is no name for what makes other checks fail."""
+        if claim.diagnosis is None:
+            return False
+        catalogued = claim.diagnosis.mistake.startswith(f"{claim.variant}.")
+        return catalogued or all(c.check == claim.check for c in self.members)
+
     @cached_property
     def diagnosis(self) -> Diagnosis | None:
-        return next((c.diagnosis for c in self.claims if c.diagnosis), None)
+        return next((c.diagnosis for c in self.claims if self._names(c)), None)
 
     @cached_property
     def known(self) -> PriorFinding | None:
@@ -105,7 +113,7 @@ class Defect:
         if self.diagnosis and self.diagnosis.agrees_with:
             return True
         failed = {question(c) for c in self.claims if c.outcome == "fail" and c.check == self.lead.check}
-        failed |= {question(c) for c in self.claims if c.outcome == "fail" and c.diagnosis}
+        failed |= {question(c) for c in self.claims if c.outcome == "fail" and self._names(c)}
         # Two references that are not known to differ cannot both be asked the same and one agree: had it the
         # failing case, it would have failed too.
         held = {
@@ -157,7 +165,9 @@ class Defect:
         return worst([by_check, said]) if said and optional else said or by_check
 
     def _check_severity(self) -> Severity:
-        told = [c for c in self.claims if c.check == self.lead.check or c.diagnosis or c.outcome == "error"]
+        told = [
+            c for c in self.claims if c.check == self.lead.check or self._names(c) or c.outcome == "error"
+        ]
         found = worst([self.info(c).severity for c in told])
         # A base dtype that is refused is a mode that is missing; where it is answered wrongly, a claim fails.
         refused = all(c.outcome == "error" and "dtype" in c.check for c in told)

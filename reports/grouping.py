@@ -82,7 +82,7 @@ class Grouping:
         if parents:
             return self._defect(parents[0], seen | {claim.check})
         if claim.outcome == "error":
-            return ("error", re.sub(r"\d+", "#", claim.reason or ""))
+            return ("error", re.sub(r"\d+|(?<=adapt_model of )\w+", "#", claim.reason or ""))
         return ("check", claim.check)
 
     def _parents(self, claim: Claim) -> list[Claim]:

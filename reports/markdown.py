@@ -58,7 +58,9 @@ def _template() -> Template:
 
 def capitalised(words: str) -> str:
     """The first letter large, the others left alone."""
-    return words[:1].upper() + words[1:] if words[:1].isascii() else words
+    first = words.partition(" ")[0]
+    name = "_" in first or (len(first) == 1 and first not in "aA")  # a tensor's name stays as it is
+    return words[:1].upper() + words[1:] if words[:1].isascii() and not name else words
 
 
 def sentence(words: str, capital: bool = True) -> str:

@@ -270,7 +270,7 @@ def _difference(run: Run, finding: Finding, claims: Sequence[Claim]) -> Differen
     silent = is_unverified(finding, claims)
     return Difference(
         finding=finding,
-        tags="" if silent else _tags(finding),
+        tags=_tags(finding),
         aspect=ASPECT_TITLES.get(finding.aspect, finding.aspect),
         equals=_equals(finding, own),
         smallest=_smallest(own),
@@ -290,7 +290,7 @@ def _equals(finding: Finding, own: Sequence[Claim]) -> str:
     """What the mistakes catalogue says of it."""
     diagnosis = next((c.diagnosis for c in own if c.diagnosis), None)
     if diagnosis:
-        form = f"; this is the form of {diagnosis.agrees_with}" if diagnosis.agrees_with else ""
+        form = f"; as in {diagnosis.agrees_with}" if diagnosis.agrees_with else ""
         cases = f"in {diagnosis.matched} of {diagnosis.tried} cases"
         return f"`{diagnosis.mistake}` of the mistakes catalogue, {cases}{form}"
     if finding.tag == "BUG" and any(c.outcome == "fail" for c in own):

@@ -150,7 +150,7 @@ class KaimingWithoutGain(wrapped.Lora):
         nn.init.kaiming_uniform_(A, a=0)
 
 
-@layer("lora", "init.distribution", "Buggy", "save_load scale forward shapes merge dropout")
+@layer("lora", "init.distribution", "Faithful-with-doc-gap", "save_load scale forward shapes merge dropout")
 class SmallNormal(wrapped.Lora):
     """N(0, 0.02²)."""
 
@@ -399,7 +399,7 @@ class InputDetached(wrapped.Lora):
         return super().branch(x.detach())
 
 
-@layer("lora", "forward.batch_shapes", "Buggy", "save_load init scale shapes training")
+@layer("lora", "forward.one_dimension", "Partial", "save_load init scale shapes training")
 class OnlyMatrices(wrapped.Lora):
     """A x.mT, which a vector does not have."""
 
@@ -407,7 +407,7 @@ class OnlyMatrices(wrapped.Lora):
         return (self.s * self.B @ (self.A @ self.drop(x.to(self.dtype)).mT)).mT
 
 
-@layer("lora", "forward.batch_shapes", "Buggy", "save_load init scale shapes training")
+@layer("lora", "forward.batch_shapes", "Partial", "save_load init scale shapes training")
 class NoEmptyBatch(wrapped.Lora):
     """The largest entry of an empty x is asked for."""
 
@@ -416,7 +416,7 @@ class NoEmptyBatch(wrapped.Lora):
         return super().branch(x / size) * size
 
 
-@layer("lora", "forward.batch_shapes", "Buggy", "save_load init scale shapes training")
+@layer("lora", "forward.batch_shapes", "Partial", "save_load init scale shapes training")
 class NeedsContiguous(wrapped.Lora):
     """x.view."""
 
