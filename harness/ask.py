@@ -58,7 +58,9 @@ class Pair:
     @property
     def point(self) -> measure.Point:
         """The oracle's float64 point: base, input and the parameters that both hold."""
-        return measure.point(self.case, self.theirs.values())
+        form = getattr(self.theirs.module, "form", None)
+        hidden = {n: self.theirs.module.tensor(n) for n in form.hidden} if form else {}  # type: ignore[operator]
+        return measure.point(self.case, {**hidden, **self.theirs.values()})
 
 
 @dataclass

@@ -7,16 +7,19 @@ from torch import Tensor
 
 from harness.ask import Ask, Refused
 from harness.cases import Case, Domain
+from harness.diagnosis import described
 from harness.layer import Layer
 from harness.outcome import Deviation, NotApplicable
 from harness.registry import check
 from harness.test_forward import effective
 from harness.thresholds import STANDARD_ERRORS
 from oracles.implementation import Unsupported
+from oracles.mistakes import mistake
 from oracles.variants import Variant
 from reports.model import Diagnosis
 
 RATE = 0.4
+WHOLE = "x, whole"
 DROPPING = Domain(dtypes=("float32",), sizes=(2, 5), batches=((16,),), dropout=RATE, tall=True)
 ROUNDS = 8
 
@@ -66,9 +69,6 @@ def evaluated(layer: Layer, case: Case) -> Tensor:
 def test_active(ask: Ask, case: Case) -> None:
     """In training mode with p > 0 two masks give two outputs."""
     layer = dropping(ask, case)
-    if ask.explains:
-        same_draws(ask, case, layer, far_reference(ask, case))
-        return
     first = trained(layer, case, 1)
     varies = any(not torch.allclose(first, trained(layer, case, seed)) for seed in (2, 3, 4))
     dropped = not torch.allclose(first, evaluated(layer, case), rtol=1e-4, atol=1e-5)
@@ -76,9 +76,15 @@ def test_active(ask: Ask, case: Case) -> None:
         raise Refused  # an adapter that contributes nothing has nothing to drop: a finding of other checks
     if not varies and dropped:
         raise Deviation(case, "masks of several calls", "different", "the same", diagnosis=ONE_MASK)
-    ask.demand(
-        varies == _varies(ask, case), case, f"outputs under two masks at p = {RATE}", "different", "equal"
-    )
+    if varies != _varies(ask, case):
+        told = None if varies else ignored_dropout(ask.variant)
+        quantity = f"outputs under two masks at p = {RATE}"
+        raise Deviation(case, quantity, "different", "equal", diagnosis=told)
+
+
+def ignored_dropout(variant: Variant) -> Diagnosis:
+    """The catalogue's words; what shows it is that nothing is drawn, whatever else the layer computes."""
+    return described(mistake(f"{variant.id}.dropout_ignored"), 1)
 
 
 ONE_MASK = Diagnosis(
@@ -167,7 +173,9 @@ def test_placement(ask: Ask, case: Case) -> None:
     mine = [read_mask(layer, case, seed) for seed in range(ROUNDS)]
     wanted = describe([read_mask(theirs, case, seed) for seed in range(ROUNDS)])
     actual = describe(mine)
-    ask.demand(actual == wanted, case, f"the branch's input at p = {RATE}", wanted, actual)
+    if actual != wanted:
+        told = ignored_dropout(ask.variant) if actual == WHOLE else None
+        raise Deviation(case, f"the branch's input at p = {RATE}", wanted, actual, diagnosis=told)
 
 
 def same_draws(ask: Ask, case: Case, layer: Layer, theirs: Layer) -> None:
@@ -204,7 +212,7 @@ def describe(masks: list[Tensor | None]) -> str:
         return "not x with entries zeroed and the rest divided by 1 − p"
     kept = torch.stack([m for m in masks if m is not None])
     if bool((kept - 1).abs().max() < 1e-6):
-        return "x, whole"
+        return WHOLE
     zero = kept.abs() < 0.5
     if zero.shape[-1] > 1 and bool((zero == zero[..., :1]).all()):
         return "x with whole samples zeroed"

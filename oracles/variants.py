@@ -106,7 +106,8 @@ def _near_zero(values: Mapping[str, Tensor], spec: AdapterSpec) -> bool:
 
 
 def _magnitude(shape: tuple[int, ...], spec: AdapterSpec, g: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=g, dtype=torch.float64) * 3 + 0.5
+    sign = torch.randint(0, 2, shape, generator=g, dtype=torch.float64) * 2 - 1
+    return sign * (torch.rand(shape, generator=g, dtype=torch.float64) * 3 + 0.5)
 
 
 def _gate(shape: tuple[int, ...], spec: AdapterSpec, g: torch.Generator) -> Tensor:

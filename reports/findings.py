@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from reports import cites
-from reports.grouping import DISAGREE, Grouping, Kind, covering, question
+from reports.grouping import DISAGREE, Grouping, Kind, covering, is_of_a_check, question
 from reports.model import CheckInfo, Claim, Diagnosis, Finding, Prior, PriorFinding, Run, Severity, Tag
 from reports.order import ASPECT_TITLES, ASPECTS, LEADING, SEVERITIES, rank, worst
 from reports.prior import contradicts, matching
@@ -95,7 +95,7 @@ class Defect:
         itself (a guard, a precision, a format) is no name for what makes other checks fail."""
         if claim.diagnosis is None:
             return False
-        catalogued = claim.diagnosis.mistake.startswith(f"{claim.variant}.")
+        catalogued = not is_of_a_check(claim.diagnosis)
         return catalogued or all(c.check == claim.check for c in self.members)
 
     @cached_property

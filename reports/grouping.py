@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from reports.model import CheckInfo, Claim, Declaration
+from reports.model import CheckInfo, Claim, Declaration, Diagnosis
+from reports.order import ASPECTS
 
 Key = tuple[str, str]
 Kind = str  # "difference" "error" "declared" "unverified" "mode_missing" "not_offered"
@@ -29,6 +30,11 @@ def covering(declarations: Iterable[Declaration], claim: Claim) -> Declaration |
         if all(fnmatchcase(value, pattern) for value, pattern in pairs):
             return d
     return None
+
+
+def is_of_a_check(diagnosis: Diagnosis) -> bool:
+    """Whether a check says it of itself ("forward.guard"), rather than the mistakes catalogue ("lora.no_scale")."""
+    return diagnosis.mistake.partition(".")[0] in ASPECTS
 
 
 def is_special(claim: Claim) -> bool:
@@ -71,7 +77,7 @@ class Grouping:
     def _defect(self, claim: Claim, seen: frozenset[str]) -> Key:
         # What a check says of itself, or with a yes or a no, explains nothing where what it follows is broken already.
         parents = [p for p in self._parents(claim) if p.check not in seen]
-        own = claim.diagnosis is not None and not claim.diagnosis.mistake.startswith(f"{claim.variant}.")
+        own = claim.diagnosis is not None and is_of_a_check(claim.diagnosis)
         if parents and (own or claim.check in SAYS_LITTLE):
             return self._defect(parents[0], seen | {claim.check})
         if claim.diagnosis:

@@ -100,14 +100,6 @@ class UntiesTheHead(Wrong):
         return found
 
 
-class TwoNames(Wrong):
-    """Every name of a layer counts as a layer."""
-
-    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
-        modules = dict(model.named_modules(remove_duplicate=False))
-        return {name: a for a in found.values() for name, m in modules.items() if m is a.module}
-
-
 class Doubled(nn.Module):
     """A layer called twice over."""
 
@@ -195,7 +187,6 @@ BROKEN = [
     (AdaptsTheHead, "default", "lora"),
     (AdaptsTheHead, "heads", "lora"),
     (UntiesTheHead, "heads", "hra"),
-    (TwoNames, "shared", "lora"),
     (ActsTwice, "shared", "delora"),
     (WritesTied, "shared", "pissa"),
     (SecondBlockScaled, "model_forward", "dora"),
