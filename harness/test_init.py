@@ -89,7 +89,9 @@ def _deterministic(ask: Ask, case: Case) -> None:
         if tensor.exact and tensor.name in ours.names and tensor.name in theirs.names:
             actual, exact = ours.value(tensor.name), theirs.value(tensor.name)
             if actual.shape != exact.shape:  # a finding of its own
-                ask.demand(not ask.explains, case, f"shape of {tensor.name}", exact.shape, actual.shape)
+                # A mistake in the shape itself explains only who makes it, too.
+                own = tuple(exact.shape) != tensor.shape(case.out_features, case.in_features, case.spec)
+                ask.demand(not own, case, f"shape of {tensor.name}", exact.shape, actual.shape)
                 continue
             noise = value_noise(ours, tensor, exact, case)
             try:
