@@ -84,9 +84,8 @@ def _from_file(path: str, ref: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     if (folder := str(file.resolve().parent)) not in sys.path:
-        sys.path.append(
-            folder
-        )  # the library may lie beside its wrapper; last, so that it hides nothing of ours
+        # The library may lie beside its wrapper; last, so that it hides nothing of ours.
+        sys.path.append(folder)
     sys.modules[name] = module  # dataclasses and pickling in the file look their module up
     try:
         spec.loader.exec_module(module)

@@ -252,24 +252,26 @@ def _lora_on_hidden(
     return paper.linear(x, p.get("W", W), b) + paper.scale(spec) * (drop(x @ p["A"].mT) @ p["B"].mT)
 
 
-def _dora_gain(W: Tensor, p: Parameters, spec: AdapterSpec) -> Tensor:
-    return p["m"] / torch.linalg.vector_norm(W + paper.scale(spec) * (p["B"] @ p["A"]), dim=1).detach()
+def _dora_with(
+    hidden: Tensor, x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec
+) -> Tensor:
+    """DoRA of the whole x, but for the rank-r activation (..., r), which is given."""
+    s = paper.scale(spec)
+    g = p["m"] / torch.linalg.vector_norm(W + s * (p["B"] @ p["A"]), dim=1).detach()
+    y = g * (x @ W.mT + s * (hidden @ p["B"].mT))
+    return y if b is None else y + b
 
 
 def _dora_on_hidden(
     x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, drop: Drop
 ) -> Tensor:
-    g = _dora_gain(W, p, spec)
-    y = g * (x @ W.mT + paper.scale(spec) * (drop(x @ p["A"].mT) @ p["B"].mT))
-    return y if b is None else y + b
+    return _dora_with(drop(x @ p["A"].mT), x, W, b, p, spec)
 
 
 def _dora_on_low_rank(
     x: Tensor, W: Tensor, b: Tensor | None, p: Parameters, spec: AdapterSpec, drop: Drop
 ) -> Tensor:
-    g = _dora_gain(W, p, spec)
-    y = g * (x @ W.mT + paper.scale(spec) * (drop(x) @ p["A"].mT @ p["B"].mT))
-    return y if b is None else y + b
+    return _dora_with(drop(x) @ p["A"].mT, x, W, b, p, spec)
 
 
 def _delora_on_hidden(

@@ -69,9 +69,8 @@ class Variant:
     starts_at_identity: Callable[[AdapterSpec], bool] = lambda spec: True
     in_domain: Callable[[int, int, AdapterSpec], bool] = lambda out, in_, spec: True
     is_singular: Callable[[Mapping[str, Tensor], AdapterSpec], bool] = lambda values, spec: False
-    may_refuse: Callable[[AdapterSpec], bool] = lambda spec: (
-        False
-    )  # what a right implementation may not offer
+    # What a right implementation may not offer.
+    may_refuse: Callable[[AdapterSpec], bool] = lambda spec: False
     of_record: dict[str, str] = field(default_factory=dict)  # aspect -> reference, where not PEFT
 
     def tensor(self, name: str) -> Canonical | None:
@@ -90,9 +89,8 @@ def _factor(shape: tuple[int, ...], spec: AdapterSpec, g: torch.Generator) -> Te
 
 def _vectors(shape: tuple[int, ...], spec: AdapterSpec, g: torch.Generator) -> Tensor:
     drawn = _normal(shape, spec, g)
-    return (
-        drawn + drawn.sign() / 4
-    )  # in one dimension a vector is one number, and reflections divide by its square
+    # In one dimension a vector is one number, and reflections divide by its square.
+    return drawn + drawn.sign() / 4
 
 
 def _near_zero(values: Mapping[str, Tensor], spec: AdapterSpec) -> bool:
@@ -209,9 +207,8 @@ HRA = Variant(
     starts_at_identity=lambda spec: not spec.gram_schmidt and spec.rank % 2 == 0,
     # Gram-Schmidt of more columns than dimensions divides by rounding noise in every reference.
     in_domain=lambda out, in_, spec: spec.rank <= in_ if spec.gram_schmidt else spec.rank % 2 == 0,
-    may_refuse=lambda spec: (
-        spec.rank % 2 == 1
-    ),  # no odd rank starts at the identity, with Gram-Schmidt or without
+    # No odd rank starts at the identity, with Gram-Schmidt or without.
+    may_refuse=lambda spec: spec.rank % 2 == 1,
 )
 
 DELORA = Variant(
