@@ -20,6 +20,7 @@ from harness.thresholds import THRESHOLDS
 from oracles import paper
 from oracles.authors.replay import NotRecorded
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
+from oracles.seeding import seed_torch
 from oracles.variants import Variant
 
 State = Literal["initial", "step0", "far"]
@@ -83,7 +84,7 @@ class Ask:
 
         Raises Refused where a right implementation may refuse the rank, or has drawn values near a singularity.
         """
-        torch.manual_seed(case.seed + seed)
+        seed_torch(case.seed + seed)
         try:
             layer = adapt(self.subject, case.base(), case.spec)
         except (SubjectRaised, Unsupported):
@@ -97,14 +98,14 @@ class Ask:
 
     def reference(self, case: Case) -> Layer:
         """The oracle on a fresh base in the case's own dtype, as a user of it would have it."""
-        torch.manual_seed(case.seed)
+        seed_torch(case.seed)
         with self._oracle_answers():
             return adapt(self.oracle, case.base(), case.spec)
 
     def evaluator(self, case: Case) -> Layer:
         """The oracle in float64, for evaluation at parameters that are written into it."""
         build = getattr(self.oracle, "evaluator", self.oracle.adapt)
-        torch.manual_seed(case.seed)
+        seed_torch(case.seed)
         with self._oracle_answers(), answering(self.oracle.name, "adapt"):
             return Layer(build(case.base(torch.float64), case.spec), self.oracle.name)
 

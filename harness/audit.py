@@ -317,6 +317,7 @@ class Collector:
         """Serial runs: the claims that are going to be asked."""
         self._plan([item.nodeid for item in session.items])
 
+    @pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook
     def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
         """Runs with workers: every worker collects the same."""
         self._plan(ids)

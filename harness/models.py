@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import io
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -209,14 +211,48 @@ class ModelCase:
 
 def blank(architecture: str) -> nn.Module:
     """A fresh model of that architecture in training mode."""
-    return copy.deepcopy(_prototype(architecture))  # several times quicker than building it
+    return _frozen(architecture).thaw()
 
 
 @functools.cache
-def _prototype(architecture: str) -> nn.Module:
+def _frozen(architecture: str) -> Frozen:
     kind = ARCHITECTURES[architecture]
     config = getattr(transformers, kind.config)(**kind.settings)
-    return getattr(transformers, kind.model)(config).train()
+    return Frozen(getattr(transformers, kind.model)(config).train())
+
+
+class _TensorsAside(pickle.Pickler):
+    """Pickles all but tensors, which go into a list, each once."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream, pickle.HIGHEST_PROTOCOL)
+        self.tensors: list[Tensor] = []
+        self.places: dict[int, int] = {}
+
+    def persistent_id(self, part: object) -> int | None:
+        if not isinstance(part, Tensor):
+            return None
+        if id(part) not in self.places:
+            self.places[id(part)] = len(self.tensors)
+            self.tensors.append(part)
+        return self.places[id(part)]
+
+
+class Frozen:
+    """A model to make copies of: several times quicker than deepcopy, and than building it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        stream = io.BytesIO()
+        pickler = _TensorsAside(stream)
+        pickler.dump(model)
+        self.tensors, self.pickled = pickler.tensors, stream.getvalue()
+
+    def thaw(self) -> nn.Module:
+        """A copy that shares nothing with the model, its tensors tied where they were."""
+        copies = [copy.deepcopy(tensor) for tensor in self.tensors]
+        unpickler = pickle.Unpickler(io.BytesIO(self.pickled))
+        unpickler.persistent_load = copies.__getitem__  # type: ignore[method-assign]
+        return cast(nn.Module, unpickler.load())
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from harness import guard
 from harness.cases import Case
 from harness.layer import BadAnswer, Layer, SubjectRaised, adapt, said
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
+from oracles.seeding import seed_torch
 from oracles.variants import Variant
 
 
@@ -42,7 +43,7 @@ def broken_wrapper(subject: Implementation, variant: Variant) -> Broken | None:
 def _broken(subject: Implementation, case: Case) -> Broken | None:
     try:
         with guard.global_state(), guard.time_limit():
-            torch.manual_seed(0)
+            seed_torch(0)
             sentence = _inspect(adapt(subject, case.base(), case.spec), case)
     except BadAnswer as error:
         sentence = str(error)

@@ -15,6 +15,7 @@ from harness.test_forward import effective
 from harness.thresholds import STANDARD_ERRORS
 from oracles.implementation import Unsupported
 from oracles.mistakes import mistake
+from oracles.seeding import seed_torch
 from oracles.variants import Variant
 from reports.model import Diagnosis
 
@@ -41,7 +42,7 @@ def dropping(ask: Ask, case: Case) -> Layer:
 
 def trained(layer: Layer, case: Case, seed: int) -> Tensor:
     """One output in training mode, the mask drawn from ``seed``; float64."""
-    torch.manual_seed(seed)
+    seed_torch(seed)
     with torch.no_grad():
         return layer(case.x).double()
 

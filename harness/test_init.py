@@ -18,6 +18,7 @@ from harness.registry import check
 from harness.test_shapes import ignored
 from harness.thresholds import FALSE_ALARM, STANDARD_ERRORS
 from oracles import paper
+from oracles.seeding import seed_torch
 from oracles.variants import Canonical, Variant
 from reports.model import Diagnosis
 
@@ -176,7 +177,7 @@ def drawn_from_a_gaussian(variant: Variant, tensor: Canonical) -> Diagnosis:
 
 
 def _reference_draw(ask: Ask, case: Case, seed: int) -> Layer:
-    torch.manual_seed(10_000 + seed)
+    seed_torch(10_000 + seed)
     return Layer(ask.oracle.adapt(case.base(), case.spec), ask.oracle.name)
 
 
@@ -307,7 +308,7 @@ def test_seeded(ask: Ask, case: Case) -> None:
 def test_base_weight(ask: Ask, case: Case) -> None:
     """Attaching leaves the base weight and bias bitwise as they were (PiSSA's residual is asked elsewhere)."""
     base = case.base()
-    torch.manual_seed(case.seed)
+    seed_torch(case.seed)
     ask_layer = ask.calling("adapt", ask.subject.adapt, base, case.spec)
     for name, before in (("weight", case.weight), ("bias", case.bias_vector)):
         held = _held(base, name)

@@ -14,6 +14,7 @@ from harness.cases import Case, Domain
 from harness.layer import BadAnswer, Layer
 from harness.registry import check
 from harness.test_forward import effective
+from oracles.seeding import seed_torch
 
 
 def _far(ask: Ask, case: Case) -> Layer:
@@ -119,7 +120,7 @@ def test_detach(ask: Ask, case: Case) -> None:
     base = case.base()
     with torch.no_grad():
         before = base(case.x)
-    torch.manual_seed(case.seed)
+    seed_torch(case.seed)
     layer = ask.layer(case)
     layer.write(case.far(dict.fromkeys(layer.names)))
     found = _plain_layer(ask.calling("detach", ask.subject.detach, layer.adapted), "detach")

@@ -29,6 +29,7 @@ from oracles.equation import Equation
 from oracles.implementation import Adapted, AdapterSpec, Implementation
 from oracles.mistakes import mistake
 from oracles.peft import Peft
+from oracles.seeding import seed_torch
 from oracles.variants import VARIANTS
 from refs import catalog as catalogue
 from refs.locate import locate
@@ -125,7 +126,7 @@ def measures(id_: str) -> Callable[[Callable[[], float]], Callable[[], float]]:
 def test_every_entry_is_measured(entry: Disagreement) -> None:
     """The catalogued size is what is measured now: an entry that no longer differs, or differently, fails."""
     before = torch.get_rng_state()
-    torch.manual_seed(0)
+    seed_torch(0)
     try:
         found = MEASURES[entry.id]()
     finally:

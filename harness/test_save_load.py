@@ -19,6 +19,7 @@ from harness.outcome import Deviation, NotApplicable
 from harness.registry import check
 from oracles.implementation import Unsupported
 from oracles.peft import Peft
+from oracles.seeding import seed_torch
 from reports.model import Diagnosis
 
 FILES = Domain(dtypes=("float32",), sizes=(3, 8), ranks=(1, 8), batches=((4,),))
@@ -71,7 +72,7 @@ def offered(ask: Ask, call: Callable[[], object], method: str) -> object:
 
 def load(ask: Ask, base: nn.Linear, case: Case, path: Path) -> Layer:
     """The adapter at ``path`` on ``base``, torch's generator in another state than when it was made."""
-    torch.manual_seed(case.seed + 77)
+    seed_torch(case.seed + 77)
     return as_layer(
         offered(ask, lambda: ask.subject.load(base, case.spec, path), "load"), ask.subject, "load"
     )
@@ -165,9 +166,9 @@ def test_dropout(ask: Ask, case: Case) -> None:
         for each in (layer, loaded):
             each.train()
         with torch.no_grad():
-            torch.manual_seed(case.seed)
+            seed_torch(case.seed)
             wanted = layer(case.x).double()
-            torch.manual_seed(case.seed)
+            seed_torch(case.seed)
             actual = loaded(case.x).double()
     size = float(torch.linalg.vector_norm(wanted))
     ask.judge(

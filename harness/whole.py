@@ -14,6 +14,7 @@ from harness.ask import Ask, Refused
 from harness.layer import BadAnswer, Layer, SubjectRaised, answering, as_layer
 from harness.models import ModelCase, loss, put
 from oracles.implementation import Implementation, Unsupported
+from oracles.seeding import seed_torch
 
 STEPS, RATE, TWINS = 10, 0.05, 1
 Values = dict[tuple[str, str], Tensor]  # (layer, canonical tensor) -> value
@@ -55,7 +56,7 @@ class Whole:
 
 def adapted_by(who: Implementation, case: ModelCase) -> Whole:
     """``who`` on a fresh model of the case, torch's generator seeded from it."""
-    torch.manual_seed(case.seed)
+    seed_torch(case.seed)
     model = case.base()
     with answering(who.name, f"adapt_model of {case.architecture}"):
         found: Any = who.adapt_model(model, case.spec, case.given_targets)

@@ -9,7 +9,7 @@ from pathlib import Path
 from refs.catalog import Catalog, Cite, Reference
 from refs.errors import RefsError, SourceError
 from refs.locate import locate
-from refs.source import digest_tree, node_of, quote
+from refs.source import digest_tree, node_of, per_version, quote
 
 __all__ = ["Citation", "cite", "cite_file", "cite_target", "symbol_digest"]
 
@@ -70,6 +70,7 @@ def cite_file(path: Path, symbol: str, anchor: str | None = None, alias: str | N
     return Citation(alias, symbol, None, found.start, found.end, found.lines)
 
 
+@per_version
 def symbol_digest(path: Path, symbol: str) -> str:
     """The sha256 of a symbol's syntax tree: without comments, docstrings, layout. Raises SourceError."""
     try:

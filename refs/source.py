@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
+from typing import TypeVar
 
 from refs.errors import SourceError
 
@@ -22,6 +24,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 Node = ast.Module | ast.stmt
 Tree = tuple[object, ...]
 MODULE = "<module>"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,22 @@ def find(path: Path, symbol: str, anchor: str | None = None) -> Span:
         raise SourceError(f"{path.name} is nested too deeply to be searched") from None
 
 
+def per_version(function: Callable[..., T]) -> Callable[..., T]:
+    """``function(path, *args)``, its answers kept for as long as the file has the same size and time."""
+
+    @lru_cache(maxsize=4096)
+    def kept(path: Path, mtime: int, size: int, *args: object, **named: object) -> T:
+        return function(path, *args, **named)
+
+    @wraps(function)
+    def asked(path: Path, *args: object, **named: object) -> T:
+        stat = _stat(Path(path))
+        return kept(Path(path), stat.st_mtime_ns, stat.st_size, *args, **named)
+
+    return asked
+
+
+@per_version
 def quote(path: Path, symbol: str, anchor: str | None = None, limit: int = 10) -> Quote:
     """The at most ``limit`` most telling lines of ``symbol``: the anchor's, or the densest in arithmetic.
 
@@ -131,16 +150,15 @@ def _read(path: Path) -> list[str]:
         raise SourceError(f"{path.name} cannot be decoded: {error}") from None
 
 
-def _parse(path: Path) -> ast.Module:
+def _stat(path: Path) -> os.stat_result:
     try:
-        stat = path.stat()
+        return path.stat()
     except OSError as error:
         raise SourceError(f"{path.name} cannot be read: {error.strerror or error}") from None
-    return _parse_version(path, stat.st_mtime_ns, stat.st_size)
 
 
-@lru_cache(maxsize=64)
-def _parse_version(path: Path, mtime: int, size: int) -> ast.Module:
+@per_version
+def _parse(path: Path) -> ast.Module:
     try:
         return ast.parse("\n".join(_read(path)))
     except SyntaxError as error:

@@ -16,6 +16,7 @@ from harness.models import put
 from harness.probe.memory import Cost, cost
 from harness.probe.pretrained import Pretrained
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
+from oracles.seeding import seed_torch
 from oracles.variants import VARIANTS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,7 +78,7 @@ Adapted = tuple[nn.Module, dict[str, Layer]]
 
 def adapted(who: Implementation, model: nn.Module, spec: AdapterSpec) -> Adapted:
     """A copy of ``model`` with ``who``'s adapters on its default layers."""
-    torch.manual_seed(0)
+    seed_torch(0)
     twin = copy.deepcopy(model)
     with answering(who.name, "adapt_model"):
         found = who.adapt_model(twin, spec)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from harness.layer import Layer, SubjectRaised, answering
 from harness.probe.measure import gap
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
+from oracles.seeding import seed_torch
 
 ROWS = 512  # of a weight, read at once
 INPUTS = 8
@@ -138,7 +139,7 @@ def _one(
     who: Implementation, name: str, weight: Tensor, x: Tensor, spec: AdapterSpec, into: Streamed
 ) -> None:
     exact = x @ weight.T
-    torch.manual_seed(0)
+    seed_torch(0)
     try:
         with answering(who.name, "adapt"):
             layer = Layer(who.adapt(_linear(weight.clone()), spec), who.name)

@@ -18,6 +18,7 @@ from oracles import paper
 from oracles.authors import loader
 from oracles.equation import FORMS, Form
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
+from oracles.seeding import seed_torch
 from refs import catalog as catalogue
 from refs.locate import locate
 
@@ -137,7 +138,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def restored_rng(seed: int) -> Iterator[None]:
     """Global CPU randomness from ``seed`` inside, and afterwards as it was."""
     before = torch.get_rng_state()
-    torch.manual_seed(seed)
+    seed_torch(seed)
     try:
         yield
     finally:
