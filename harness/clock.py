@@ -9,9 +9,11 @@ import atexit
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ExtensionFileLoader, SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 TARGET = os.environ.get("AUDIT_CLOCK")
 _spent: dict[str, float] = {}
@@ -48,5 +50,20 @@ def _write() -> None:
     Path(str(TARGET)).write_text(json.dumps(_spent))
 
 
+def _charge_imports() -> None:
+    """Charge the loading of modules, lazy ones too, to ``imports``; pytest's rewriting of test modules stays its own."""
+    for loader in (SourceFileLoader, ExtensionFileLoader):
+        loader.exec_module = _charged(loader.exec_module)  # type: ignore[method-assign]
+
+
+def _charged(load: Callable[..., None]) -> Callable[..., None]:
+    def exec_module(self: object, module: ModuleType) -> None:
+        with charge("imports"):
+            load(self, module)
+
+    return exec_module
+
+
 if TARGET is not None:
     atexit.register(_write)
+    _charge_imports()
