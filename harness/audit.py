@@ -133,7 +133,8 @@ def _profile(config: pytest.Config) -> Profile:
     name = config.getoption("audit_profile")
     if name not in PROFILES:
         raise BadOption(f"--audit-profile {name!r}: expected one of {', '.join(PROFILES)}")
-    return Profile(name, PROFILES[name], _seed(config.getoption("hypothesis_seed", None)))
+    seed = _seed(config.getoption("hypothesis_seed", None))
+    return Profile(name, PROFILES[name], seed, most=PROFILES[name] if name == "quick" else None)
 
 
 def _seed(given: Any) -> int:

@@ -50,11 +50,15 @@ class Enough(SkipTest):
 
 @dataclass(frozen=True)
 class Profile:
-    """How many examples a check gets, and the seed everything follows from."""
+    """How many examples a check gets, and the seed everything follows from.
+
+    ``most``: no check gets more, those of a fixed number neither.
+    """
 
     name: str
     examples: int
     seed: int
+    most: int | None = None
 
 
 @dataclass
@@ -120,7 +124,8 @@ class ClaimRun:
     @property
     def examples(self) -> int:
         """How many cases the claim is tried on."""
-        return self.profile.examples if self.check.examples == EXAMPLES else self.check.examples
+        wanted = self.profile.examples if self.check.examples == EXAMPLES else self.check.examples
+        return min(wanted, self.profile.most or wanted)
 
     def _outcome(self, ask: Ask) -> dict[str, object]:
         if broken := self.broken_wrapper(self.variant.id):
