@@ -51,7 +51,7 @@ def _write() -> None:
 
 
 def _charge_imports() -> None:
-    """Charge the loading of modules, lazy ones too, to ``imports``; pytest's rewriting of test modules stays its own."""
+    """Charge the loading of modules, lazy ones too, to ``imports``; what pytest rewrites stays its own."""
     for loader in (SourceFileLoader, ExtensionFileLoader):
         loader.exec_module = _charged(loader.exec_module)  # type: ignore[method-assign]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from oracles.variants import VARIANTS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RATE = 1e-3
+KEEPS_MATRICES = frozenset({"hra"})  # PEFT's keeps some d × d matrices for each reflection: gigabytes
 Say = Callable[[str], None]
 
 
@@ -128,18 +130,26 @@ def identity(
         side.by_layer[dtype] = {n: gap(layer(seen[n][0]), seen[n][1]).relative for n, layer in layers.items()}
 
 
-def start_of(layers: Mapping[str, Layer]) -> dict[str, dict[str, Tensor]]:
-    """Every slot's value."""
+def start_of(layers: Mapping[str, Layer], spec: AdapterSpec) -> dict[str, dict[str, Tensor]]:
+    """Every slot's value, to start the other side from; none for PiSSA, whose start is its own and no draw."""
+    if VARIANTS[spec.variant].tensor("W") is not None:
+        return {}
     return {name: layer.values() for name, layer in layers.items()}
 
 
 def train(
-    model: nn.Module, layers: Mapping[str, Layer], given: Pretrained, steps: int, side: Side, tick: Say
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    given: Pretrained,
+    spec: AdapterSpec,
+    steps: int,
+    side: Side,
+    tick: Say,
 ) -> None:
     """``steps`` of AdamW on the text: gradient norms of the first, the loss before each."""
     raw = {id(t): t for layer in layers.values() for n in layer.names if (t := layer.raw(n)).requires_grad}
     optimiser = torch.optim.AdamW(raw.values(), lr=RATE, weight_decay=0.0)
-    with cost() as side.steps:
+    with recomputed(model, spec), cost() as side.steps:
         for step in range(steps):
             ids = given.batches[step % len(given.batches)]
             optimiser.zero_grad()
@@ -150,6 +160,23 @@ def train(
             side.losses.append(float(loss.detach()))
             optimiser.step()
             tick(f"{side.who}: step {step + 1}, loss {side.losses[-1]:.3f}")
+
+
+@contextmanager
+def recomputed(model: nn.Module, spec: AdapterSpec) -> Iterator[None]:
+    """Blocks recomputed in the backward pass, on both sides, for variants in KEEPS_MATRICES.
+
+    Only the blocks are in training mode, which is what switches it on: dropout inside them stays off.
+    """
+    offered = getattr(model, "supports_gradient_checkpointing", False) and spec.variant in KEEPS_MATRICES
+    if offered:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        for block in model.modules():
+            block.training = bool(getattr(block, "gradient_checkpointing", False))
+    yield
+    if offered:
+        model.gradient_checkpointing_disable()  # type: ignore[operator]
+    model.eval()
 
 
 def gradient_norms(layers: Mapping[str, Layer]) -> dict[str, float]:
@@ -192,6 +219,7 @@ def compare(
         for who, side in pairs:
             attempt(side, identity, who, base, given, spec, dtype, side)
             tick(f"{side.who}: {dtype} at step 0")
+    del base
     start = _both_train(peft, found.peft, given, spec, steps, tick, None)
     _both_train(subject, found.subject, given, spec, steps, tick, start)
     return found
@@ -209,9 +237,9 @@ def _both_train(
     except (SubjectRaised, Unsupported) as error:
         side.note = str(error)
         return start
-    carry(start or {}, layers, spec)
-    began = start_of(layers)
-    attempt(side, train, model, layers, given, steps, side, tick)
+    carry(start or {}, layers)
+    began = start_of(layers, spec) if start is None else None  # float64: not kept where nobody asks for it
+    attempt(side, train, model, layers, given, spec, steps, side, tick)
     if start is not None:
         attempt(side, persist, who, given.model, (model, layers), given, spec, side)
     else:
@@ -219,11 +247,10 @@ def _both_train(
     return began
 
 
-def carry(start: dict[str, dict[str, Tensor]], layers: Mapping[str, Layer], spec: AdapterSpec) -> None:
-    """Write PEFT's start into the subject, but for PiSSA: its start is no draw, and its residual belongs to it."""
-    if VARIANTS[spec.variant].tensor("W") is None:
-        for name in start.keys() & layers.keys():
-            layers[name].write(start[name])
+def carry(start: dict[str, dict[str, Tensor]], layers: Mapping[str, Layer]) -> None:
+    """Write one side's start into the other."""
+    for name in start.keys() & layers.keys():
+        layers[name].write(start[name])
 
 
 def _stored(layers: Mapping[str, Layer]) -> list[Tensor]:

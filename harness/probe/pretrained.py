@@ -56,6 +56,7 @@ def load(given: str | None) -> Pretrained:
             raise NoModel(
                 f"{given or name} cannot be loaded: {' '.join(str(error).split())[:300]}"
             ) from error
+    model.is_quantized = False  # what came from GGUF is dense by now, and is to be cast like any other
     return Pretrained(name, model.eval(), *_text(tokenizer))
 
 

@@ -162,7 +162,10 @@ def _costs(compared: list[Compared]) -> Table:
         "saved KiB",
         "after loading",
     )
-    note = "Attaching includes copying the model. The last column: Δ logits of the adapter saved and loaded again."
+    note = (
+        "Attaching includes copying the model; for HRA, blocks are recomputed in the backward pass. "
+        "The last column: Δ logits of the adapter saved and loaded again."
+    )
     return Table("Time, memory, files", heads, rows, note)
 
 
