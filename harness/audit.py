@@ -134,7 +134,7 @@ def _profile(config: pytest.Config) -> Profile:
     if name not in PROFILES:
         raise BadOption(f"--audit-profile {name!r}: expected one of {', '.join(PROFILES)}")
     seed = _seed(config.getoption("hypothesis_seed", None))
-    return Profile(name, PROFILES[name], seed, most=PROFILES[name] if name == "quick" else None)
+    return Profile(name, PROFILES[name], seed, caps=name == "quick")
 
 
 def _seed(given: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness import clock  # first: it starts when it is imported
 from harness.registry import check_of
 from harness.session import PROFILES, Session
 
@@ -58,8 +59,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests of the audit itself and `--help` need no subject; the audit is built on the first harness test."""
     config.stash[AUDIT] = None
     if _concerns_harness(config) or config.getoption("report") is not None:
-        from harness import clock
-
         with clock.charge("imports"):
             from harness import audit
 

@@ -14,7 +14,6 @@ from harness.cases import Case, Domain
 from harness.layer import BadAnswer, Layer
 from harness.registry import check
 from harness.test_forward import effective
-from oracles.seeding import seed_torch
 
 
 def _far(ask: Ask, case: Case) -> Layer:
@@ -120,7 +119,6 @@ def test_detach(ask: Ask, case: Case) -> None:
     base = case.base()
     with torch.no_grad():
         before = base(case.x)
-    seed_torch(case.seed)
     layer = ask.layer(case)
     layer.write(case.far(dict.fromkeys(layer.names)))
     found = _plain_layer(ask.calling("detach", ask.subject.detach, layer.adapted), "detach")

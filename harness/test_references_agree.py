@@ -29,7 +29,7 @@ from oracles.equation import Equation
 from oracles.implementation import Adapted, AdapterSpec, Implementation
 from oracles.mistakes import mistake
 from oracles.peft import Peft
-from oracles.seeding import seed_torch
+from oracles.seeding import restored_rng
 from oracles.variants import VARIANTS
 from refs import catalog as catalogue
 from refs.locate import locate
@@ -125,12 +125,8 @@ def measures(id_: str) -> Callable[[Callable[[], float]], Callable[[], float]]:
 
 def test_every_entry_is_measured(entry: Disagreement) -> None:
     """The catalogued size is what is measured now: an entry that no longer differs, or differently, fails."""
-    before = torch.get_rng_state()
-    seed_torch(0)
-    try:
+    with restored_rng(0):
         found = MEASURES[entry.id]()
-    finally:
-        torch.set_rng_state(before)
     assert found == pytest.approx(entry.size, rel=SIZE_TOLERANCE, abs=1e-12), entry.how_much
 
 

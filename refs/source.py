@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from refs.errors import SourceError
 
@@ -25,6 +25,7 @@ Node = ast.Module | ast.stmt
 Tree = tuple[object, ...]
 MODULE = "<module>"
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,18 @@ def find(path: Path, symbol: str, anchor: str | None = None) -> Span:
         raise SourceError(f"{path.name} is nested too deeply to be searched") from None
 
 
-def per_version(function: Callable[..., T]) -> Callable[..., T]:
-    """``function(path, *args)``, its answers kept for as long as the file has the same size and time."""
+def per_version(function: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
+    """``function(path, ...)``, its answers kept for as long as the file has the same size and time."""
 
-    @lru_cache(maxsize=4096)
-    def kept(path: Path, mtime: int, size: int, *args: object, **named: object) -> T:
+    @lru_cache(maxsize=1024)
+    def kept(path: Path, mtime: int, size: int, *args: P.args, **named: P.kwargs) -> T:
         return function(path, *args, **named)
 
     @wraps(function)
-    def asked(path: Path, *args: object, **named: object) -> T:
-        stat = _stat(Path(path))
-        return kept(Path(path), stat.st_mtime_ns, stat.st_size, *args, **named)
+    def asked(path: Path, *args: P.args, **named: P.kwargs) -> T:
+        path = Path(path)
+        stat = _stat(path)
+        return kept(path, stat.st_mtime_ns, stat.st_size, *args, **named)  # type: ignore[arg-type]
 
     return asked
 
@@ -83,7 +85,6 @@ def quote(path: Path, symbol: str, anchor: str | None = None, limit: int = 10) -
 
     Raises SourceError as `find` does.
     """
-    path = Path(path)
     span = find(path, symbol, anchor)
     if span.end - span.start >= limit:
         telling = anchor is None and path.suffix != ".json"

@@ -138,18 +138,12 @@ def start_of(layers: Mapping[str, Layer], spec: AdapterSpec) -> dict[str, dict[s
 
 
 def train(
-    model: nn.Module,
-    layers: Mapping[str, Layer],
-    given: Pretrained,
-    spec: AdapterSpec,
-    steps: int,
-    side: Side,
-    tick: Say,
+    model: nn.Module, layers: Mapping[str, Layer], given: Pretrained, steps: int, side: Side, tick: Say
 ) -> None:
     """``steps`` of AdamW on the text: gradient norms of the first, the loss before each."""
     raw = {id(t): t for layer in layers.values() for n in layer.names if (t := layer.raw(n)).requires_grad}
     optimiser = torch.optim.AdamW(raw.values(), lr=RATE, weight_decay=0.0)
-    with recomputed(model, spec), cost() as side.steps:
+    with cost() as side.steps:
         for step in range(steps):
             ids = given.batches[step % len(given.batches)]
             optimiser.zero_grad()
@@ -239,7 +233,8 @@ def _both_train(
         return start
     carry(start or {}, layers)
     began = start_of(layers, spec) if start is None else None  # float64: not kept where nobody asks for it
-    attempt(side, train, model, layers, given, spec, steps, side, tick)
+    with recomputed(model, spec):
+        attempt(side, train, model, layers, given, steps, side, tick)
     if start is not None:
         attempt(side, persist, who, given.model, (model, layers), given, spec, side)
     else:

@@ -18,11 +18,10 @@ from oracles import paper
 from oracles.authors import loader
 from oracles.equation import FORMS, Form
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
-from oracles.seeding import seed_torch
 from refs import catalog as catalogue
 from refs.locate import locate
 
-__all__ = ["AuthorImplementation", "default_dtype", "folded", "plain", "restored_rng"]
+__all__ = ["AuthorImplementation", "default_dtype", "folded", "plain"]
 
 
 class AuthorImplementation(Implementation):
@@ -132,14 +131,3 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-@contextmanager
-def restored_rng(seed: int) -> Iterator[None]:
-    """Global CPU randomness from ``seed`` inside, and afterwards as it was."""
-    before = torch.get_rng_state()
-    seed_torch(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from oracles.authors.base import AuthorImplementation, plain, restored_rng
+from oracles.authors.base import AuthorImplementation, plain
 from oracles.implementation import Adapted, AdapterSpec, Unsupported
+from oracles.seeding import restored_rng
 
 __all__ = ["CaseSpec", "RecordedCase", "compute", "effective_weight", "family"]
 
