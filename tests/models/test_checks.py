@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import lora_lite
-from harness.models import ARCHITECTURES, ModelCase
+from harness.models import ARCHITECTURES, ModelCase, blank
 from harness.registry import CHECKS, Check
 from harness.session import Profile, claims_for, load_checks
 from harness.subjects.lora_lite import LoraLite, adapted, config
@@ -242,6 +242,15 @@ def test_a_case_builds_the_same_model_every_time(architecture: str) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
     trivial = [n for n, p in case.base().named_parameters() if p.std() == 0]
     assert not trivial
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bert"])
+def test_a_fresh_model_is_tied_within_and_shares_nothing_without(architecture: str) -> None:
+    first, second = blank(architecture), blank(architecture)
+    assert first.get_input_embeddings().weight is first.get_output_embeddings().weight
+    own = {t.data_ptr() for t in first.state_dict().values()}
+    assert own.isdisjoint(t.data_ptr() for t in second.state_dict().values())
+    assert first.config is not second.config
 
 
 def test_no_check_of_whole_models_is_explained_by_a_layers_mistake() -> None:
