@@ -1,4 +1,4 @@
-"""Tiny whole models of a dozen architectures, built from transformers' configs: no download, random weights.
+"""Tiny whole models of two dozen architectures, built from transformers' configs: no download, random weights.
 
 A :class:`ModelCase` is to a model what :class:`harness.cases.Case` is to a layer: plain data from which the model,
 its input and every drawn value follow.
@@ -74,14 +74,26 @@ GPT2 = {
     "n_positions": 16,
     **{f"{part}_pdrop": 0.0 for part in ("resid", "embd", "attn")},
 }
+BART = {
+    "d_model": 16,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 16,
+    "dropout": 0.0,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+    **{f"{side}_layers": 1 for side in ("encoder", "decoder")},
+    **{f"{side}_attention_heads": 2 for side in ("encoder", "decoder")},
+    **{f"{side}_ffn_dim": 24 for side in ("encoder", "decoder")},
+}
+UNSPLIT = {"hidden_size": 16, "vocab_size": VOCABULARY, **UNDROPPED, **QUIET}
 # ("o",) must not catch T5's wo, ("dense",) not GPT-NeoX's dense_h_to_4h; a full name adapts one layer.
 LLAMA_ENDINGS = (("k_proj",), ("model.layers.1.self_attn.q_proj",), ("1.mlp.up_proj", "o_proj"))
 QO = ("self_attn.q_proj", "self_attn.o_proj")
 
 
 def _llama_like(id_: str, name: str, *endings: tuple[str, ...], **more: Any) -> Architecture:
-    settings = {**GROUPED, **more}
-    return Architecture(id_, f"{name}ForCausalLM", f"{name}Config", settings, endings, QO)
+    settings, config = {**GROUPED, **more}, f"{name}TextConfig" if id_.endswith("_text") else f"{name}Config"
+    return Architecture(id_, f"{name}ForCausalLM", config, settings, endings, QO)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -130,8 +142,50 @@ ARCHITECTURES: dict[str, Architecture] = {
         # Two experts for each token of two: routing cannot flip, so rounding stays small.
         _llama_like("mixtral", "Mixtral", ("o_proj",),
             num_local_experts=2, num_experts_per_tok=2, experts_implementation="eager"),
+        _llama_like("gemma2", "Gemma2"),
+        _llama_like("gemma3_text", "Gemma3"),
+        Architecture(
+            "bart", "BartForConditionalGeneration", "BartConfig", {**BART, **QUIET},
+            (), ("self_attn.q_proj", "self_attn.k_proj"), encoder_decoder=True,
+        ),
+        Architecture(
+            "bloom", "BloomForCausalLM", "BloomConfig", {**UNSPLIT, "n_layer": 2, "n_head": 2},
+            (), ("self_attention.dense", "self_attention.dense"),
+        ),
+        Architecture(
+            "falcon", "FalconForCausalLM", "FalconConfig",
+            {**UNSPLIT, "num_hidden_layers": 2, "num_attention_heads": 2},
+            (), ("self_attention.dense", "self_attention.dense"),
+        ),
+        Architecture(
+            "gpt_neo", "GPTNeoForCausalLM", "GPTNeoConfig",
+            {
+                "hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 24, "vocab_size": VOCABULARY,
+                "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 16, **QUIET,
+                **{f"{part}_dropout": 0.0 for part in ("embed", "attention", "resid")},
+            },
+            (), ("attention.q_proj", "attention.k_proj"),
+        ),
+        Architecture(
+            "gptj", "GPTJForCausalLM", "GPTJConfig", {**GPT2, **QUIET, "rotary_dim": 4},
+            (), ("attn.q_proj", "attn.k_proj"),
+        ),
+        Architecture(
+            "mt5", "MT5ForConditionalGeneration", "MT5Config", T5,
+            (), ("SelfAttention.q", "SelfAttention.k"), encoder_decoder=True,
+        ),
+        Architecture(
+            "roberta", "RobertaForMaskedLM", "RobertaConfig",
+            {
+                **COMMON, **QUIET, "max_position_embeddings": 16,
+                **{f"{part}_dropout_prob": 0.0 for part in ("hidden", "attention_probs")},
+            },
+            (), ("self.query", "self.key"),
+        ),
     )
 }  # fmt: skip
+# Every adapter library is expected to know these; of the others it may say that it has no defaults for them.
+EXPECTED = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "t5", "t5_gated", "bert")
 
 
 @dataclass(frozen=True)

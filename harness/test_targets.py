@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from harness import measure
 from harness.ask import Ask
 from harness.cases import Domain
-from harness.layer import Layer
-from harness.models import ARCHITECTURES, ModelCase, heads, logits
+from harness.layer import Layer, SubjectRaised
+from harness.models import ARCHITECTURES, EXPECTED, ModelCase, heads, logits
 from harness.outcome import Unverified
 from harness.registry import check
 from harness.whole import (
     Whole,
+    adapted_by,
     far,
     noise,
     observe,
@@ -30,6 +31,7 @@ from oracles.variants import Variant
 
 Strategy = Callable[[Variant], st.SearchStrategy[ModelCase]]
 ALL = tuple(ARCHITECTURES)
+RARE = tuple(a for a in ARCHITECTURES if a not in EXPECTED)
 SHARING = ("llama", "opt", "t5", "bert")
 TIED = ("llama", "gemma", "gpt2", "t5", "bert", "opt")
 # One of each kind of block that the others repeat; every architecture is asked where it is cheap.
@@ -104,6 +106,28 @@ def test_default(ask: Ask, case: ModelCase) -> None:
     """With no targets given, the layers that are adapted are those that PEFT adapts on that architecture."""
     theirs = reference_on(ask, case)
     same_places(ask, case, subject_on(ask, case), theirs, "layers adapted by default")
+
+
+@check(
+    "targets",
+    "minor",
+    title="there are no default targets for an architecture that PEFT has them for",
+    failure_mode="settings that work with PEFT ask for targets here",
+    domain=Domain(strategy=on_each(RARE)),
+    against=("peft",),
+    examples=2 * len(RARE),
+    follows=("targets.default",),
+    diagnose=False,
+)
+def test_coverage(ask: Ask, case: ModelCase) -> None:
+    """With no targets given, the architectures beyond the most common ones are adapted too, where PEFT adapts them."""
+    theirs = reference_on(ask, case)
+    try:
+        adapted_by(ask.subject, case)
+    except SubjectRaised as refusal:
+        ask.demand(
+            False, case, "layers adapted by default", listed(set(theirs.layers)), "an error", str(refusal)
+        )
 
 
 @check(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from harness import measure
 from harness.ask import Ask, Refused
 from harness.layer import BadAnswer, Layer, SubjectRaised, answering, as_layer
-from harness.models import ModelCase, loss, put
+from harness.models import EXPECTED, ModelCase, loss, put
 from oracles.implementation import Implementation, Unsupported
 from oracles.seeding import seed_torch
 
@@ -66,13 +66,23 @@ def adapted_by(who: Implementation, case: ModelCase) -> Whole:
 
 
 def subject_on(ask: Ask, case: ModelCase) -> Whole:
-    """The subject on the case's model. Raises Refused where it does not take GPT-2's transposed layers."""
+    """The subject on the case's model.
+
+    Raises Refused where it does not take GPT-2's transposed layers, and where it has no default targets for one of
+    the rarer architectures: `targets.coverage` asks about those.
+    """
     try:
         return adapted_by(ask.subject, case)
     except (Unsupported, SubjectRaised):
-        if case.kind.conv1d and type(ask.subject).adapt_model is not Implementation.adapt_model:
+        rare = case.targets is None and case.architecture not in EXPECTED
+        if (case.kind.conv1d or rare) and offers_models(ask.subject):
             raise Refused from None
         raise
+
+
+def offers_models(who: Implementation) -> bool:
+    """Whether it adapts whole models at all."""
+    return type(who).adapt_model is not Implementation.adapt_model
 
 
 def reference_on(ask: Ask, case: ModelCase) -> Whole:
