@@ -7,8 +7,8 @@ import json
 import random
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tests.mutants import pool
@@ -29,10 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(chosen)} mutants, {given.jobs} at a time", flush=True)
     start = time.monotonic()
     fates = pool.fates(chosen, given.jobs, given.seconds, given.examples)
-    told = table(chosen, fates)
+    alive = [
+        i for i, (m, fate) in enumerate(zip(chosen, fates, strict=True)) if not fate and not equivalent(m)
+    ]
+    tested = pool.unit_tests(chosen, alive, given.jobs, given.seconds)
+    told = table(chosen, fates, tested)
     print(told, f"\n{time.monotonic() - start:.0f} s")
     if given.json:
-        given.json.write_text(json.dumps(records(chosen, fates), indent=1) + "\n", encoding="utf-8")
+        facts = records(chosen, fates, tested)
+        given.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return int(score(chosen, fates) < GOAL)
 
 
@@ -78,38 +83,48 @@ def score(chosen: Sequence[Mutant], fates: Sequence[str]) -> float:
     return sum(bool(f) for f in counted) / max(len(counted), 1)
 
 
-def table(chosen: Sequence[Mutant], fates: Sequence[str]) -> str:
-    """Scores per file and per check, and every survivor."""
-    by_file: dict[str, list[tuple[Mutant, str]]] = defaultdict(list)
-    for mutant, fate in zip(chosen, fates, strict=True):
-        by_file[mutant.file].append((mutant, fate))
-    lines = ["| file | mutants | killed | equivalent | survived | score |", "|---|--:|--:|--:|--:|--:|"]
-    lines += [_row(file, *zip(*pairs, strict=True)) for file, pairs in by_file.items()]
-    lines += [_row("all", chosen, fates), "", "| first claim to fail | mutants |", "|---|--:|"]
+def table(chosen: Sequence[Mutant], fates: Sequence[str], tested: Mapping[int, str]) -> str:
+    """Scores per file and per check, and every mutant that the audit let live."""
+    files = list(dict.fromkeys(m.file for m in chosen))
+    lines = [
+        "| file | mutants | killed | equivalent | by unit tests alone | alive | score |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    places = {file: [i for i, m in enumerate(chosen) if m.file == file] for file in files}
+    lines += [_row(file, own, chosen, fates, tested) for file, own in places.items()]
+    lines += [_row("all", range(len(chosen)), chosen, fates, tested)]
+    lines += ["", "| first claim to fail | mutants |", "|---|--:|"]
     checks = Counter(fate.partition("[")[0] for fate in fates if fate)
     lines += [f"| {check} | {n} |" for check, n in sorted(checks.items(), key=lambda kv: (-kv[1], kv[0]))]
-    return "\n".join([*lines, "", *survivors(chosen, fates)])
+    return "\n".join([*lines, "", *survivors(chosen, fates, tested)])
 
 
-def _row(name: str, chosen: Sequence[Mutant], fates: Sequence[str]) -> str:
-    killed = sum(bool(f) for f in fates)
-    same = sum(not f and bool(equivalent(m)) for m, f in zip(chosen, fates, strict=True))
-    left = len(chosen) - killed - same
-    return f"| {name} | {len(chosen)} | {killed} | {same} | {left} | {100 * score(chosen, fates):.1f} % |"
+def _row(
+    name: str, own: Sequence[int], chosen: Sequence[Mutant], fates: Sequence[str], tested: Mapping[int, str]
+) -> str:
+    killed = sum(bool(fates[i]) for i in own)
+    same = sum(not fates[i] and bool(equivalent(chosen[i])) for i in own)
+    units = sum(bool(tested.get(i)) for i in own)
+    left = len(own) - killed - same - units
+    percent = 100 * score([chosen[i] for i in own], [fates[i] for i in own])
+    return f"| {name} | {len(own)} | {killed} | {same} | {units} | {left} | {percent:.1f} % |"
 
 
-def survivors(chosen: Sequence[Mutant], fates: Sequence[str]) -> list[str]:
-    """Each living mutant: where, what, and why it is equivalent if it is."""
-    alive = [m for m, fate in zip(chosen, fates, strict=True) if not fate]
-    return [f"{m.name}{_argued(m)}\n{m.diff}\n" for m in alive]
+def survivors(chosen: Sequence[Mutant], fates: Sequence[str], tested: Mapping[int, str]) -> list[str]:
+    """Each mutant that the audit let live: where, what, and why it is equivalent or which unit test it fails."""
+    alive = [i for i, fate in enumerate(fates) if not fate]
+    return [f"{chosen[i].name}{_remark(chosen[i], tested.get(i))}\n{chosen[i].diff}\n" for i in alive]
 
 
-def _argued(mutant: Mutant) -> str:
-    why = equivalent(mutant)
-    return f" (equivalent: {why})" if why else ""
+def _remark(mutant: Mutant, test: str | None) -> str:
+    if why := equivalent(mutant):
+        return f" (equivalent: {why})"
+    return f" (killed by {test})" if test else ""
 
 
-def records(chosen: Sequence[Mutant], fates: Sequence[str]) -> list[dict[str, object]]:
+def records(
+    chosen: Sequence[Mutant], fates: Sequence[str], tested: Mapping[int, str]
+) -> list[dict[str, object]]:
     """Every mutant as plain data."""
     return [
         {
@@ -118,9 +133,10 @@ def records(chosen: Sequence[Mutant], fates: Sequence[str]) -> list[dict[str, ob
             "kind": m.kind,
             "diff": m.diff,
             "killed_by": fate,
+            "unit_test": tested.get(i),
             "because": equivalent(m),
         }
-        for m, fate in zip(chosen, fates, strict=True)
+        for i, (m, fate) in enumerate(zip(chosen, fates, strict=True))
     ]
 
 

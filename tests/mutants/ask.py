@@ -37,6 +37,8 @@ def variants_of(file: str) -> tuple[str, ...]:
     stem = Path(file).stem
     if stem == "lora":
         return LORAS
+    if stem == "target":  # one table for (IA)³, one for all others
+        return ("lora", "ia3")
     return (stem,) if stem in VARIANTS else VARIANTS
 
 
@@ -100,6 +102,22 @@ def judge(file: str, source: str, examples: int, holds: frozenset[str], say: Say
         say(("killed", f"import: {type(error).__name__}"))
         return
     say(("survived", ""))
+
+
+def unit_test(file: str, source: str, say: Say) -> None:
+    """Say ("killed", the first of the unit tests of the file's package that fails) or ("survived", "")."""
+    import pytest
+
+    class First:
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            if report.failed:
+                say(("killed", report.nodeid))
+
+    load(file, source)
+    tests = str(ROOT / "tests" / Path(file).parts[-2 if file.startswith("oracles") else 1])
+    quiet = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+    code = pytest.main([tests, *quiet], plugins=[First()])
+    say(("killed", "collection") if code else ("survived", ""))
 
 
 def baseline(file: str, examples: int, say: Say) -> None:

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -16,6 +16,9 @@ from tests.mutants import ask
 from tests.mutants.mutate import Mutant
 
 FORK = multiprocessing.get_context("fork")
+Task = tuple[
+    Callable[..., None], tuple[Any, ...]
+]  # what a process runs, and on what; it is given an `ask.Say` too
 
 
 @dataclass
@@ -35,10 +38,23 @@ def fates(chosen: Sequence[Mutant], jobs: int, seconds: float, stages: Sequence[
     found = [""] * len(chosen)
     for examples in stages:
         held = {file: _holds(file, examples) for file in dict.fromkeys(m.file for m in chosen)}
+
+        def judged(mutant: Mutant, examples: int = examples, held: dict[str, frozenset[str]] = held) -> Task:
+            return ask.judge, (mutant.file, mutant.source, examples, held[mutant.file])
+
         left = [i for i, fate in enumerate(found) if not fate]
-        for index, fate in _race(chosen, left, held, jobs, seconds, examples):
+        for index, fate in _race(chosen, left, judged, jobs, seconds):
             found[index] = fate
             _tick(chosen[index], fate)
+    return found
+
+
+def unit_tests(chosen: Sequence[Mutant], left: list[int], jobs: int, seconds: float) -> dict[int, str]:
+    """Index -> the unit test that fails on a mutant which the audit let live, "" where none does."""
+    found = {}
+    for index, fate in _race(chosen, left, lambda m: (ask.unit_test, (m.file, m.source)), jobs, seconds):
+        found[index] = fate
+        _tick(chosen[index], fate)
     return found
 
 
@@ -82,22 +98,22 @@ def _run(mouth: Connection, target: Any, *args: Any) -> None:
         os._exit(0)
 
 
-def _start(index: int, mutant: Mutant, held: frozenset[str], examples: int) -> Job:
+def _start(index: int, task: Task) -> Job:
     ear, mouth = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=_run, args=(mouth, ask.judge, mutant.file, mutant.source, examples, held))
+    process = FORK.Process(target=_run, args=(mouth, task[0], *task[1]))
     process.start()
     mouth.close()
     return Job(index, process, ear)
 
 
 def _race(
-    chosen: Sequence[Mutant], left: list[int], held: dict[str, frozenset[str]], jobs: int, seconds: float, examples: int
-) -> Iterable[tuple[int, str]]:  # fmt: skip
+    chosen: Sequence[Mutant], left: list[int], task: Callable[[Mutant], Task], jobs: int, seconds: float
+) -> Iterable[tuple[int, str]]:
     waiting, running = list(reversed(left)), {}
     while waiting or running:
         while waiting and len(running) < jobs:
             index = waiting.pop()
-            job = _start(index, chosen[index], held[chosen[index].file], examples)
+            job = _start(index, task(chosen[index]))
             running[job.ear] = job
         for ear in wait(list(running), timeout=1.0):
             if (fate := _heard(running[ear])) is not None:
