@@ -79,7 +79,7 @@ def ordered(session: Any, file: str) -> list[Any]:
 
     keys = [key for check in load_checks().values() for key in session.keys(check)]
     if file.endswith("target.py"):  # what this file decides is asked of whole models
-        keys = [key for key in keys if key.check.startswith("targets.")]
+        keys = [key for key in keys if key.check.startswith(("targets.", "forward.random"))]
     return sorted(keys, key=lambda key: _rank(key.check))
 
 
