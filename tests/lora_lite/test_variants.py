@@ -103,7 +103,9 @@ def test_gradients_are_those_of_the_equation(config: AdapterConfig, input_grad: 
     perturb(layer)
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=input_grad)
     parameters = list(lora_lite.parameters(layer))
-    assert torch.autograd.gradcheck(lambda *_: layer(x), (*parameters, *([x] if input_grad else [])))
+    given = (*parameters, *([x] if input_grad else []))
+    assert torch.autograd.gradcheck(lambda *_: layer(x), given)
+    assert torch.autograd.gradgradcheck(lambda *_: layer(x), given)
 
 
 def test_dora_detaches_its_norm() -> None:
