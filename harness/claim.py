@@ -52,7 +52,7 @@ class Enough(SkipTest):
 class Profile:
     """How many examples a check gets, and the seed everything follows from.
 
-    ``caps``: checks of a fixed number get no more than that either.
+    ``caps``: checks of a fixed number, whole models most of them, get no more than half of that.
     """
 
     name: str
@@ -125,9 +125,9 @@ class ClaimRun:
     def examples(self) -> int:
         """How many cases the claim is tried on."""
         fixed = self.check.examples
-        if fixed == EXAMPLES or (self.profile.caps and fixed > self.profile.examples):
+        if fixed == EXAMPLES:
             return self.profile.examples
-        return fixed
+        return min(fixed, self.profile.examples // 2) if self.profile.caps else fixed
 
     def _outcome(self, ask: Ask) -> dict[str, object]:
         if broken := self.broken_wrapper(self.variant.id):

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from oracles.implementation import AdapterSpec
@@ -270,6 +269,8 @@ def blank(architecture: str) -> nn.Module:
 
 @functools.cache
 def _frozen(architecture: str) -> Frozen:
+    import transformers  # slow to import, and not for those who ask no model
+
     kind = ARCHITECTURES[architecture]
     config = getattr(transformers, kind.config)(**kind.settings)
     return Frozen(getattr(transformers, kind.model)(config).train())

@@ -41,6 +41,13 @@ def load_checks() -> dict[str, Check]:
     return CHECKS
 
 
+@cache
+def load_references() -> None:
+    """Import what is slow to import, once and in no claim's time; a controller, which asks nothing, never does."""
+    for name in ("peft", "transformers", "scipy.stats"):
+        importlib.import_module(name)
+
+
 @dataclass(frozen=True)
 class Key:
     """One claim before it is asked."""
@@ -93,6 +100,7 @@ class Session:
 
     def run(self, key: Key, record: Callable[[Claim], None]) -> ClaimRun:
         """The claim behind a key, ready to be asked."""
+        load_references()
         return ClaimRun(
             CHECKS[key.check],
             VARIANTS[key.variant],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 from torch.nn.utils import parametrize
 
@@ -158,8 +158,8 @@ def _is_gaussian(drawn: Tensor, rank: int) -> bool:
     if not 1e-3 < sigma < 1.05 / math.sqrt(rank):
         return False
     centred = abs(float(entries.mean())) < STANDARD_ERRORS * sigma / math.sqrt(entries.size)
-    bell = abs(float(stats.kurtosis(entries))) < STANDARD_ERRORS * math.sqrt(24 / entries.size)
-    return centred and bell and float(stats.kstest(entries / sigma, "norm").pvalue) > FALSE_ALARM
+    bell = abs(float(scipy.stats.kurtosis(entries))) < STANDARD_ERRORS * math.sqrt(24 / entries.size)
+    return centred and bell and float(scipy.stats.kstest(entries / sigma, "norm").pvalue) > FALSE_ALARM
 
 
 def drawn_from_a_gaussian(variant: Variant, tensor: Canonical) -> Diagnosis:
@@ -219,7 +219,7 @@ def _same_law(ask: Ask, case: Case, tensor: Canonical, ours: Tensor, theirs: Ten
     held = moment > 0 and abs(math.log(moment)) < STANDARD_ERRORS * error
     ask.demand(held, case, f"second moment of {tensor.name}", "1 (relative)", f"{moment:.3g}")
     _same_shape_of_law(ask, case, tensor.name, mine, other)
-    p = float(stats.ks_2samp(mine.numpy(), other.numpy()).pvalue)
+    p = float(scipy.stats.ks_2samp(mine.numpy(), other.numpy()).pvalue)
     ask.demand(
         p > FALSE_ALARM,
         case,
@@ -231,7 +231,7 @@ def _same_law(ask: Ask, case: Case, tensor: Canonical, ours: Tensor, theirs: Ten
 
 def _same_shape_of_law(ask: Ask, case: Case, name: str, ours: Tensor, theirs: Tensor) -> None:
     """Fourth moments tell a uniform law from a Gaussian of the same size with a tenth of the draws."""
-    actual, wanted = (float(stats.kurtosis(t.numpy(), fisher=False)) for t in (ours, theirs))
+    actual, wanted = (float(scipy.stats.kurtosis(t.numpy(), fisher=False)) for t in (ours, theirs))
     error = math.sqrt(24 / ours.numel()) * math.sqrt(2)  # of a Gaussian's; a uniform law's is smaller
     held = abs(actual - wanted) < STANDARD_ERRORS * error
     ask.demand(held, case, f"kurtosis of {name}", f"{wanted:.3g}", f"{actual:.3g}")

@@ -1,7 +1,8 @@
 """HF PEFT, as installed, through its public API: ``get_peft_model`` on a one-layer model.
 
 One builder per variant makes PEFT's config from an AdapterSpec; one table names where PEFT keeps each canonical
-tensor. Nothing here computes anything.
+tensor. Nothing here computes anything. PEFT itself is imported where it is called: it takes seconds, and a process
+that only collects what others find never needs it.
 """
 
 from __future__ import annotations
@@ -11,34 +12,45 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peft
 import torch
 from torch import Tensor, nn
 
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
 from oracles.paper import principal_factors
 
+if TYPE_CHECKING:
+    import peft
+
 Targets = list[str]
 
 
 def _lora(spec: AdapterSpec, targets: Targets, **more: Any) -> peft.PeftConfig:
+    import peft
+
     return peft.LoraConfig(
         r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=targets, **more
     )
 
 
 def _ia3(spec: AdapterSpec, targets: Targets) -> peft.PeftConfig:
+    import peft
+
     return peft.IA3Config(target_modules=targets, feedforward_modules=targets if spec.feedforward else [])
 
 
 def _hra(spec: AdapterSpec, targets: Targets) -> peft.PeftConfig:
+    import peft
+
     return peft.HRAConfig(r=spec.rank, apply_GS=spec.gram_schmidt, target_modules=targets)
 
 
 def _delora(spec: AdapterSpec, targets: Targets) -> peft.PeftConfig:
+    import peft
+
     return peft.DeloraConfig(
         r=spec.rank, delora_lambda=spec.lambda0, module_dropout=spec.dropout, target_modules=targets
     )
@@ -130,6 +142,8 @@ class Peft(Implementation):
     variants = frozenset(BINDINGS)
 
     def _wrap(self, base: nn.Linear, spec: AdapterSpec) -> peft.PeftModel:
+        import peft
+
         config = BINDINGS[spec.variant].config(spec, ["layer"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -171,6 +185,8 @@ class Peft(Implementation):
 
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
         """``PeftModel.from_pretrained`` on a fresh base, trainable."""
+        import peft
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = peft.PeftModel.from_pretrained(OneLayer(base), path, is_trainable=True)
@@ -195,6 +211,8 @@ class Peft(Implementation):
 
         Raises Unsupported where PEFT has no tuner for the kind of layer (HRA and DeLoRA on GPT-2's Conv1D).
         """
+        import peft
+
         config = BINDINGS[spec.variant].config(spec, list(targets) if targets is not None else [])
         if targets is None:
             config.target_modules = None
@@ -222,7 +240,7 @@ def _sided(layer: nn.Module, spec: AdapterSpec) -> AdapterSpec:
     return dataclasses.replace(spec, feedforward=bool(side))
 
 
-_TUNERS = Path(peft.__file__).parent / "tuners"
+_TUNERS = Path(str(getattr(find_spec("peft"), "origin", ""))).parent / "tuners"
 _LORA, _DORA = _TUNERS / "lora/layer.py", _TUNERS / "lora/dora.py"
 _IA3, _HRA, _DELORA = (_TUNERS / f"{name}/layer.py" for name in ("ia3", "hra", "delora"))
 SOURCES: dict[tuple[str, str], tuple[Path, str]] = {

@@ -27,9 +27,11 @@ KILLS = ("fail", "error", "unverified")
 Say = Callable[[tuple[str, str]], None]
 
 
-def subject_of(file: str) -> str:
-    """Who is audited when this file is broken: a broken oracle stands trial before the other references."""
-    return {"oracles/paper.py": "oracles.equation:Equation", "oracles/peft.py": "peft"}.get(file, "lora_lite")
+def subjects_of(file: str) -> tuple[str, ...]:
+    """Who is audited when this file is broken: a broken oracle stands trial before the other references, and is then
+    itself asked about a subject that agrees with the unbroken one."""
+    oracle = {"oracles/paper.py": "oracles.equation:Equation", "oracles/peft.py": "peft"}.get(file)
+    return (oracle, "lora_lite") if oracle else ("lora_lite",)
 
 
 def variants_of(file: str) -> tuple[str, ...]:
@@ -57,20 +59,26 @@ def load(file: str, source: str) -> None:
 
 def outcomes(file: str, examples: int) -> Iterator[tuple[str, str]]:
     """(claim, outcome) of every claim that concerns ``file``, the likeliest to fail first."""
+    for i, ref in enumerate(subjects_of(file)):
+        session = session_on(ref, file, examples)
+        for key in ordered(session, file):
+            claim = session.run(key, lambda claim: None).conclude()
+            yield (f"{ref}: {claim.id}" if i else claim.id), claim.outcome
+
+
+def session_on(ref: str, file: str, examples: int) -> Any:
+    """The audit of one subject that runs through ``file``."""
     from harness import deviations, resolve
     from harness.audit import docstrings
     from harness.claim import Profile
     from harness.session import Session, load_checks
 
     load_checks()
-    found = resolve.resolve(subject_of(file))
+    found = resolve.resolve(ref)
     subject = found.implementation
     declared = deviations.load(found.declarations, docstrings(subject)) if found.declarations else ()
     profile = Profile("quick" if examples <= 4 else "default", examples, 0)
-    session = Session(subject, variants_of(file), ORACLES, profile, declared)
-    for key in ordered(session, file):
-        claim = session.run(key, lambda claim: None).conclude()
-        yield claim.id, claim.outcome
+    return Session(subject, variants_of(file), ORACLES, profile, declared)
 
 
 def ordered(session: Any, file: str) -> list[Any]:
