@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import os
 import sys
@@ -223,19 +224,23 @@ def source_of(subject: Implementation, variant: str, aspect: str) -> tuple[Path,
     return None
 
 
-def run_of(built: Built, claims: Sequence[Claim]) -> Run:
-    """What the reports are made from."""
-    session = built.session
-    subject = session.subject
+def described(built: Built) -> Subject:
+    """The subject as the reports show it: where its code is, and what its docstrings say."""
+    session, subject = built.session, built.session.subject
     sources = {
         (variant, aspect): place
         for variant in session.variants
         for aspect in ASPECTS
         if (place := source_of(subject, variant, aspect))
     }
-    described = Subject(subject.name, subject.version, built.ref, sources, docstrings(subject))
+    return Subject(subject.name, subject.version, built.ref, sources, docstrings(subject))
+
+
+def run_of(built: Built, claims: Sequence[Claim], subject: Subject | None = None) -> Run:
+    """What the reports are made from; ``subject`` where it has been described already."""
+    session = built.session
     return Run(
-        described,
+        subject or described(built),
         tuple(_oracles(session)),
         environment(),
         {"name": session.profile.name, "examples": session.profile.examples, "seed": session.profile.seed},
@@ -356,7 +361,13 @@ class Collector:
             self._keep()
 
     def _run(self) -> Run:
-        return run_of(self.built, [self.claims[id_] for id_ in self.built.own if id_ in self.claims])
+        claims = [self.claims[id_] for id_ in self.built.own if id_ in self.claims]
+        return run_of(self.built, claims, self.subject)
+
+    @functools.cached_property
+    def subject(self) -> Subject:
+        """Read once: a run keeps what it has every few claims."""
+        return described(self.built)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

@@ -149,39 +149,38 @@ class Domain:
 
 def cases(variant: Variant, domain: Domain) -> st.SearchStrategy[Any]:
     """Cases of ``variant``: mostly out ≠ in, alpha ≠ rank, rank within the variant's domain or above min."""
-    if domain.strategy is not None:
-        return domain.strategy(variant)
+    return _layers(variant, domain) if domain.strategy is None else domain.strategy(variant)
 
-    @st.composite
-    def build(draw: st.DrawFn) -> Case:
-        in_features = draw(st.integers(*domain.sizes), label="in")
-        out_features = draw(st.integers(*domain.sizes), label="out")
-        if domain.tall:
-            out_features = max(in_features, out_features)
-        # Non-square, but for one case in four: code that guesses a layout from the shapes fails at squares only.
-        if draw(st.sampled_from((False, False, False, True))):
-            in_features = out_features
-        elif in_features == out_features:
-            out_features += 1
-        rank = _rank(draw, variant, domain, out_features, in_features)
-        alpha = draw(st.sampled_from([a for a in domain.alphas if a != rank]))
-        spec = AdapterSpec(variant.id, rank=rank, alpha=alpha, dropout=domain.dropout)
-        if variant.tensor("lambda"):
-            spec = dataclasses.replace(spec, lambda0=draw(st.sampled_from((15.0, 4.0, 0.5))))
-        if domain.mode:
-            spec = with_mode(spec, domain.mode)
-        dtypes = allowed_dtypes(variant, domain)
-        return Case(
-            spec,
-            in_features,
-            out_features,
-            draw(st.sampled_from(domain.biases)),
-            draw(st.sampled_from(domain.batches)),
-            draw(st.sampled_from(dtypes)),
-            draw(st.integers(0, 2**16)),
-        )
 
-    return build()
+@st.composite
+def _layers(draw: st.DrawFn, variant: Variant, domain: Domain) -> Case:
+    """One layer's case; made a strategy once, since Hypothesis reads the source of what it makes one of."""
+    in_features = draw(st.integers(*domain.sizes), label="in")
+    out_features = draw(st.integers(*domain.sizes), label="out")
+    if domain.tall:
+        out_features = max(in_features, out_features)
+    # Non-square, but for one case in four: code that guesses a layout from the shapes fails at squares only.
+    if draw(st.sampled_from((False, False, False, True))):
+        in_features = out_features
+    elif in_features == out_features:
+        out_features += 1
+    rank = _rank(draw, variant, domain, out_features, in_features)
+    alpha = draw(st.sampled_from([a for a in domain.alphas if a != rank]))
+    spec = AdapterSpec(variant.id, rank=rank, alpha=alpha, dropout=domain.dropout)
+    if variant.tensor("lambda"):
+        spec = dataclasses.replace(spec, lambda0=draw(st.sampled_from((15.0, 4.0, 0.5))))
+    if domain.mode:
+        spec = with_mode(spec, domain.mode)
+    dtypes = allowed_dtypes(variant, domain)
+    return Case(
+        spec,
+        in_features,
+        out_features,
+        draw(st.sampled_from(domain.biases)),
+        draw(st.sampled_from(domain.batches)),
+        draw(st.sampled_from(dtypes)),
+        draw(st.integers(0, 2**16)),
+    )
 
 
 def with_mode(spec: AdapterSpec, mode: str) -> AdapterSpec:
