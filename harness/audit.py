@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from harness import clock, deviations, examples, plugin, resolve, shards
-from harness.claim import Profile, covers
-from harness.session import PROFILES, Session, environment, load_checks
+from harness.claim import covers
+from harness.profiles import PROFILES, Profile
+from harness.session import Session, environment, load_checks
 from oracles import registry
 from oracles.disagreements import disagreements, plain
 from oracles.implementation import Implementation

@@ -20,6 +20,7 @@ from harness.cases import Case
 from harness.diagnosis import diagnose
 from harness.layer import BadAnswer, SubjectRaised
 from harness.outcome import Deviation, NotApplicable, Unverified
+from harness.profiles import Profile
 from harness.recorded import cases_of
 from harness.registry import EXAMPLES, Check
 from harness.smoke import Broken
@@ -46,19 +47,6 @@ PATIENCE_WITH_METHOD, PATIENCE_WITH_SPEC = 6, 40
 
 class Enough(SkipTest):
     """Ends the asking: the one kind of exception that Hypothesis passes on at once, without trying to shrink it."""
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How many examples a check gets, and the seed everything follows from.
-
-    ``caps``: checks of a fixed number, whole models most of them, get no more than half of that.
-    """
-
-    name: str
-    examples: int
-    seed: int
-    caps: bool = False
 
 
 @dataclass

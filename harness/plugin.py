@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from harness import clock  # first: it starts when it is imported
-from harness.registry import check_of
-from harness.session import PROFILES, Session
+from harness.profiles import PROFILES
 
 REPORT = Path("docs/audit/variants_review_v2.md")
 AUDIT_JSON = Path("reports/out/audit.json")
@@ -58,14 +57,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Tests of the audit itself and `--help` need no subject; the audit is built on the first harness test."""
     config.stash[AUDIT] = None
-    if _concerns_harness(config) or config.getoption("report") is not None:
-        with clock.charge("imports"):
-            from harness import audit
+    if _has_workers(config):
+        config.pluginmanager.register(AfterTheWorkers())
+    else:
+        _build(config)
 
-            built = audit.build(config)
-        config.stash[AUDIT] = built
-        if not hasattr(config, "workerinput"):
-            config.pluginmanager.register(audit.Collector(config, built), "audit-collector")
+
+def _build(config: pytest.Config) -> Any:
+    """The audit, and on the controller the collector of what it finds; None where no audit was asked for."""
+    if not _concerns_harness(config) and config.getoption("report") is None:
+        return None
+    with clock.charge("imports"):
+        from harness import audit
+
+        built = audit.build(config)
+    config.stash[AUDIT] = built
+    if hasattr(config, "workerinput"):
+        return None
+    collector = audit.Collector(config, built)
+    config.pluginmanager.register(collector, "audit-collector")
+    return collector
+
+
+def _has_workers(config: pytest.Config) -> bool:
+    """Whether this process is going to start workers: it builds the audit while they are starting."""
+    return config.getoption("dist", "no") != "no" and not config.option.collectonly
 
 
 AUDIT: pytest.StashKey[Any] = pytest.StashKey()
@@ -90,7 +106,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per claim: check x variant x oracle."""
-    check = check_of(metafunc.function)
+    check = _check_of(metafunc.function)
     built = metafunc.config.stash[AUDIT]
     if check is None or built is None:
         return
@@ -116,26 +132,41 @@ def _keep_shard(config: pytest.Config, items: list[pytest.Item], own: set[str]) 
     config.hook.pytest_deselected(items=elsewhere)
 
 
+def _check_of(function: Any) -> Any:
+    """The check behind a collected test function, or None."""
+    return getattr(function, "audit_check", None)
+
+
 def _claim_key(item: pytest.Item) -> Any:
     key = getattr(getattr(item, "callspec", None), "params", {}).get("claim")
     return key if hasattr(key, "check") else None
 
 
 def _placeholder(item: pytest.Item) -> bool:
-    if check_of(getattr(item, "function", None)) is None:
+    if _check_of(getattr(item, "function", None)) is None:
         # A test of the references, narrowed until nothing is left of it.
         return item.path.parent == HERE and getattr(getattr(item, "callspec", None), "id", "") == "NOTSET"
     return _claim_key(item) is None
+
+
+class AfterTheWorkers:
+    """Hooks of a process with workers that must run after xdist has started them."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> Generator[None, None, None]:
+        """Build the audit here, beside the workers that import the same."""
+        yield
+        if (collector := _build(session.config)) is not None:
+            collector.pytest_sessionstart()
 
 
 @pytest.fixture
 def claim(request: pytest.FixtureRequest) -> Any:
     """The claim that this test asks; its record travels with the test's report."""
     built = request.config.stash[AUDIT]
-    session: Session = built.session
     records: list[Any] = []
     request.node.stash[RECORDS] = records
-    return session.run(request.param, records.append)
+    return built.session.run(request.param, records.append)
 
 
 RECORDS: pytest.StashKey[list[Any]] = pytest.StashKey()

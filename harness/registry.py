@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.cases import Domain
 from oracles.variants import Variant
@@ -84,8 +84,3 @@ def _as_test(function: Callable[..., None], entry: Check) -> Callable[..., None]
     test.audit_check = entry  # type: ignore[attr-defined]
     vars(test).pop("__wrapped__", None)
     return test
-
-
-def check_of(function: Any) -> Check | None:
-    """The check behind a collected test function, or None."""
-    return getattr(function, "audit_check", None)

@@ -15,8 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from harness import smoke
-from harness.claim import ClaimRun, Profile
+from harness.claim import ClaimRun
 from harness.layer import BUCKETS
+from harness.profiles import Profile
 from harness.registry import CHECKS, Check
 from oracles import registry
 from oracles.implementation import Implementation
@@ -31,7 +32,6 @@ OF_AUTHORS = frozenset({
     "forward.random_parameters", "forward.gradients", "forward.input_gradient", "forward.effective_weight",
     "forward.modes",
 })  # fmt: skip
-PROFILES = {"quick": 4, "default": 12, "deep": 200}
 
 
 @cache

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from harness.models import ModelCase
 from harness.plugin import AUDIT
+from harness.profiles import Profile as Examples
 from harness.session import OF_AUTHORS, claims_for
-from harness.session import Profile as Examples
 from oracles import paper, registry
 from oracles.authors import Author, RecordedCase, available
 from oracles.authors.base import plain

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from harness import resolve
 from harness.ask import Ask
-from harness.claim import Profile
 from harness.outcome import Deviation
+from harness.profiles import Profile
 from harness.session import claims_for, load_checks
 from oracles.equation import Equation
 from oracles.implementation import Implementation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.claim import Profile
+from harness.profiles import Profile
 from harness.registry import Check
 from tests.subjects.broken import BROKEN, Broken
 from tests.subjects.judged import audit

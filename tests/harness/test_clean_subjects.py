@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from harness.claim import Profile
+from harness.profiles import Profile
 from harness.registry import Check
 from oracles import registry
 from oracles.implementation import Implementation

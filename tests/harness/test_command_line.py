@@ -32,6 +32,7 @@ REFUSED = {
     ("--variant", "nosuch"): "expected one or more of lora, pissa, dora, ia3, hra, delora",
     ("--variant", ","): "expected one or more of",
     ("--oracle", "nosuch"): "expected one or more of",
+    ("--variant", "nosuch", "-n", "2"): "expected one or more of lora, pissa",
     ("--audit-profile", "thorough"): "expected one of quick, default, deep",
     ("--prior", "nowhere.toml"): "there is no such file",
     ("--deviations", "nowhere.toml"): "there is no such file",

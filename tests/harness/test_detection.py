@@ -10,8 +10,8 @@ from torch import Tensor
 
 from harness.ask import Ask
 from harness.cases import Case, Domain, cases
-from harness.claim import Profile
 from harness.outcome import Deviation
+from harness.profiles import Profile
 from harness.session import claims_for, load_checks
 from oracles import paper
 from oracles.equation import FORMS, Equation

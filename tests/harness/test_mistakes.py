@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.claim import Profile
+from harness.profiles import Profile
 from harness.session import claims_for, load_checks
 from oracles.equation import Equation
 from oracles.mistakes import Mistake, catalogue, mistakes_of

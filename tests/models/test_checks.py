@@ -11,8 +11,9 @@ from torch import nn
 
 import lora_lite
 from harness.models import ARCHITECTURES, ModelCase, blank
+from harness.profiles import Profile
 from harness.registry import CHECKS, Check
-from harness.session import Profile, claims_for, load_checks
+from harness.session import claims_for, load_checks
 from harness.subjects.lora_lite import LoraLite, adapted, config
 from oracles.equation import Equation
 from oracles.implementation import Adapted, AdapterSpec, Implementation

@@ -70,7 +70,7 @@ def session_on(ref: str, file: str, examples: int) -> Any:
     """The audit of one subject that runs through ``file``."""
     from harness import deviations, resolve
     from harness.audit import docstrings
-    from harness.claim import Profile
+    from harness.profiles import Profile
     from harness.session import Session, load_checks
 
     load_checks()

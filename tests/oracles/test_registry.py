@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from harness import resolve
-from harness.session import OF_AUTHORS, Profile, claims_for
+from harness.profiles import Profile
+from harness.session import OF_AUTHORS, claims_for
 from oracles import registry
 from oracles.authors import available, recorded
 from oracles.authors.replay import Absent, Replay

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from harness import resolve
-from harness.session import OF_AUTHORS, Profile, Session, load_checks
+from harness.profiles import Profile
+from harness.session import OF_AUTHORS, Session, load_checks
 from oracles import registry
 from oracles.authors import available
 from oracles.authors.registry import AUTHORS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from harness.audit import docstrings
-from harness.claim import Profile
+from harness.profiles import Profile
 from harness.registry import Check
 from harness.session import claims_for, environment, load_checks
 from oracles.implementation import Implementation

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from harness import examples
-from harness.claim import Profile
+from harness.profiles import Profile
 from harness.session import claims_for
 from reports.model import Claim
 from tests.trust.runs import ROOT
