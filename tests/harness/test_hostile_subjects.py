@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from harness import guard
 from harness.registry import Check
-from harness.session import claims_for
+from harness.session import claims_for, load_references
 from reports.model import Claim
 from tests.subjects import hostile, wrapped
 from tests.subjects.hostile import HOSTILE, Hostile
@@ -20,6 +21,7 @@ CONTROL = "forward.random_parameters"
 
 @pytest.fixture(autouse=True)
 def _few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_references()  # whose import sets variables of the environment
     # A hang is told by a short limit; everything else gets time enough for a loaded machine.
     monkeypatch.setattr(guard, "CLAIM_SECONDS", 20.0)
 
@@ -70,3 +72,15 @@ def test_never_faithful_for_saying_no() -> None:
     )
     assert found.verdicts["lora"].verdict == "Partial"
     assert found.verdicts["lora"].verified == 0
+
+
+def test_the_page_lists_every_hostile_subject() -> None:
+    """docs/trust.md shows what each one got: `python -m tests.trust.hostile_table`."""
+    page = (Path(__file__).parents[2] / "docs/trust.md").read_text(encoding="utf-8")
+    listed = [
+        tuple(cell.strip() for cell in line.strip("|").split("|")[:3])
+        for line in page.splitlines()
+        if line.startswith("| ")
+    ]
+    missing = [h.name for h in HOSTILE if (h.name, h.check, h.outcome) not in listed]
+    assert not missing

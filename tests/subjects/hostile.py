@@ -145,6 +145,12 @@ class RaisesAtLength(wrapped.Lora):
         raise RuntimeError("\x1b[31m|`<script>\n" * 100_000)
 
 
+@hostile(FORWARD, "error", "cannot handle <object object at 0x...>")
+class RaisesWithAddress(wrapped.Lora):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError(f"cannot handle {object()}")
+
+
 @hostile(FORWARD, "error", "RecursionError")
 class Recurses(wrapped.Lora):
     def forward(self, x: Tensor) -> Tensor:
@@ -339,7 +345,7 @@ class LoadsNone(Lib):
         super().load(base, spec, path)
 
 
-@hostile("save_load.round_trip", "error", "")
+@hostile("save_load.round_trip", "error", "No such file or directory: saved/adapter")
 class SavesNothing(Lib):
     def save(self, adapted: Adapted, path: Path) -> None:
         pass
