@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +53,38 @@ def test_a_variant_in_one_file(tmp_path: Path) -> None:
         torch.testing.assert_close(lora_lite.merge(layer)(x), base + 0.5)
     finally:
         VARIANTS.pop("bias", None)
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+TEN_LINES = next(c for c in re.findall(r"```python\n(.*?)```", README, re.S) if "import lora_lite" in c)
+CONFIGS = (
+    "LoRAConfig(rank=8, alpha=16)", "PiSSAConfig(rank=8, alpha=16)", "DoRAConfig(rank=8, alpha=16)", "IA3Config()",
+    "HRAConfig(rank=8)", "DeLoRAConfig(rank=8)",
+)  # fmt: skip
+AGAIN = """
+import pathlib
+for adapter in sorted(pathlib.Path().glob("*.safetensors")):
+    lora_lite.load(model, adapter)
+    assert torch.equal(model(ids).logits, torch.load(adapter.stem + ".pt")), adapter
+    lora_lite.detach(model)
+print("same logits")
+"""
+
+
+def test_the_readme_trains_each_variant_and_a_new_process_reloads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty steps and a file for each; a process that never trained gets the same logits from all six."""
+    monkeypatch.chdir(tmp_path)
+    for number, config in enumerate(CONFIGS):
+        scope = run(
+            TEN_LINES.replace("DoRAConfig(rank=8, alpha=16)", config).replace("adapter.s", f"{number}.s")
+        )
+        torch.save(scope["model"](scope["ids"]).logits.detach(), f"{number}.pt")
+    base = TEN_LINES.partition("lora_lite.attach(")[0]
+    threads = f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
+    done = subprocess.run(
+        [sys.executable, "-c", threads + base + AGAIN], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "same logits", done.stderr
+    assert len(list(tmp_path.glob("*.safetensors"))) == len(CONFIGS)
