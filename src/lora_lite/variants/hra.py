@@ -33,11 +33,12 @@ class Reflect(torch.autograd.Function):
         ctx.save_for_backward(*inputs, output[1])
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, rows, M, h = ctx.saved_tensors
         with full_precision(dy):
             dk = torch.linalg.solve_triangular(M, dh - linear(dy, rows), upper=True, left=False)
-            return torch.addmm(dy, dk, rows), torch.addmm(dk.T @ x, h.T, dy, alpha=-1), -(dk.T @ h)
+            dx = torch.addmm(dy, dk, rows) if ctx.needs_input_grad[0] else None
+            return dx, torch.addmm(dk.T @ x, h.T, dy, alpha=-1), -(dk.T @ h)
 
 
 def coordinates(x: Tensor, rows: Tensor, M: Tensor) -> Tensor:
