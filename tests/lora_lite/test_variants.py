@@ -108,6 +108,18 @@ def test_gradients_are_those_of_the_equation(config: AdapterConfig, input_grad: 
     assert torch.autograd.gradgradcheck(lambda *_: layer(x), given)
 
 
+def test_hra_per_example_gradients_and_a_frozen_adapter() -> None:
+    """HRA has a backward pass of its own: vmap goes through it, and x has its gradient where U wants none."""
+    layer = linear(6, 5, torch.float64)
+    adapter = lora_lite.attach(layer, CONFIGS["hra"])[""]
+    perturb(layer)
+    adapter.requires_grad_(False)
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    (exact,) = torch.autograd.grad(layer(x).square().sum(), x)
+    each = torch.func.vmap(torch.func.grad(lambda one: layer(one).square().sum()))(x.detach())
+    torch.testing.assert_close(each, exact)
+
+
 def test_dora_detaches_its_norm() -> None:
     layer = linear(6, 5, torch.float64)
     adapter = lora_lite.attach(layer, CONFIGS["dora"])[""]
