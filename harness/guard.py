@@ -19,6 +19,7 @@ import torch
 
 # Generous: a claim takes about a tenth of a second. Only a hang gets there.
 CLAIM_SECONDS = 60.0
+ASLEEP = 10.0  # seconds without a look: looks come every second, so the process itself was suspended
 IDLE = 0.02  # a process that gets less of a processor than this is waiting, not crowded out
 
 
@@ -107,7 +108,10 @@ def global_state() -> Iterator[None]:
 
 @dataclass
 class Stopwatch:
-    """Time spent in a claim: computing, and waiting for nothing. Time in which others had the processor is neither."""
+    """Time spent in a claim: computing, and waiting for nothing.
+
+    Time in which others had the processor, or in which the process or the machine was suspended, is neither.
+    """
 
     wall: float = field(default_factory=time.monotonic)
     processor: float = field(default_factory=time.process_time)
@@ -120,7 +124,7 @@ class Stopwatch:
         passed, used = wall - self.wall, processor - self.processor
         self.wall, self.processor = wall, processor
         self.computed += used
-        self.waited += passed if used < IDLE * passed else 0.0
+        self.waited += passed if used < IDLE * passed and passed < ASLEEP else 0.0
         return max(self.computed, self.waited)
 
 

@@ -84,3 +84,18 @@ def test_the_page_lists_every_hostile_subject() -> None:
     ]
     missing = [h.name for h in HOSTILE if (h.name, h.check, h.outcome) not in listed]
     assert not missing
+
+
+@pytest.mark.parametrize(
+    ("passed", "used", "counted"),
+    [(1.0, 0.0, 1.0), (1.0, 1.0, 1.0), (1.0, 0.5, 0.5), (300.0, 0.1, 0.1)],
+    ids=["waits", "computes", "crowded out", "suspended"],
+)
+def test_what_counts_against_the_limit(
+    monkeypatch: pytest.MonkeyPatch, passed: float, used: float, counted: float
+) -> None:
+    """A second of waiting or of computing does; being crowded out, or suspended with the machine, does not."""
+    watch = guard.Stopwatch(wall=5.0, processor=7.0)
+    monkeypatch.setattr(guard.time, "monotonic", lambda: 5.0 + passed)
+    monkeypatch.setattr(guard.time, "process_time", lambda: 7.0 + used)
+    assert watch.look() == pytest.approx(counted)
