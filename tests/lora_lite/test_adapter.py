@@ -81,6 +81,12 @@ def test_merge_computes_the_same(config: AdapterConfig) -> None:
         torch.testing.assert_close(layer(x), y, rtol=1e-4, atol=1e-4)
 
 
+def test_merging_into_a_frozen_layer_leaves_it_frozen() -> None:
+    layer = linear().requires_grad_(False)
+    lora_lite.attach(layer, LoRAConfig(rank=2))
+    assert not any(p.requires_grad for p in lora_lite.merge(layer).parameters())
+
+
 def test_merge_leaves_a_tied_weight_alone() -> None:
     model = Block()
     embedding = model.embed.weight.detach().clone()
@@ -143,6 +149,11 @@ def test_double_attach_is_refused() -> None:
     lora_lite.attach(layer, LoRAConfig(rank=2))
     with pytest.raises(ValueError, match="already has a LoRA adapter"):
         lora_lite.attach(layer, IA3Config())
+
+
+def test_a_layer_without_a_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="lazy and has no shape yet"):
+        lora_lite.attach(nn.LazyLinear(4), LoRAConfig(rank=2))
 
 
 @pytest.mark.parametrize("call", [lora_lite.detach, lora_lite.merge])
