@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 import lora_lite
-from lora_lite import AdapterConfig, LoRAConfig
+from lora_lite import AdapterConfig, LoRAConfig, target
 
 from .conftest import CONFIGS, Block, perturb
 
@@ -142,3 +142,24 @@ def test_ia3_gates_the_input_where_told(feedforward: Any, gated: set[str]) -> No
     config: AdapterConfig = lora_lite.IA3Config(targets=["q_proj", "down_proj"], feedforward=feedforward)
     adapters = lora_lite.attach(Block(), config)
     assert {name.rpartition(".")[2] for name, a in adapters.items() if a.feedforward} == gated
+
+
+def test_the_tables_are_pefts() -> None:
+    """Every row, those of architectures too that no test builds."""
+    constants = peft.utils.constants
+    adapted = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    for kind, names in target.TARGETS.items():
+        assert set(adapted[kind]) == set(names), kind
+    gated = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+    inputs = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
+    for kind, (outer, inner) in target.IA3_TARGETS.items():
+        assert set(gated[kind]) == {*outer, *inner}, kind
+        assert set(inputs[kind]) == set(inner), kind
+
+
+def test_a_config_may_be_a_dictionary() -> None:
+    model = build("llama")
+    model.config = {"model_type": "llama"}  # type: ignore[assignment]
+    assert set(lora_lite.attach(model, LoRAConfig(rank=2))) == {
+        f"model.layers.0.self_attn.{name}" for name in ("q_proj", "v_proj")
+    }
