@@ -87,6 +87,20 @@ def test_merging_into_a_frozen_layer_leaves_it_frozen() -> None:
     assert not any(p.requires_grad for p in lora_lite.merge(layer).parameters())
 
 
+@pytest.mark.parametrize(("in_features", "out_features"), [(3, 8), (8, 3)])
+def test_pissas_rank_is_bounded_by_the_smaller_side(in_features: int, out_features: int) -> None:
+    layer = nn.Linear(in_features, out_features)
+    with pytest.raises(ValueError, match="at most 3, got 4"):
+        lora_lite.attach(layer, lora_lite.PiSSAConfig(rank=4))
+    lora_lite.attach(layer, lora_lite.PiSSAConfig(rank=3))
+
+
+def test_a_frozen_pissa_layer_that_was_cast_comes_back_frozen() -> None:
+    layer = linear().requires_grad_(False)
+    lora_lite.attach(layer, lora_lite.PiSSAConfig(rank=2))
+    assert not lora_lite.detach(layer.bfloat16()).weight.requires_grad
+
+
 def test_merge_leaves_a_tied_weight_alone() -> None:
     model = Block()
     embedding = model.embed.weight.detach().clone()
