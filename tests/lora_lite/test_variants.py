@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import lora_lite
 from lora_lite import AdapterConfig, DeLoRAConfig, DoRAConfig, LoRAConfig, PiSSAConfig
+from lora_lite.variants.hra import Reflect
 
 from .conftest import CONFIGS, linear, perturb
 
@@ -225,3 +226,24 @@ def test_keeps_no_more_than_skinny_tensors(config: AdapterConfig) -> None:
     own = {t.untyped_storage().data_ptr() for t in (*layer.parameters(), *layer.buffers())}
     sizes = [t.numel() for t in kept if t.untyped_storage().data_ptr() not in own]
     assert max(sizes, default=0) <= 256 * 4
+
+
+def test_autocast_does_not_round_doras_norm() -> None:
+    """At the start the gain is one, so that under bf16 autocast the output is the layer's own."""
+    layer, x = linear(64, 64), torch.randn(32, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        base = layer(x)
+    lora_lite.attach(layer, CONFIGS["dora"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x), base)
+
+
+def test_autocast_does_not_round_hras_backward_pass() -> None:
+    x, rows = torch.randn(8, 64, requires_grad=True), torch.randn(4, 64)
+    M = torch.eye(4) / 2 + torch.randn(4, 4).triu(1)
+    found = []
+    for inside in (False, True):
+        y = Reflect.apply(x, rows, M)[0].square().sum()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            found.append(torch.autograd.grad(y, x)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
