@@ -238,16 +238,6 @@ def test_autocast_does_not_round_doras_norm() -> None:
         assert torch.equal(layer(x), base)
 
 
-def test_autocast_does_not_round_hras_correction_behind_the_layer() -> None:
-    """Where x wants no gradient: nearly all outputs are the layer's own, to the last bit of bf16."""
-    layer, x = linear(64, 64), torch.randn(32, 64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        base = layer(x)
-    lora_lite.attach(layer, CONFIGS["hra"])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (layer(x) == base).float().mean() > 0.99
-
-
 def test_autocast_does_not_round_hras_backward_pass() -> None:
     x, rows = torch.randn(8, 64, requires_grad=True), torch.randn(4, 64)
     M = torch.eye(4) / 2 + torch.randn(4, 4).triu(1)
