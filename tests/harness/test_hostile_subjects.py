@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from harness import guard
-from harness.registry import Check
-from harness.session import claims_for, load_references
+from harness.session import load_references
+from oracles.implementation import Implementation
 from reports.model import Claim
 from tests.subjects import hostile, wrapped
 from tests.subjects.hostile import HOSTILE, Hostile
-from tests.subjects.judged import audit
+from tests.subjects.judged import QUICK, audit, once
 
 CONTROL = "forward.random_parameters"
 
@@ -26,14 +26,10 @@ def _few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "CLAIM_SECONDS", 20.0)
 
 
-def asked(subject: object, check: str) -> list[Claim]:
+def asked(subject: Implementation, check: str) -> list[Claim]:
     """The claims of one check, of the equations or else of PEFT."""
 
-    def only(c: Check) -> bool:
-        return c.id == check
-
-    found = claims_for(subject, variants=["lora"], oracles=("paper",), checks=only)  # type: ignore[arg-type]
-    return found or claims_for(subject, variants=["lora"], oracles=("peft",), checks=only)  # type: ignore[arg-type]
+    return once(subject, ["lora"], lambda c: c.id == check, QUICK)
 
 
 @pytest.mark.parametrize("case", HOSTILE, ids=lambda h: h.name)

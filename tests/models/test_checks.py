@@ -67,26 +67,23 @@ class LooseEndings(LoraLite):
 class NoRareDefaults(LoraLite):
     """Says of an architecture that is not in its table that it has no default targets for it."""
 
+    unknown: tuple[str, ...] = ("falcon", "gptj")
+
     def adapt_model(
         self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
     ) -> Mapping[str, Adapted]:
-        if targets is None and model.config.model_type in ("falcon", "gptj"):
+        if targets is None and model.config.model_type in self.unknown:
             raise ValueError("no default targets for this architecture")
         return super().adapt_model(model, spec, targets)
 
 
-class NoGpt2(LoraLite):
+class NoGpt2(NoRareDefaults):
     """Takes GPT-2's layers by name, and has no defaults for it."""
 
-    def adapt_model(
-        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
-    ) -> Mapping[str, Adapted]:
-        if targets is None and model.config.model_type == "gpt2":
-            raise ValueError("no default targets for this architecture")
-        return super().adapt_model(model, spec, targets)
+    unknown = ("gpt2",)
 
 
-class NoConv1D(NoGpt2):
+class NoConv1D(LoraLite):
     """Takes no transposed layers at all, as it may."""
 
     def adapt_model(

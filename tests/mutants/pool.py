@@ -16,9 +16,8 @@ from tests.mutants import ask
 from tests.mutants.mutate import Mutant
 
 FORK = multiprocessing.get_context("fork")
-Task = tuple[
-    Callable[..., None], tuple[Any, ...]
-]  # what a process runs, and on what; it is given an `ask.Say` too
+# What a process runs, and on what; it is given an `ask.Say` too.
+Task = tuple[Callable[..., None], tuple[Any, ...]]
 
 
 @dataclass
@@ -59,15 +58,13 @@ def unit_tests(chosen: Sequence[Mutant], left: list[int], jobs: int, seconds: fl
 
 
 def _import_what_does_not_change() -> None:
-    import peft  # noqa: F401
-    import scipy.stats  # noqa: F401
     import torch
-    import transformers  # noqa: F401
 
-    from harness.session import load_checks
+    from harness.session import load_checks, load_references
 
     torch.set_num_threads(1)
     load_checks()
+    load_references()
     gc.freeze()  # what is not touched is not copied
 
 

@@ -8,24 +8,12 @@ from __future__ import annotations
 import os
 
 from harness import guard
-from harness.registry import Check
-from harness.session import claims_for
 from reports.model import Claim
 from tests.subjects.hostile import HOSTILE, Hostile
+from tests.subjects.judged import QUICK, once
 
 HEAD = "| subject | claim | outcome | sentence |\n|---|---|---|---|"
 LONGEST = 150
-
-
-def asked(case: Hostile) -> Claim:
-    """The claim that the subject is asked: of the equations, or else of PEFT."""
-
-    def only(check: Check) -> bool:
-        return check.id == case.check
-
-    subject = case.make()
-    found = claims_for(subject, variants=["lora"], oracles=("paper",), checks=only)
-    return (found or claims_for(subject, variants=["lora"], oracles=("peft",), checks=only))[0]
 
 
 def row(case: Hostile, claim: Claim) -> str:
@@ -40,7 +28,8 @@ def main() -> None:
     guard.CLAIM_SECONDS = 5.0
     print(HEAD)
     for case in HOSTILE:
-        print(row(case, asked(case)), flush=True)
+        (claim,) = once(case.make(), ["lora"], lambda check, case=case: check.id == case.check, QUICK)
+        print(row(case, claim), flush=True)
 
 
 if __name__ == "__main__":
