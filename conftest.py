@@ -1,3 +1,3 @@
-"""The roof: pytest finds the audit's options and hooks in `harness/plugin.py`."""
+"""The roof: pytest finds the audit's options and hooks in `harness/plugin/hooks.py`."""
 
-pytest_plugins = ["harness.plugin"]
+pytest_plugins = ["harness.plugin.hooks"]

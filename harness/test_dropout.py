@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.ask import Ask, Refused
-from harness.cases import Case, Domain
-from harness.diagnosis import described
-from harness.layer import Layer
-from harness.outcome import Deviation, NotApplicable
-from harness.registry import check
+from harness.cases.layer_cases import Case, Domain
+from harness.compare.context import Context, Refused
+from harness.compare.layer import Layer
+from harness.compare.outcome import Deviation, NotApplicable
+from harness.compare.thresholds import STANDARD_ERRORS
+from harness.engine.checks import check
+from harness.engine.diagnosis import described
 from harness.test_forward import effective
-from harness.thresholds import STANDARD_ERRORS
 from oracles.implementation import Unsupported
 from oracles.mistakes import mistake
 from oracles.seeding import seed_torch
@@ -29,10 +29,10 @@ def _has_dropout(variant: Variant) -> bool:
     return variant.has_dropout
 
 
-def dropping(ask: Ask, case: Case) -> Layer:
+def dropping(context: Context, case: Case) -> Layer:
     """The subject with dropout, at parameters far from the start, in training mode."""
     try:
-        layer = ask.layer(case)
+        layer = context.layer(case)
     except Unsupported as why:
         raise NotApplicable(f"mode missing: {why}") from why
     layer.write(case.far(dict.fromkeys(layer.names)))
@@ -67,9 +67,9 @@ def evaluated(layer: Layer, case: Case) -> Tensor:
     against=("peft",),
     follows=("scale.effective", "forward.random_parameters"),
 )
-def test_active(ask: Ask, case: Case) -> None:
+def test_active(context: Context, case: Case) -> None:
     """In training mode with p > 0 two masks give two outputs."""
-    layer = dropping(ask, case)
+    layer = dropping(context, case)
     first = trained(layer, case, 1)
     varies = any(not torch.allclose(first, trained(layer, case, seed)) for seed in (2, 3, 4))
     dropped = not torch.allclose(first, evaluated(layer, case), rtol=1e-4, atol=1e-5)
@@ -77,8 +77,8 @@ def test_active(ask: Ask, case: Case) -> None:
         raise Refused  # an adapter that contributes nothing has nothing to drop: a finding of other checks
     if not varies and dropped:
         raise Deviation(case, "masks of several calls", "different", "the same", diagnosis=ONE_MASK)
-    if varies != _varies(ask, case):
-        told = None if varies else ignored_dropout(ask.variant)
+    if varies != _varies(context, case):
+        told = None if varies else ignored_dropout(context.variant)
         quantity = f"outputs under two masks at p = {RATE}"
         raise Deviation(case, quantity, "different", "equal", diagnosis=told)
 
@@ -104,16 +104,16 @@ def _has_no_effect(layer: Layer, case: Case) -> bool:
     return torch.equal(before, evaluated(layer, case))
 
 
-def far_reference(ask: Ask, case: Case) -> Layer:
+def far_reference(context: Context, case: Case) -> Layer:
     """The oracle with dropout, at parameters far from the start, in training mode."""
-    theirs = ask.reference(case)
+    theirs = context.reference(case)
     theirs.train()
     theirs.write(case.far(dict.fromkeys(theirs.names)))
     return theirs
 
 
-def _varies(ask: Ask, case: Case) -> bool:
-    theirs = far_reference(ask, case)
+def _varies(context: Context, case: Case) -> bool:
+    theirs = far_reference(context, case)
     return not torch.allclose(trained(theirs, case, 1), trained(theirs, case, 2))
 
 
@@ -127,18 +127,18 @@ def _varies(ask: Ask, case: Case) -> bool:
     examples=3,
     against=("peft",),
 )
-def test_off_in_eval(ask: Ask, case: Case) -> None:
+def test_off_in_eval(context: Context, case: Case) -> None:
     """In evaluation mode the output is deterministic and equals that of a layer without dropout."""
-    layer, plain = dropping(ask, case), dropping(ask, case.but(dropout=0.0))
-    theirs = ask.reference(case)
+    layer, plain = dropping(context, case), dropping(context, case.but(dropout=0.0))
+    theirs = context.reference(case)
     theirs.write(case.far(dict.fromkeys(theirs.names)))
     mine = _steady(layer, case)
-    ask.demand(mine == _steady(theirs, case), case, "two evaluations", "equal", "different")
+    context.demand(mine == _steady(theirs, case), case, "two evaluations", "equal", "different")
     if mine:
         without = evaluated(plain, case)
         size = float(without.abs().max())
         gap = float((evaluated(layer, case) - without).abs().max())
-        ask.demand(
+        context.demand(
             gap <= 1e-5 * size, case, "evaluation with p > 0 against p = 0", "equal", f"{gap:.3g} apart"
         )
 
@@ -159,32 +159,32 @@ def _steady(layer: Layer, case: Case) -> bool:
     against=("peft",),
     follows=("dropout.active",),
 )
-def test_placement(ask: Ask, case: Case) -> None:
+def test_placement(context: Context, case: Case) -> None:
     """What the adapter branch was given is read back from its contribution: every entry is 0 or x/(1 − p).
 
     The contribution is linear in the branch's input, c = x_d Mᵀ with M = W' − W₀ of full column rank here, so
     x_d = c pinv(Mᵀ); the base path keeps x. The mask is drawn per entry.
     """
-    layer, theirs = dropping(ask, case), ask.reference(case)
+    layer, theirs = dropping(context, case), context.reference(case)
     theirs.train()
     theirs.write({n: layer.value(n) for n in layer.names})
-    if ask.explains:
-        same_draws(ask, case, layer, theirs)
+    if context.explains:
+        same_draws(context, case, layer, theirs)
         return
     mine = [read_mask(layer, case, seed) for seed in range(ROUNDS)]
     wanted = describe([read_mask(theirs, case, seed) for seed in range(ROUNDS)])
     actual = describe(mine)
     if actual != wanted:
-        told = ignored_dropout(ask.variant) if actual == WHOLE else None
+        told = ignored_dropout(context.variant) if actual == WHOLE else None
         raise Deviation(case, f"the branch's input at p = {RATE}", wanted, actual, diagnosis=told)
 
 
-def same_draws(ask: Ask, case: Case, layer: Layer, theirs: Layer) -> None:
+def same_draws(context: Context, case: Case, layer: Layer, theirs: Layer) -> None:
     """Against a form of the equation: from the same seeds, the same outputs. Another place draws other masks."""
     for seed in range(3):
         mine, other = trained(layer, case, seed), trained(theirs, case, seed)
         gap = float((mine - other).abs().max())
-        ask.demand(
+        context.demand(
             gap <= 1e-4 * float(other.abs().max()), case, "output with dropout", "equal", f"{gap:.3g} apart"
         )
 
@@ -233,19 +233,19 @@ def describe(masks: list[Tensor | None]) -> str:
     against=("peft",),
     follows=("dropout.active", "dropout.placement", "dropout.off_in_eval"),
 )
-def test_expectation(ask: Ask, case: Case) -> None:
+def test_expectation(context: Context, case: Case) -> None:
     """Averaged over masks the training output is the evaluation output, within five standard errors."""
-    layer = dropping(ask, case)
-    theirs = ask.reference(case)
+    layer = dropping(context, case)
+    theirs = context.reference(case)
     theirs.train()
     theirs.write({n: layer.value(n) for n in layer.names})
-    if ask.explains:
-        same_draws(ask, case, layer, theirs)
+    if context.explains:
+        same_draws(context, case, layer, theirs)
         return
     mine, other = _bias_in_sigmas(layer, case), _bias_in_sigmas(theirs, case)
-    ask.worst.see(mine, STANDARD_ERRORS)
+    context.worst.see(mine, STANDARD_ERRORS)
     same = (mine < STANDARD_ERRORS) == (other < STANDARD_ERRORS)
-    ask.demand(same, case, "mean over masks against evaluation, in standard errors", "below 6",
+    context.demand(same, case, "mean over masks against evaluation, in standard errors", "below 6",
                f"{mine:.3g}")  # fmt: skip
 
 
@@ -276,10 +276,10 @@ def _bias_in_sigmas(layer: Layer, case: Case) -> float:
     follows=("dtype.output",),
     diagnose=False,
 )
-def test_dtypes(ask: Ask, case: Case) -> None:
+def test_dtypes(context: Context, case: Case) -> None:
     """In training mode with p > 0, for every base dtype, there is an output and its dtype is the reference's."""
-    layer, theirs = dropping(ask, case), ask.reference(case)
+    layer, theirs = dropping(context, case), context.reference(case)
     theirs.train()
     with torch.no_grad():
         actual, wanted = layer(case.x).dtype, theirs(case.x).dtype
-    ask.demand(actual == wanted, case, f"dtype of y with dropout for {case.dtype}", wanted, actual)
+    context.demand(actual == wanted, case, f"dtype of y with dropout for {case.dtype}", wanted, actual)

@@ -6,11 +6,11 @@ import functools
 
 import torch
 
-from harness import measure
-from harness.ask import Ask, Pair, double, plain
-from harness.cases import Case, Domain
-from harness.outcome import Deviation, NotApplicable
-from harness.registry import check
+from harness.cases.layer_cases import Case, Domain
+from harness.compare import rounding
+from harness.compare.context import Context, Pair, double, plain
+from harness.compare.outcome import Deviation, NotApplicable
+from harness.engine.checks import check
 from harness.test_init import identity_noise
 from harness.test_scale import coefficient, without_adapter
 from reports.model import Diagnosis
@@ -28,9 +28,9 @@ DOUBLE = Domain(dtypes=("float64",), sizes=(6, 16), ranks=(2, 8), batches=((8,),
     failure_mode="in a half-precision model the next layer raises or silently promotes",
     domain=EVERY,
 )
-def test_output(ask: Ask, case: Case) -> None:
+def test_output(context: Context, case: Case) -> None:
     """The output's dtype is the reference's for every base dtype."""
-    _output_dtype(ask, case)
+    _output_dtype(context, case)
 
 
 @check(
@@ -42,16 +42,16 @@ def test_output(ask: Ask, case: Case) -> None:
     modes=True,
     follows=("dtype.output", "shapes.modes"),
 )
-def test_modes(ask: Ask, case: Case) -> None:
+def test_modes(context: Context, case: Case) -> None:
     """In each mode, the output's dtype is the reference's for every base dtype."""
-    _output_dtype(ask, case)
+    _output_dtype(context, case)
 
 
-def _output_dtype(ask: Ask, case: Case) -> None:
-    ours, theirs = ask.layer(case), ask.reference(case)
+def _output_dtype(context: Context, case: Case) -> None:
+    ours, theirs = context.layer(case), context.reference(case)
     with torch.no_grad():
         actual, wanted = ours(case.x).dtype, theirs(case.x).dtype
-    ask.demand(actual == wanted, case, f"dtype of y for {case.dtype} x and base", wanted, actual)
+    context.demand(actual == wanted, case, f"dtype of y for {case.dtype} x and base", wanted, actual)
 
 
 @check(
@@ -63,16 +63,16 @@ def _output_dtype(ask: Ask, case: Case) -> None:
     against=("paper",),
     follows=("init.identity", "forward.at_init"),
 )
-def test_identity(ask: Ask, case: Case) -> None:
+def test_identity(context: Context, case: Case) -> None:
     """In bf16 and fp16 the output at step 0 is the base layer's, up to rounding in that dtype."""
-    if not ask.variant.starts_at_identity(case.spec):
+    if not context.variant.starts_at_identity(case.spec):
         raise NotApplicable("the reference does not start at the identity")
-    ours = ask.layer(case)
+    ours = context.layer(case)
     exact = plain(case.base(torch.float64), case.x.double())
-    ask.judge(
+    context.judge(
         case,
         "output at step 0",
-        measure.observe(ours, case)["output"],
+        rounding.observe(ours, case)["output"],
         exact,
         identity_noise(case, exact),
         "precision",
@@ -87,10 +87,10 @@ def test_identity(ask: Ask, case: Case) -> None:
     domain=DIGITS,
     follows=("forward.random_parameters", "scale.effective", "forward.at_init"),
 )
-def test_forward(ask: Ask, case: Case) -> None:
+def test_forward(context: Context, case: Case) -> None:
     """In fp32, bf16 and fp16 the output is right to the dtype's rounding, and the contribution's factor is one."""
-    pair = ask.pair(case, "far")
-    _digits(ask, pair, case.torch_dtype)
+    pair = context.pair(case, "far")
+    _digits(context, pair, case.torch_dtype)
 
 
 SINGLE = Diagnosis(
@@ -113,36 +113,38 @@ SINGLE = Diagnosis(
     domain=DOUBLE,
     follows=("forward.random_parameters", "scale.effective", "dtype.forward"),
 )
-def test_double(ask: Ask, case: Case) -> None:
+def test_double(context: Context, case: Case) -> None:
     """With a float64 base the output is right to float64's rounding."""
-    if case.dtype in ask.variant.refuses_dtypes:
-        raise NotApplicable(f"the reference refuses to start {ask.variant.title} from a {case.dtype} base")
-    pair = ask.pair(case, "far")
-    actual = measure.observe(pair.ours, case)["output"]
-    exact = measure.observe(pair.theirs, double(case))["output"]
-    floor = measure.roundoff(torch.float64) * float(torch.linalg.vector_norm(exact))
-    noise = functools.cache(lambda: ask.noise(pair, unit=torch.float64)["output"])
+    if case.dtype in context.variant.refuses_dtypes:
+        raise NotApplicable(
+            f"the reference refuses to start {context.variant.title} from a {case.dtype} base"
+        )
+    pair = context.pair(case, "far")
+    actual = rounding.observe(pair.ours, case)["output"]
+    exact = rounding.observe(pair.theirs, double(case))["output"]
+    floor = rounding.roundoff(torch.float64) * float(torch.linalg.vector_norm(exact))
+    noise = functools.cache(lambda: context.noise(pair, unit=torch.float64)["output"])
     try:
-        ask.judge(case, "output", actual, exact, floor, "double", noise=noise)
+        context.judge(case, "output", actual, exact, floor, "double", noise=noise)
     except Deviation as found:
         # Right to float32's rounding, it is a choice of precision; further off, another function.
-        single = functools.cache(lambda: ask.noise(pair)["output"])
-        as_single = measure.roundoff(torch.float32) * float(torch.linalg.vector_norm(exact))
-        ask.judge(case, "output", actual, exact, as_single, "formula", noise=single)
+        single = functools.cache(lambda: context.noise(pair)["output"])
+        as_single = rounding.roundoff(torch.float32) * float(torch.linalg.vector_norm(exact))
+        context.judge(case, "output", actual, exact, as_single, "formula", noise=single)
         found.diagnosis = SINGLE
         raise
 
 
-def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:
+def _digits(context: Context, pair: Pair, dtype: torch.dtype) -> None:
     case = pair.case
-    actual = measure.observe(pair.ours, case)["output"]
-    exact = measure.observe(pair.theirs, double(case))["output"]
+    actual = rounding.observe(pair.ours, case)["output"]
+    exact = rounding.observe(pair.theirs, double(case))["output"]
     base = without_adapter(case, pair.theirs.values())
 
-    def both(point: measure.Point) -> measure.Quantities:
-        y = measure.evaluate(ask.forward, point, [], False)["output"]
+    def both(point: rounding.Point) -> rounding.Quantities:
+        y = rounding.evaluate(context.forward, point, [], False)["output"]
         # What storing y in the dtype does: one more rounding per entry, which averages out in the coefficient.
-        noise = torch.randn(y.shape, generator=generator, dtype=y.dtype) * measure.roundoff(dtype)
+        noise = torch.randn(y.shape, generator=generator, dtype=y.dtype) * rounding.roundoff(dtype)
         stored = y + noise * y if point is not pair_point else y
         return {
             "output": y,
@@ -151,14 +153,16 @@ def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:
 
     generator = case.generator(6)
     pair_point = pair.point
-    noise = functools.cache(lambda: measure.noise(both, pair_point, dtype, case.generator(7)))
-    unit = measure.roundoff(dtype)
+    noise = functools.cache(lambda: rounding.noise(both, pair_point, dtype, case.generator(7)))
+    unit = rounding.roundoff(dtype)
     size = unit * float(torch.linalg.vector_norm(exact))
-    ask.judge(case, "output", actual, exact, size, "precision", noise=lambda: noise()["output"])
+    context.judge(case, "output", actual, exact, size, "precision", noise=lambda: noise()["output"])
     c = torch.tensor(coefficient(actual - base, exact - base), dtype=torch.float64)
     one = torch.ones((), dtype=torch.float64)
     kind = "coefficient in half" if case.dtype in HALF else "coefficient"
-    ask.judge(case, "factor on the contribution", c, one, unit, kind, noise=lambda: noise()["coefficient"])
+    context.judge(
+        case, "factor on the contribution", c, one, unit, kind, noise=lambda: noise()["coefficient"]
+    )
 
 
 @check(
@@ -169,15 +173,15 @@ def _digits(ask: Ask, pair: Pair, dtype: torch.dtype) -> None:
     domain=Domain(dtypes=HALF, sizes=(3, 12), ranks=(2, 6), batches=((8,),)),
     follows=("forward.gradients", "forward.random_parameters"),
 )
-def test_gradients(ask: Ask, case: Case) -> None:
+def test_gradients(context: Context, case: Case) -> None:
     """In bf16 and fp16 every gradient is finite and right to the dtype's rounding, far from the start."""
-    pair = ask.pair(case, "far")
-    actual = measure.observe(pair.ours, case, gradients=True)
-    exact = measure.observe(pair.theirs, double(case), gradients=True)
-    noise = functools.cache(lambda: ask.noise(pair, gradients=True, unit=case.torch_dtype))
-    unit, at = measure.roundoff(case.torch_dtype), pair.point
+    pair = context.pair(case, "far")
+    actual = rounding.observe(pair.ours, case, gradients=True)
+    exact = rounding.observe(pair.theirs, double(case), gradients=True)
+    noise = functools.cache(lambda: context.noise(pair, gradients=True, unit=case.torch_dtype))
+    unit, at = rounding.roundoff(case.torch_dtype), pair.point
     for name in [f"gradient of {n}" for n in ("x", *pair.trainable)]:
         if name in actual and name in exact:
-            floor = unit * measure.floor(name, exact, at)
+            floor = unit * rounding.floor(name, exact, at)
             measured = functools.partial(lambda n: noise()[n], name)
-            ask.judge(case, name, actual[name], exact[name], floor, "precision gradient", noise=measured)
+            context.judge(case, name, actual[name], exact[name], floor, "precision gradient", noise=measured)

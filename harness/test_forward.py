@@ -7,12 +7,12 @@ import functools
 import torch
 from torch import Tensor
 
-from harness import measure
-from harness.ask import Ask, Refused, coarser
-from harness.cases import Case, Domain
-from harness.layer import Layer
-from harness.outcome import Deviation, NotApplicable
-from harness.registry import check
+from harness.cases.layer_cases import Case, Domain
+from harness.compare import rounding
+from harness.compare.context import Context, Refused, coarser
+from harness.compare.layer import Layer
+from harness.compare.outcome import Deviation, NotApplicable
+from harness.engine.checks import check
 from harness.test_shapes import ignored
 from reports.model import Diagnosis
 
@@ -27,9 +27,9 @@ BATCHES: tuple[tuple[int, ...], ...] = ((4,), (2, 3), (2, 1, 3), (0,), (2, 0))
     failure_mode="the model is another one before the first step",
     follows=("forward.random_parameters",),
 )
-def test_at_init(ask: Ask, case: Case) -> None:
+def test_at_init(context: Context, case: Case) -> None:
     """At the subject's own start the output equals the reference's at those parameters."""
-    ask.compare(ask.pair(case, "initial"))
+    context.compare(context.pair(case, "initial"))
 
 
 @check(
@@ -38,9 +38,9 @@ def test_at_init(ask: Ask, case: Case) -> None:
     title="the output is not the reference's",
     failure_mode="the same parameters give another model; checkpoints do not carry over",
 )
-def test_random_parameters(ask: Ask, case: Case) -> None:
+def test_random_parameters(context: Context, case: Case) -> None:
     """At parameters far from their start the output equals the reference's: y = f(x; W, b, θ)."""
-    ask.compare(ask.pair(case, "far"))
+    context.compare(context.pair(case, "far"))
 
 
 GUARD = Diagnosis(
@@ -66,15 +66,15 @@ GUARD = Diagnosis(
     follows=("forward.random_parameters",),
     diagnose=False,
 )
-def test_small_parameters(ask: Ask, case: Case) -> None:
+def test_small_parameters(context: Context, case: Case) -> None:
     """At factors a millionth of those far from their start the output equals the reference's."""
-    pair = ask.pair(case, "far")
+    pair = context.pair(case, "far")
     far = case.far(dict.fromkeys(pair.ours.names))
     small = {name: value * 1e-6 if value.dim() == 2 else value for name, value in far.items()}
     pair.ours.write(small)
     pair.theirs.write({name: pair.ours.value(name) for name in small})
     try:
-        ask.compare(pair)
+        context.compare(pair)
     except Deviation as found:
         found.diagnosis = GUARD  # no reference can be wrong on this: they differ among themselves
         raise
@@ -87,10 +87,10 @@ def test_small_parameters(ask: Ask, case: Case) -> None:
     failure_mode="training follows another trajectory",
     follows=("forward.random_parameters",),
 )
-def test_gradients(ask: Ask, case: Case) -> None:
+def test_gradients(context: Context, case: Case) -> None:
     """Far from the start, ∂⟨G, y⟩ of every parameter equals the reference's."""
-    pair = ask.pair(case, "far")
-    ask.compare(pair, gradients=True, only=[f"gradient of {n}" for n in pair.trainable])
+    pair = context.pair(case, "far")
+    context.compare(pair, gradients=True, only=[f"gradient of {n}" for n in pair.trainable])
 
 
 @check(
@@ -100,9 +100,9 @@ def test_gradients(ask: Ask, case: Case) -> None:
     failure_mode="layers below the adapted one are trained wrongly",
     follows=("forward.random_parameters",),
 )
-def test_input_gradient(ask: Ask, case: Case) -> None:
+def test_input_gradient(context: Context, case: Case) -> None:
     """Far from the start, ∂⟨G, y⟩/∂x equals the reference's."""
-    ask.compare(ask.pair(case, "far"), gradients=True, only=["gradient of x"])
+    context.compare(context.pair(case, "far"), gradients=True, only=["gradient of x"])
 
 
 @check(
@@ -112,17 +112,19 @@ def test_input_gradient(ask: Ask, case: Case) -> None:
     failure_mode="the same parameters give another model",
     follows=("forward.random_parameters",),
 )
-def test_effective_weight(ask: Ask, case: Case) -> None:
+def test_effective_weight(context: Context, case: Case) -> None:
     """Probed with the identity and with zero, the layer's W' and b' equal the reference's."""
-    pair = ask.pair(case, "far")
+    pair = context.pair(case, "far")
     ours, theirs = effective(pair.ours, case), effective(pair.theirs, case, torch.float64)
-    noise = functools.cache(lambda: ask.effective_noise(pair))
-    unit = measure.roundoff(coarser(case.torch_dtype))
+    noise = functools.cache(lambda: context.effective_noise(pair))
+    unit = rounding.roundoff(coarser(case.torch_dtype))
     sizes = [unit * float(torch.linalg.vector_norm(t)) for t in theirs]
     # The probe takes W' as a difference to b', so b' is rounded into it.
-    ask.judge(case, "effective weight", ours[0], theirs[0], sizes[0], noise=lambda: sum(noise().values()) * 2)
-    amplified = functools.cache(lambda: noise()["effective bias"] * ask.amplification(case))
-    ask.judge(case, "effective bias", ours[1], theirs[1], sizes[1], noise=amplified)
+    context.judge(
+        case, "effective weight", ours[0], theirs[0], sizes[0], noise=lambda: sum(noise().values()) * 2
+    )
+    amplified = functools.cache(lambda: noise()["effective bias"] * context.amplification(case))
+    context.judge(case, "effective bias", ours[1], theirs[1], sizes[1], noise=amplified)
 
 
 def effective(layer: Layer, case: Case, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -143,28 +145,28 @@ def effective(layer: Layer, case: Case, dtype: torch.dtype | None = None) -> tup
     follows=("forward.random_parameters",),
     diagnose=False,
 )
-def test_linear(ask: Ask, case: Case) -> None:
+def test_linear(context: Context, case: Case) -> None:
     """y(2x − z) = 2y(x) − y(z), and every row of a batch is answered alone."""
-    layer = _far(ask, case)
+    layer = _far(context, case)
     z = case.x.flip(-1)
     with torch.no_grad():
         combined = layer(2 * case.x - z).double()
         parts = 2 * layer(case.x).double() - layer(z).double()
         alone = torch.cat([layer(row[None]).double() for row in case.x.reshape(-1, case.in_features)])
         batch = layer(case.x).double()
-    _same(ask, case, "y(2x − z) against 2y(x) − y(z)", combined, parts, 4.0)
-    _same(ask, case, "rows of a batch alone", alone.reshape(batch.shape), batch, 1.0)
+    _same(context, case, "y(2x − z) against 2y(x) − y(z)", combined, parts, 4.0)
+    _same(context, case, "rows of a batch alone", alone.reshape(batch.shape), batch, 1.0)
 
 
-def _far(ask: Ask, case: Case) -> Layer:
-    layer = ask.layer(case)
+def _far(context: Context, case: Case) -> Layer:
+    layer = context.layer(case)
     layer.write(case.far(dict.fromkeys(layer.names)))
     return layer
 
 
-def _same(ask: Ask, case: Case, what: str, actual: Tensor, exact: Tensor, growth: float) -> None:
+def _same(context: Context, case: Case, what: str, actual: Tensor, exact: Tensor, growth: float) -> None:
     """Two outputs of the subject's own; another order of summation is all that may differ."""
-    unit = measure.roundoff(coarser(case.torch_dtype))
+    unit = rounding.roundoff(coarser(case.torch_dtype))
     operands = float(torch.linalg.vector_norm(case.x.double())) * float(
         torch.linalg.matrix_norm(case.weight.double())
     )
@@ -172,9 +174,9 @@ def _same(ask: Ask, case: Case, what: str, actual: Tensor, exact: Tensor, growth
     own = float(torch.linalg.vector_norm(exact))
 
     def amplified() -> float:
-        return unit * growth * (own + (operands + bias) * ask.amplification(case))
+        return unit * growth * (own + (operands + bias) * context.amplification(case))
 
-    ask.judge(case, what, actual, exact, unit * growth * own, noise=amplified)
+    context.judge(case, what, actual, exact, unit * growth * own, noise=amplified)
 
 
 @check(
@@ -186,15 +188,15 @@ def _same(ask: Ask, case: Case, what: str, actual: Tensor, exact: Tensor, growth
     examples=4,
     diagnose=False,
 )
-def test_batch_shapes(ask: Ask, case: Case) -> None:
+def test_batch_shapes(context: Context, case: Case) -> None:
     """x of two to four dimensions, empty batches and non-contiguous x give what the rows alone give."""
-    layer = _far(ask, case)
+    layer = _far(context, case)
     for batch in BATCHES:
         shaped = case.but(batch=batch)
         with torch.no_grad():
             y = layer(shaped.x)
             wanted = (*batch, case.out_features)
-            ask.demand(
+            context.demand(
                 tuple(y.shape) == wanted,
                 shaped,
                 f"shape of y for x {tuple(shaped.x.shape)}",
@@ -203,16 +205,21 @@ def test_batch_shapes(ask: Ask, case: Case) -> None:
             )
             rows = layer(shaped.x.reshape(-1, case.in_features))
         _same(
-            ask, shaped, f"x of shape {tuple(shaped.x.shape)}", y.double(), rows.double().reshape(wanted), 1.0
+            context,
+            shaped,
+            f"x of shape {tuple(shaped.x.shape)}",
+            y.double(),
+            rows.double().reshape(wanted),
+            1.0,
         )
     with torch.no_grad():
         strided = torch.stack([case.x, case.x], dim=-1)[..., 0]
         transposed = case.x.transpose(0, -1).contiguous().transpose(0, -1)
         for what, x in (("strided", strided), ("transposed", transposed)):
-            _same(ask, case, f"non-contiguous x ({what})", layer(x).double(), layer(case.x).double(), 1.0)
+            _same(context, case, f"non-contiguous x ({what})", layer(x).double(), layer(case.x).double(), 1.0)
         swapped = case.but(batch=(2, 3))
         y, rows = layer(swapped.x.transpose(0, 1)), layer(swapped.x).transpose(0, 1)
-        _same(ask, swapped, "non-contiguous x (batch dimensions swapped)", y.double(), rows.double(), 1.0)
+        _same(context, swapped, "non-contiguous x (batch dimensions swapped)", y.double(), rows.double(), 1.0)
 
 
 @check(
@@ -224,13 +231,13 @@ def test_batch_shapes(ask: Ask, case: Case) -> None:
     examples=2,
     diagnose=False,
 )
-def test_one_dimension(ask: Ask, case: Case) -> None:
+def test_one_dimension(context: Context, case: Case) -> None:
     """x of one dimension, (in,), gives (out,): the row that a batch of one gives."""
     alone = case.but(batch=())
-    layer, theirs = _far(ask, case), ask.reference(case)
+    layer, theirs = _far(context, case), context.reference(case)
     with torch.no_grad():
         y, wanted = layer(alone.x), tuple(theirs(alone.x).shape)
-        ask.demand(
+        context.demand(
             tuple(y.shape) == wanted,
             alone,
             f"shape of y for x {tuple(alone.x.shape)}",
@@ -238,7 +245,7 @@ def test_one_dimension(ask: Ask, case: Case) -> None:
             tuple(y.shape),
         )
         row = layer(alone.x[None])[0]
-    _same(ask, alone, "x of one dimension", y.double().reshape(row.shape), row.double(), 1.0)
+    _same(context, alone, "x of one dimension", y.double().reshape(row.shape), row.double(), 1.0)
 
 
 @check(
@@ -252,18 +259,18 @@ def test_one_dimension(ask: Ask, case: Case) -> None:
     applies=lambda variant: variant.has_rank and not any(t.role == "base" for t in variant.tensors),
     follows=("forward.random_parameters", "dtype.forward"),
 )
-def test_edge_ranks(ask: Ask, case: Case) -> None:
+def test_edge_ranks(context: Context, case: Case) -> None:
     """A rank above min(in, out) works as in the reference."""
     try:
-        pair = ask.pair(case, "far")
+        pair = context.pair(case, "far")
     except Refused:
         # If an ordinary rank raises as well, it is no matter of the rank.
-        ask.layer(case.but(rank=min(case.in_features, case.out_features, 2)))
-        ask.demand(
+        context.layer(case.but(rank=min(case.in_features, case.out_features, 2)))
+        context.demand(
             False, case, f"adapt with rank {case.spec.rank}", "an adapter, as the reference", "refused"
         )
         return
-    ask.compare(pair)
+    context.compare(pair)
 
 
 @check(
@@ -273,11 +280,11 @@ def test_edge_ranks(ask: Ask, case: Case) -> None:
     failure_mode="the mode's checkpoints do not carry over, and its training is another method's",
     modes=True,
 )
-def test_modes(ask: Ask, case: Case) -> None:
+def test_modes(context: Context, case: Case) -> None:
     """In each mode, output and gradients far from the start equal the reference's."""
-    if ignored(ask, case):
+    if ignored(context, case):
         raise NotApplicable("the mode is ignored, which shapes.modes reports")
-    ask.compare(ask.pair(case, "far"), gradients=True)
+    context.compare(context.pair(case, "far"), gradients=True)
 
 
 @check(
@@ -289,24 +296,24 @@ def test_modes(ask: Ask, case: Case) -> None:
     examples=4,
     diagnose=False,
 )
-def test_pure(ask: Ask, case: Case) -> None:
+def test_pure(context: Context, case: Case) -> None:
     """A call changes neither its input, nor the adapter or the base, nor torch's generator; twice is the same."""
-    layer = _far(ask, case)
+    layer = _far(context, case)
     held = {n: t.detach().clone() for n, t in _state(layer).items()}
     x = case.x
     generator = torch.get_rng_state()
     first = layer(x).detach().clone()
     drew = not torch.equal(generator, torch.get_rng_state())
     second = layer(x).detach()
-    ask.demand(_equal(x, case.x), case, "the input after a call", "unchanged", "changed")
-    ask.demand(not drew, case, "torch's generator after a call without dropout", "unchanged", "advanced")
+    context.demand(_equal(x, case.x), case, "the input after a call", "unchanged", "changed")
+    context.demand(not drew, case, "torch's generator after a call without dropout", "unchanged", "advanced")
     changed = [n for n, t in _state(layer).items() if n in held and not torch.equal(t, held[n])]
-    ask.demand(not changed, case, "tensors changed by a call", "none", ", ".join(changed))
-    ask.demand(torch.equal(first, second), case, "the same call twice", "equal", "different")
+    context.demand(not changed, case, "tensors changed by a call", "none", ", ".join(changed))
+    context.demand(torch.equal(first, second), case, "the same call twice", "equal", "different")
     half = case.but(dtype="bfloat16")
     x = half.x
-    _far(ask, half)(x)
-    ask.demand(_equal(x, half.x), half, "the input after a call", "unchanged", "changed")
+    _far(context, half)(x)
+    context.demand(_equal(x, half.x), half, "the input after a call", "unchanged", "changed")
 
 
 def _equal(actual: Tensor, expected: Tensor) -> bool:
@@ -327,20 +334,20 @@ def _state(layer: Layer) -> dict[str, Tensor]:
     examples=4,
     diagnose=False,
 )
-def test_eval_mode(ask: Ask, case: Case) -> None:
+def test_eval_mode(context: Context, case: Case) -> None:
     """Without dropout the layer computes the same in training and evaluation mode, with and without gradients."""
-    layer = _far(ask, case)
+    layer = _far(context, case)
     layer.train()
     trained = layer(case.x).detach().double()
     layer.train(False)
     flows = layer(case.x).requires_grad
-    ask.demand(flows, case, "gradients in evaluation mode", "those of training mode", "none")
+    context.demand(flows, case, "gradients in evaluation mode", "those of training mode", "none")
     with torch.no_grad():
         evaluated = layer(case.x).double()
     layer.train()
     again = layer(case.x).detach().double()
-    _same(ask, case, "output in evaluation mode", evaluated, trained, 1.0)
-    _same(ask, case, "output back in training mode", again, trained, 1.0)
+    _same(context, case, "output in evaluation mode", evaluated, trained, 1.0)
+    _same(context, case, "output back in training mode", again, trained, 1.0)
 
 
 @check(
@@ -353,25 +360,25 @@ def test_eval_mode(ask: Ask, case: Case) -> None:
     follows=("forward.random_parameters", "forward.eval_mode"),
     diagnose=False,
 )
-def test_stale_weights(ask: Ask, case: Case) -> None:
+def test_stale_weights(context: Context, case: Case) -> None:
     """Trained and evaluated in turns, with other parameters each time (all of them, then each alone), the layer
     computes what a fresh one with the present parameters computes."""
-    layer, fresh = _far(ask, case), _far(ask, case)
+    layer, fresh = _far(context, case), _far(context, case)
     for turn, names in enumerate([layer.names, *([name] for name in layer.names)], start=1):
         values = case.but(seed=case.seed + turn).far(dict.fromkeys(names))
         layer.train()
         for each in (layer, fresh):
             each.write(values)
-        wanted = _anew(ask, case, fresh)
+        wanted = _anew(context, case, fresh)
         for training in (True, False):
             layer.train(training)
             with torch.set_grad_enabled(training):
-                _same(ask, case, "output", layer(case.x).detach().double(), wanted, 1.0)
+                _same(context, case, "output", layer(case.x).detach().double(), wanted, 1.0)
 
 
-def _anew(ask: Ask, case: Case, at: Layer) -> Tensor:
+def _anew(context: Context, case: Case, at: Layer) -> Tensor:
     """The output of a layer that has had no other parameters than those of ``at``."""
-    layer = ask.layer(case)
+    layer = context.layer(case)
     layer.write(at.values())
     return layer(case.x).detach().double()
 
@@ -400,13 +407,13 @@ RECOMPUTED = Diagnosis(
     follows=("forward.random_parameters", "shapes.canonical", "shapes.roles"),
     diagnose=False,
 )
-def test_buffers(ask: Ask, case: Case) -> None:
+def test_buffers(context: Context, case: Case) -> None:
     """With other values in its buffers (DeLoRA's w_norm) the layer computes with those, as the reference does."""
-    pair = ask.pair(case, "far")
-    held = [t.name for t in ask.variant.tensors if t.role == "buffer" and t.name in pair.ours.names]
+    pair = context.pair(case, "far")
+    held = [t.name for t in context.variant.tensors if t.role == "buffer" and t.name in pair.ours.names]
     if not held:
         raise NotApplicable("the subject has no such buffer, which shapes.canonical reports")
-    ask.compare(pair)  # a formula that is wrong already is no matter of buffers
+    context.compare(pair)  # a formula that is wrong already is no matter of buffers
     generator = case.generator(4)
     for name in held:
         value = pair.ours.value(name)
@@ -415,7 +422,7 @@ def test_buffers(ask: Ask, case: Case) -> None:
         )
         pair.theirs.write({name: pair.ours.value(name)})
     try:
-        ask.compare(pair)
+        context.compare(pair)
     except Deviation as found:
         found.diagnosis = RECOMPUTED
         raise

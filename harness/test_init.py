@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from harness import measure
-from harness.ask import Ask, coarser, plain, residual
-from harness.cases import Case, Domain
-from harness.layer import Layer
-from harness.outcome import Deviation, NotApplicable, Unverified
-from harness.registry import check
+from harness.cases.layer_cases import Case, Domain
+from harness.compare import rounding
+from harness.compare.context import Context, coarser, plain, residual
+from harness.compare.layer import Layer
+from harness.compare.outcome import Deviation, NotApplicable, Unverified
+from harness.compare.thresholds import FALSE_ALARM, STANDARD_ERRORS
+from harness.engine.checks import check
 from harness.test_shapes import ignored
-from harness.thresholds import FALSE_ALARM, STANDARD_ERRORS
 from oracles import paper
 from oracles.seeding import seed_torch
 from oracles.variants import Canonical, Variant
@@ -49,23 +49,23 @@ def _is_factorised(variant: Variant) -> bool:
         "forward.random_parameters",
     ),
 )
-def test_identity(ask: Ask, case: Case) -> None:
+def test_identity(context: Context, case: Case) -> None:
     """At step 0 the adapted layer equals the base layer, where the reference promises it."""
-    _identity(ask, case)
+    _identity(context, case)
 
 
-def _identity(ask: Ask, case: Case) -> None:
-    if not ask.variant.starts_at_identity(case.spec):
+def _identity(context: Context, case: Case) -> None:
+    if not context.variant.starts_at_identity(case.spec):
         raise NotApplicable("the reference does not start at the identity in this mode")
-    ours = ask.layer(case)
+    ours = context.layer(case)
     base = plain(case.base(torch.float64), case.x.double())
-    actual = measure.observe(ours, case)["output"]
-    ask.judge(case, "output at step 0", actual, base, identity_noise(case, base))
+    actual = rounding.observe(ours, case)["output"]
+    context.judge(case, "output at step 0", actual, base, identity_noise(case, base))
 
 
 def identity_noise(case: Case, base: Tensor) -> float:
     """What rounding may do to ``x Wᵀ + b`` when an adapter's contribution cancels exactly: ‖|x| |W|ᵀ‖ + ‖y‖."""
-    unit = measure.roundoff(coarser(case.torch_dtype))
+    unit = rounding.roundoff(coarser(case.torch_dtype))
     terms = case.x.double().abs() @ case.weight.double().abs().mT
     size = torch.linalg.vector_norm(terms) + torch.linalg.vector_norm(base)
     return unit * float(size) / math.sqrt(max(case.in_features, 1)) * 2
@@ -78,48 +78,50 @@ def identity_noise(case: Case, base: Tensor) -> float:
     failure_mode="the first steps of training are others than the reference's",
     applies=lambda variant: any(t.exact for t in variant.tensors),
 )
-def test_deterministic(ask: Ask, case: Case) -> None:
+def test_deterministic(context: Context, case: Case) -> None:
     """Tensors that the reference sets start at its value: B = 0, l = 1, m = ‖W‖_row, λ = λ₀, w_norm = ‖W‖_col."""
-    _deterministic(ask, case)
+    _deterministic(context, case)
 
 
-def _deterministic(ask: Ask, case: Case) -> None:
-    ours, theirs = ask.layer(case), ask.evaluator(case)
+def _deterministic(context: Context, case: Case) -> None:
+    ours, theirs = context.layer(case), context.evaluator(case)
     wrong: list[Deviation] = []
-    for tensor in ask.variant.tensors:
+    for tensor in context.variant.tensors:
         if tensor.exact and tensor.name in ours.names and tensor.name in theirs.names:
             actual, exact = ours.value(tensor.name), theirs.value(tensor.name)
             if actual.shape != exact.shape:  # a finding of its own
                 # A mistake in the shape itself explains only who makes it, too.
                 own = tuple(exact.shape) != tensor.shape(case.out_features, case.in_features, case.spec)
-                ask.demand(not own, case, f"shape of {tensor.name}", exact.shape, actual.shape)
+                context.demand(not own, case, f"shape of {tensor.name}", exact.shape, actual.shape)
                 continue
             noise = value_noise(ours, tensor, exact, case)
             try:
-                ask.judge(case, f"initial {tensor.name}", actual, exact, noise, "value")
+                context.judge(case, f"initial {tensor.name}", actual, exact, noise, "value")
             except Deviation as found:
                 wrong.append(found)
-    wrong = [found for found in wrong if not _random_in_both(ask, case, found.witness.quantity.split()[-1])]
+    wrong = [
+        found for found in wrong if not _random_in_both(context, case, found.witness.quantity.split()[-1])
+    ]
     if wrong:
         raise wrong[0].with_note("; ".join(f"{w.witness.quantity} is {w.witness.actual}" for w in wrong[1:]))
 
 
-def _random_in_both(ask: Ask, case: Case, name: str) -> bool:
+def _random_in_both(context: Context, case: Case, name: str) -> bool:
     """Whether oracle (a catalogued mistake) and subject both draw a tensor that the reference sets."""
-    if not ask.explains:
+    if not context.explains:
         return False
     other = case.but(seed=case.seed + 1)
     vars(other).update(weight=case.weight, bias_vector=case.bias_vector)
     return all(
         not torch.equal(make(case).value(name), make(other).value(name))
-        for make in (ask.layer, ask.evaluator)
+        for make in (context.layer, context.evaluator)
     )
 
 
 def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> float:
     """Rounding of a norm over ``n`` entries of W, stored in the coarser of the two dtypes."""
     held = ours.raw(tensor.name).dtype
-    unit = max(measure.roundoff(d) for d in (torch.float32, case.torch_dtype, held))
+    unit = max(rounding.roundoff(d) for d in (torch.float32, case.torch_dtype, held))
     return unit * float(torch.linalg.vector_norm(exact)) * (1 + math.log2(max(case.weight.shape)))
 
 
@@ -134,20 +136,20 @@ def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> fl
     against=("peft",),
     follows=("init.pairs", "init.deterministic", "init.seeded"),
 )
-def test_distribution(ask: Ask, case: Case) -> None:
+def test_distribution(context: Context, case: Case) -> None:
     """Random tensors follow the reference's law: exact support, second moment, and a Kolmogorov-Smirnov test.
 
     A ~ U(±1/√in) (kaiming_uniform with a = √5); U ~ U(±1/√(r/2)) in equal pairs of columns.
     """
-    for tensor in (t for t in ask.variant.tensors if t.uniform):
-        ours = _draws(ask.layer, case, tensor.name)
-        theirs = _draws(lambda c, s: _reference_draw(ask, c, s), case, tensor.name)
+    for tensor in (t for t in context.variant.tensors if t.uniform):
+        ours = _draws(context.layer, case, tensor.name)
+        theirs = _draws(lambda c, s: _reference_draw(context, c, s), case, tensor.name)
         try:
-            _same_law(ask, case, tensor, ours, theirs)
-            _same_independence(ask, case, tensor.name, ours, theirs)
+            _same_law(context, case, tensor, ours, theirs)
+            _same_independence(context, case, tensor.name, ours, theirs)
         except Deviation as found:
             if tensor.gaussian and _is_gaussian(ours, case.spec.rank):
-                found.diagnosis = drawn_from_a_gaussian(ask.variant, tensor)
+                found.diagnosis = drawn_from_a_gaussian(context.variant, tensor)
             raise
 
 
@@ -176,9 +178,9 @@ def drawn_from_a_gaussian(variant: Variant, tensor: Canonical) -> Diagnosis:
     )
 
 
-def _reference_draw(ask: Ask, case: Case, seed: int) -> Layer:
+def _reference_draw(context: Context, case: Case, seed: int) -> Layer:
     seed_torch(10_000 + seed)
-    return Layer(ask.oracle.adapt(case.base(), case.spec), ask.oracle.name)
+    return Layer(context.oracle.adapt(case.base(), case.spec), context.oracle.name)
 
 
 def _draws(make: object, case: Case, name: str) -> Tensor:
@@ -192,7 +194,7 @@ def _draws(make: object, case: Case, name: str) -> Tensor:
     return torch.stack(drawn)
 
 
-def _same_law(ask: Ask, case: Case, tensor: Canonical, ours: Tensor, theirs: Tensor) -> None:
+def _same_law(context: Context, case: Case, tensor: Canonical, ours: Tensor, theirs: Tensor) -> None:
     if ours.shape != theirs.shape:
         raise Unverified(f"{tensor.name} has another shape than the reference's")
     assert tensor.uniform is not None
@@ -201,7 +203,7 @@ def _same_law(ask: Ask, case: Case, tensor: Canonical, ours: Tensor, theirs: Ten
     # The support of a uniform law is exact; an oracle with another law (a Gaussian) has none to compare with.
     if float(theirs.abs().max()) <= bound * (1 + 1e-6):
         quantity = f"largest entry of {DRAWS} draws of {tensor.name}"
-        ask.demand(
+        context.demand(
             0.99 * bound < largest <= bound * (1 + 1e-6),
             case,
             quantity,
@@ -215,12 +217,12 @@ def _same_law(ask: Ask, case: Case, tensor: Canonical, ours: Tensor, theirs: Ten
     error = math.hypot(
         *(float(t.square().std() / t.square().mean()) / t.numel() ** 0.5 for t in (mine, other))
     )
-    ask.worst.see(abs(math.log(moment)) / error if moment > 0 else math.inf, STANDARD_ERRORS)
+    context.worst.see(abs(math.log(moment)) / error if moment > 0 else math.inf, STANDARD_ERRORS)
     held = moment > 0 and abs(math.log(moment)) < STANDARD_ERRORS * error
-    ask.demand(held, case, f"second moment of {tensor.name}", "1 (relative)", f"{moment:.3g}")
-    _same_shape_of_law(ask, case, tensor.name, mine, other)
+    context.demand(held, case, f"second moment of {tensor.name}", "1 (relative)", f"{moment:.3g}")
+    _same_shape_of_law(context, case, tensor.name, mine, other)
     p = float(scipy.stats.ks_2samp(mine.numpy(), other.numpy()).pvalue)
-    ask.demand(
+    context.demand(
         p > FALSE_ALARM,
         case,
         f"Kolmogorov-Smirnov p-value of {tensor.name}",
@@ -229,18 +231,18 @@ def _same_law(ask: Ask, case: Case, tensor: Canonical, ours: Tensor, theirs: Ten
     )
 
 
-def _same_shape_of_law(ask: Ask, case: Case, name: str, ours: Tensor, theirs: Tensor) -> None:
+def _same_shape_of_law(context: Context, case: Case, name: str, ours: Tensor, theirs: Tensor) -> None:
     """Fourth moments tell a uniform law from a Gaussian of the same size with a tenth of the draws."""
     actual, wanted = (float(scipy.stats.kurtosis(t.numpy(), fisher=False)) for t in (ours, theirs))
     error = math.sqrt(24 / ours.numel()) * math.sqrt(2)  # of a Gaussian's; a uniform law's is smaller
     held = abs(actual - wanted) < STANDARD_ERRORS * error
-    ask.demand(held, case, f"kurtosis of {name}", f"{wanted:.3g}", f"{actual:.3g}")
+    context.demand(held, case, f"kurtosis of {name}", f"{wanted:.3g}", f"{actual:.3g}")
 
 
-def _same_independence(ask: Ask, case: Case, name: str, ours: Tensor, theirs: Tensor) -> None:
+def _same_independence(context: Context, case: Case, name: str, ours: Tensor, theirs: Tensor) -> None:
     """Rows and columns of one draw are as independent as the reference's: equal ones lower the rank."""
     actual, wanted = (int(torch.linalg.matrix_rank(t[0])) for t in (ours, theirs))
-    ask.demand(actual == wanted, case, f"rank of one draw of {name}", wanted, actual)
+    context.demand(actual == wanted, case, f"rank of one draw of {name}", wanted, actual)
 
 
 @check(
@@ -250,14 +252,14 @@ def _same_independence(ask: Ask, case: Case, name: str, ours: Tensor, theirs: Te
     failure_mode="equal columns are what makes the chain of reflections the identity at step 0",
     applies=lambda variant: any(t.uniform and t.uniform.columns_paired for t in variant.tensors),
 )
-def test_pairs(ask: Ask, case: Case) -> None:
+def test_pairs(context: Context, case: Case) -> None:
     """Columns 2i and 2i+1 of U start equal, and different pairs start different."""
-    for tensor in (t for t in ask.variant.tensors if t.uniform and t.uniform.columns_paired):
-        ours, theirs = ask.layer(case), ask.reference(case)
+    for tensor in (t for t in context.variant.tensors if t.uniform and t.uniform.columns_paired):
+        ours, theirs = context.layer(case), context.reference(case)
         if tensor.name not in ours.names or ours.view(tensor.name).shape != theirs.view(tensor.name).shape:
             raise Unverified(f"the subject has no slot {tensor.name!r} of the canonical shape")
         mine, other = _equal_columns(ours.value(tensor.name)), _equal_columns(theirs.value(tensor.name))
-        ask.demand(mine == other, case, f"which columns of {tensor.name} start equal", other, mine)
+        context.demand(mine == other, case, f"which columns of {tensor.name} start equal", other, mine)
 
 
 def _equal_columns(U: Tensor) -> list[list[int]]:
@@ -284,16 +286,16 @@ def _equal_columns(U: Tensor) -> list[list[int]]:
     follows=("init.deterministic",),
     diagnose=False,
 )
-def test_seeded(ask: Ask, case: Case) -> None:
+def test_seeded(context: Context, case: Case) -> None:
     """The same torch seed gives the same random tensors, another seed gives others."""
-    for tensor in (t for t in ask.variant.tensors if t.uniform):
-        first, again, other = (ask.layer(case, seed) for seed in (1, 1, 2))
+    for tensor in (t for t in context.variant.tensors if t.uniform):
+        first, again, other = (context.layer(case, seed) for seed in (1, 1, 2))
         if tensor.name not in first.names:
             raise Unverified(f"the subject has no slot {tensor.name!r}")
         same = torch.equal(first.value(tensor.name), again.value(tensor.name))
-        ask.demand(same, case, f"{tensor.name} drawn twice from one seed", "equal", "different")
+        context.demand(same, case, f"{tensor.name} drawn twice from one seed", "equal", "different")
         differs = not torch.equal(first.value(tensor.name), other.value(tensor.name))
-        ask.demand(differs, case, f"{tensor.name} drawn from two seeds", "different", "equal")
+        context.demand(differs, case, f"{tensor.name} drawn from two seeds", "different", "equal")
 
 
 @check(
@@ -305,16 +307,16 @@ def test_seeded(ask: Ask, case: Case) -> None:
     applies=lambda variant: not _is_factorised(variant),
     diagnose=False,
 )
-def test_base_weight(ask: Ask, case: Case) -> None:
+def test_base_weight(context: Context, case: Case) -> None:
     """Attaching leaves the base weight and bias bitwise as they were (PiSSA's residual is asked elsewhere)."""
     base = case.base()
     seed_torch(case.seed)
-    ask_layer = ask.calling("adapt", ask.subject.adapt, base, case.spec)
+    ask_layer = context.calling("adapt", context.subject.adapt, base, case.spec)
     for name, before in (("weight", case.weight), ("bias", case.bias_vector)):
         held = _held(base, name)
         if before is not None and held is not None:
             same = torch.equal(held.detach(), before)
-            ask.demand(same, case, f"the base {name} after adapt", "unchanged", "changed")
+            context.demand(same, case, f"the base {name} after adapt", "unchanged", "changed")
     del ask_layer
 
 
@@ -335,12 +337,12 @@ def _held(base: torch.nn.Module, name: str) -> Tensor | None:
     domain=TALL_ENOUGH,
     applies=_is_factorised,
 )
-def test_principal(ask: Ask, case: Case) -> None:
+def test_principal(context: Context, case: Case) -> None:
     """(α/r) B A is the rank-r truncated SVD of W, balanced: A Aᵀ = Bᵀ B = S_r / s (PiSSA Eq. (2), (3)).
 
     Compared by what the factorisation determines: the product, and the two Gram matrices' sizes.
     """
-    ours, theirs = ask.layer(case), ask.reference(case)
+    ours, theirs = context.layer(case), context.reference(case)
     for name in ("A", "B"):
         if name not in ours.names or ours.view(name).shape != theirs.view(name).shape:
             raise Unverified(f"the subject has no slot {name!r} of the canonical shape")
@@ -348,7 +350,7 @@ def test_principal(ask: Ask, case: Case) -> None:
         ("(α/r) B A", "singular values of A", "singular values of B"),
         _determined(ours, case), _determined(theirs, case), strict=True,
     ):  # fmt: skip
-        ask.judge(case, name, actual, exact, factor_noise(case, exact))
+        context.judge(case, name, actual, exact, factor_noise(case, exact))
 
 
 def _determined(layer: Layer, case: Case) -> tuple[Tensor, Tensor, Tensor]:
@@ -361,7 +363,7 @@ def factor_noise(case: Case, exact: Tensor) -> float:
     S = torch.linalg.svdvals(case.weight.double())
     r = case.spec.rank
     gap = float(S[r - 1] - (S[r] if r < len(S) else 0.0))
-    unit = measure.roundoff(coarser(case.torch_dtype))
+    unit = rounding.roundoff(coarser(case.torch_dtype))
     amplified = 1 + float(S[0]) / max(gap, 1e-12)
     return unit * float(torch.linalg.vector_norm(exact)) * amplified * math.sqrt(len(S))
 
@@ -374,9 +376,9 @@ def factor_noise(case: Case, exact: Tensor) -> float:
     applies=_is_factorised,
     follows=("init.principal",),
 )
-def test_residual(ask: Ask, case: Case) -> None:
+def test_residual(context: Context, case: Case) -> None:
     """The frozen weight is exactly ``W_res = W − (α/r) B A`` (PiSSA Eq. (4)), in the base's dtype."""
-    ours = ask.layer(case)
+    ours = context.layer(case)
     if "W" not in ours.names:
         raise NotApplicable(
             "the subject shows no residual W: init.identity asks whether it makes up the base"
@@ -384,11 +386,11 @@ def test_residual(ask: Ask, case: Case) -> None:
     if not {"A", "B"} <= set(ours.names):
         raise Unverified("the subject shows no slots A and B")
     # A form of the equation in the reference's place has its own residual, which no gauge of the factors touches.
-    exact = ask.reference(case).value("W") if ask.explains else residual(case, ours)
+    exact = context.reference(case).value("W") if context.explains else residual(case, ours)
     actual = ours.value("W")
-    unit = measure.roundoff(coarser(case.torch_dtype))
+    unit = rounding.roundoff(coarser(case.torch_dtype))
     size = float(torch.linalg.vector_norm(case.weight.double())) * (1 + math.sqrt(case.spec.rank))
-    ask.judge(case, "the residual weight W", actual, exact, unit * size)
+    context.judge(case, "the residual weight W", actual, exact, unit * size)
 
 
 @check(
@@ -399,10 +401,10 @@ def test_residual(ask: Ask, case: Case) -> None:
     modes=True,
     follows=("init.deterministic", "init.identity", "shapes.canonical"),
 )
-def test_modes(ask: Ask, case: Case) -> None:
+def test_modes(context: Context, case: Case) -> None:
     """In each mode, deterministic tensors start at the reference's value and the layer at the identity if promised."""
-    if ignored(ask, case):
+    if ignored(context, case):
         raise NotApplicable("the mode is ignored, which shapes.modes reports")
-    _deterministic(ask, case)
-    if ask.variant.starts_at_identity(case.spec):
-        _identity(ask, case)
+    _deterministic(context, case)
+    if context.variant.starts_at_identity(case.spec):
+        _identity(context, case)

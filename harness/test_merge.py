@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import measure
-from harness.ask import Ask, coarser, double
-from harness.cases import Case, Domain
-from harness.layer import BadAnswer, Layer
-from harness.registry import check
+from harness.cases.layer_cases import Case, Domain
+from harness.compare import rounding
+from harness.compare.context import Context, coarser, double
+from harness.compare.layer import BadAnswer, Layer
+from harness.engine.checks import check
 from harness.test_forward import effective
 
 
-def _far(ask: Ask, case: Case) -> Layer:
-    layer = ask.layer(case)
+def _far(context: Context, case: Case) -> Layer:
+    layer = context.layer(case)
     layer.write(case.far(dict.fromkeys(layer.names)))
     return layer
 
@@ -36,9 +36,9 @@ def _plain_layer(found: Any, method: str) -> nn.Linear:
     against=("paper",),
     diagnose=False,
 )
-def test_weight(ask: Ask, case: Case) -> None:
+def test_weight(context: Context, case: Case) -> None:
     """The merged layer's weight and bias are the effective ones of the adapted layer, and it computes the same."""
-    _merged(ask, case)
+    _merged(context, case)
 
 
 @check(
@@ -51,23 +51,23 @@ def test_weight(ask: Ask, case: Case) -> None:
     follows=("merge.weight", "shapes.modes"),
     diagnose=False,
 )
-def test_modes(ask: Ask, case: Case) -> None:
+def test_modes(context: Context, case: Case) -> None:
     """In each mode the merged layer is the adapted one."""
-    _merged(ask, case)
+    _merged(context, case)
 
 
-def _merged(ask: Ask, case: Case) -> None:
-    layer = _far(ask, case)
+def _merged(context: Context, case: Case) -> None:
+    layer = _far(context, case)
     weight, bias = effective(layer, case)
-    merged = _plain_layer(ask.calling("merge", ask.subject.merge, layer.adapted), "merge")
-    unit = measure.roundoff(coarser(case.torch_dtype))
+    merged = _plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
+    unit = rounding.roundoff(coarser(case.torch_dtype))
     size = float(torch.linalg.matrix_norm(weight)) + float(torch.linalg.matrix_norm(case.weight.double()))
     shift = float(torch.linalg.vector_norm(bias))
-    amplified = functools.cache(lambda: unit * ask.amplification(case))
+    amplified = functools.cache(lambda: unit * context.amplification(case))
 
     def judge(what: str, actual: Tensor, exact: Tensor, operands: float) -> None:
         own = unit * float(torch.linalg.vector_norm(exact))
-        ask.judge(case, what, actual, exact, own, noise=lambda: amplified() * operands)
+        context.judge(case, what, actual, exact, own, noise=lambda: amplified() * operands)
 
     judge("merged weight", merged.weight.detach().double(), weight, 2 * (size + shift))
     own = torch.zeros_like(bias) if merged.bias is None else merged.bias.detach().double()
@@ -94,16 +94,16 @@ def _merged(ask: Ask, case: Case) -> None:
     follows=("merge.weight", "dtype.output", "forward.random_parameters"),
     diagnose=False,
 )
-def test_half(ask: Ask, case: Case) -> None:
+def test_half(context: Context, case: Case) -> None:
     """In bf16 and fp16 the merged weight is the effective one up to rounding of its terms, in the base's dtype."""
-    pair = ask.pair(case, "far")
+    pair = context.pair(case, "far")
     W, _ = effective(pair.theirs, double(case), torch.float64)
-    merged = _plain_layer(ask.calling("merge", ask.subject.merge, pair.ours.adapted), "merge")
-    ask.demand(merged.weight.dtype == case.torch_dtype, case, "dtype of the merged weight", case.dtype,
+    merged = _plain_layer(context.calling("merge", context.subject.merge, pair.ours.adapted), "merge")
+    context.demand(merged.weight.dtype == case.torch_dtype, case, "dtype of the merged weight", case.dtype,
                str(merged.weight.dtype).removeprefix("torch."))  # fmt: skip
-    floor = measure.roundoff(case.torch_dtype) * float(torch.linalg.matrix_norm(W))
-    noise = functools.cache(lambda: sum(ask.effective_noise(pair).values()))
-    ask.judge(case, "merged weight", merged.weight.detach().double(), W, floor, "precision", noise=noise)
+    floor = rounding.roundoff(case.torch_dtype) * float(torch.linalg.matrix_norm(W))
+    noise = functools.cache(lambda: sum(context.effective_noise(pair).values()))
+    context.judge(case, "merged weight", merged.weight.detach().double(), W, floor, "precision", noise=noise)
 
 
 @check(
@@ -114,21 +114,23 @@ def test_half(ask: Ask, case: Case) -> None:
     against=("paper",),
     diagnose=False,
 )
-def test_detach(ask: Ask, case: Case) -> None:
+def test_detach(context: Context, case: Case) -> None:
     """After detach, weight and bias are bitwise the base's as before adapt, and the layer computes as the base does."""
     base = case.base()
     with torch.no_grad():
         before = base(case.x)
-    layer = ask.layer(case)
+    layer = context.layer(case)
     layer.write(case.far(dict.fromkeys(layer.names)))
-    found = _plain_layer(ask.calling("detach", ask.subject.detach, layer.adapted), "detach")
+    found = _plain_layer(context.calling("detach", context.subject.detach, layer.adapted), "detach")
     same = torch.equal(found.weight.detach(), case.weight)
-    ask.demand(same, case, "the weight after detach", "bitwise the base's", _apart(found.weight, case.weight))
+    context.demand(
+        same, case, "the weight after detach", "bitwise the base's", _apart(found.weight, case.weight)
+    )
     if case.bias_vector is not None:
         same = found.bias is not None and torch.equal(found.bias.detach(), case.bias_vector)
-        ask.demand(same, case, "the bias after detach", "bitwise the base's", "changed")
+        context.demand(same, case, "the bias after detach", "bitwise the base's", "changed")
     with torch.no_grad():
-        ask.demand(
+        context.demand(
             torch.equal(found(case.x), before),
             case,
             "the output after detach",

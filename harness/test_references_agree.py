@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.models import ModelCase
-from harness.plugin import AUDIT
-from harness.profiles import Profile as Examples
-from harness.session import OF_AUTHORS, claims_for
+from harness.cases.profiles import Profile as Examples
+from harness.cases.tiny_models import ModelCase
+from harness.engine.session import OF_AUTHORS, claims_for
+from harness.plugin.hooks import AUDIT
 from oracles import paper, registry
 from oracles.authors import Author, RecordedCase, available
 from oracles.authors.base import plain
-from oracles.authors.cases import compute, effective_weight, family
 from oracles.authors.delora import DeloraAuthor
 from oracles.authors.dora import DoraAuthor
+from oracles.authors.family import compute, effective_weight, family
 from oracles.authors.ia3 import Ia3Author
 from oracles.disagreements import Disagreement, disagreements, explaining
 from oracles.equation import Equation
@@ -33,7 +33,7 @@ from oracles.seeding import restored_rng
 from oracles.variants import VARIANTS
 from refs import catalog as catalogue
 from refs.locate import locate
-from reports.grouping import DISAGREE
+from reports.judge.grouping import DISAGREE
 from reports.model import Claim
 
 FEW = Examples("references", 2, 0)

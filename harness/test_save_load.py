@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from harness import files, measure
-from harness.ask import Ask
-from harness.cases import Case, Domain
-from harness.layer import Layer, SubjectRaised, answering, as_layer
-from harness.outcome import Deviation, NotApplicable
-from harness.registry import check
+from harness.cases.layer_cases import Case, Domain
+from harness.compare import rounding, saved_files
+from harness.compare.context import Context
+from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
+from harness.compare.outcome import Deviation, NotApplicable
+from harness.engine.checks import check
 from oracles.implementation import Unsupported
 from oracles.peft import Peft
 from oracles.seeding import seed_torch
@@ -39,55 +39,57 @@ PICKLED = Diagnosis(
 
 
 @contextmanager
-def saved(ask: Ask, case: Case) -> Iterator[tuple[Layer, Path]]:
+def saved(context: Context, case: Case) -> Iterator[tuple[Layer, Path]]:
     """The subject at parameters far from the start, and where it saved itself; the folder goes afterwards."""
-    layer = ask.layer(case)
+    layer = context.layer(case)
     layer.write(case.far(dict.fromkeys(layer.names)))
     with tempfile.TemporaryDirectory(prefix="audit-") as folder:
         path = Path(folder) / "saved" / "adapter"
         path.parent.mkdir()
         here = set(Path().iterdir())
-        offered(ask, lambda: ask.subject.save(layer.adapted, path), "save")
-        _nothing_beside(ask, case, path, set(Path().iterdir()) - here)
+        offered(context, lambda: context.subject.save(layer.adapted, path), "save")
+        _nothing_beside(context, case, path, set(Path().iterdir()) - here)
         yield layer, path
 
 
-def _nothing_beside(ask: Ask, case: Case, path: Path, more: set[Path]) -> None:
+def _nothing_beside(context: Context, case: Case, path: Path, more: set[Path]) -> None:
     """``save`` wrote to ``path`` (or that name with a suffix) and nowhere else within sight."""
     folder = path.parent.parent
     found = [p for p in folder.rglob("*") if p != path.parent and path not in (p, *p.parents)]
     strays = [p.name for p in found if not (p.parent == path.parent and p.name.startswith(path.name))]
     strays += [p.name for p in more]
-    ask.demand(not strays, case, "files that save wrote beside its path", "none", ", ".join(sorted(strays)))
+    context.demand(
+        not strays, case, "files that save wrote beside its path", "none", ", ".join(sorted(strays))
+    )
 
 
-def offered(ask: Ask, call: Callable[[], object], method: str) -> object:
+def offered(context: Context, call: Callable[[], object], method: str) -> object:
     """The call's answer; NotApplicable where the subject has no such method."""
     try:
-        with answering(ask.subject.name, method):
+        with answering(context.subject.name, method):
             return call()
     except Unsupported as why:
         raise NotApplicable(f"not offered: save_load: {why}") from why
 
 
-def load(ask: Ask, base: nn.Linear, case: Case, path: Path) -> Layer:
+def load(context: Context, base: nn.Linear, case: Case, path: Path) -> Layer:
     """The adapter at ``path`` on ``base``, torch's generator in another state than when it was made."""
     seed_torch(case.seed + 77)
     return as_layer(
-        offered(ask, lambda: ask.subject.load(base, case.spec, path), "load"), ask.subject, "load"
+        offered(context, lambda: context.subject.load(base, case.spec, path), "load"), context.subject, "load"
     )
 
 
 def _same_slots(
-    ask: Ask, case: Case, before: Layer, after: Layer, *, but: frozenset[str] = frozenset()
+    context: Context, case: Case, before: Layer, after: Layer, *, but: frozenset[str] = frozenset()
 ) -> None:
     for name in [n for n in before.names if n not in but]:
-        ask.demand(name in after.names, case, f"{name} after loading", "there", "missing")
+        context.demand(name in after.names, case, f"{name} after loading", "there", "missing")
         same = torch.equal(before.value(name), after.value(name))
         gap = "another shape"
         if before.value(name).shape == after.value(name).shape:
             gap = f"up to {float((before.value(name) - after.value(name)).abs().max()):.3g} away"
-        ask.demand(same, case, f"{name} after loading", "bitwise as saved", gap)
+        context.demand(same, case, f"{name} after loading", "bitwise as saved", gap)
 
 
 @check(
@@ -99,9 +101,9 @@ def _same_slots(
     against=("paper",),
     diagnose=False,
 )
-def test_round_trip(ask: Ask, case: Case) -> None:
+def test_round_trip(context: Context, case: Case) -> None:
     """Loaded onto a fresh copy of the base, every tensor is bitwise as saved and the output is the same."""
-    _round_trip(ask, case)
+    _round_trip(context, case)
 
 
 @check(
@@ -116,19 +118,21 @@ def test_round_trip(ask: Ask, case: Case) -> None:
     follows=("save_load.round_trip", "shapes.modes"),
     diagnose=False,
 )
-def test_modes(ask: Ask, case: Case) -> None:
+def test_modes(context: Context, case: Case) -> None:
     """In each mode, a saved adapter comes back bitwise, on a fresh copy of the base."""
-    _round_trip(ask, case)
+    _round_trip(context, case)
 
 
-def _round_trip(ask: Ask, case: Case) -> None:
-    with saved(ask, case) as (layer, path):
-        loaded = load(ask, case.base(), case, path)
-        _same_slots(ask, case, layer, loaded)
+def _round_trip(context: Context, case: Case) -> None:
+    with saved(context, case) as (layer, path):
+        loaded = load(context, case.base(), case, path)
+        _same_slots(context, case, layer, loaded)
         with torch.no_grad():
             wanted, actual = layer(case.x).double(), loaded(case.x).double()
         size = float(torch.linalg.vector_norm(wanted))
-        ask.judge(case, "output after loading", actual, wanted, measure.roundoff(case.torch_dtype) * size)
+        context.judge(
+            case, "output after loading", actual, wanted, rounding.roundoff(case.torch_dtype) * size
+        )
 
 
 @check(
@@ -142,9 +146,9 @@ def _round_trip(ask: Ask, case: Case) -> None:
     follows=("save_load.round_trip", "dtype.output", "dtype.identity", "dtype.forward"),
     diagnose=False,
 )
-def test_half(ask: Ask, case: Case) -> None:
+def test_half(context: Context, case: Case) -> None:
     """Over a bf16 base, too, every tensor comes back bitwise, whatever dtype the adapter keeps it in."""
-    _round_trip(ask, case)
+    _round_trip(context, case)
 
 
 @check(
@@ -159,10 +163,10 @@ def test_half(ask: Ask, case: Case) -> None:
     follows=("save_load.round_trip", "dropout.active", "dropout.placement"),
     diagnose=False,
 )
-def test_dropout(ask: Ask, case: Case) -> None:
+def test_dropout(context: Context, case: Case) -> None:
     """With p > 0, loaded with the same spec, training mode draws the masks that the saved adapter draws."""
-    with saved(ask, case) as (layer, path):
-        loaded = load(ask, case.base(), case, path)
+    with saved(context, case) as (layer, path):
+        loaded = load(context, case.base(), case, path)
         for each in (layer, loaded):
             each.train()
         with torch.no_grad():
@@ -171,8 +175,8 @@ def test_dropout(ask: Ask, case: Case) -> None:
             seed_torch(case.seed)
             actual = loaded(case.x).double()
     size = float(torch.linalg.vector_norm(wanted))
-    ask.judge(
-        case, "output in training mode after loading", actual, wanted, measure.roundoff(torch.float32) * size
+    context.judge(
+        case, "output in training mode after loading", actual, wanted, rounding.roundoff(torch.float32) * size
     )
 
 
@@ -187,19 +191,19 @@ def test_dropout(ask: Ask, case: Case) -> None:
     follows=("save_load.other_base",),
     diagnose=False,
 )
-def test_stored(ask: Ask, case: Case) -> None:
+def test_stored(context: Context, case: Case) -> None:
     """Every canonical parameter and buffer is in the files; the base weight and bias are not (but for PiSSA)."""
-    with saved(ask, case) as (layer, path):
-        found = files.stored(path)
+    with saved(context, case) as (layer, path):
+        found = saved_files.stored(path)
         if not found.safetensors:
             raise NotApplicable("the subject writes no safetensors: what is in its files is not looked at")
-        for tensor in ask.variant.tensors:
+        for tensor in context.variant.tensors:
             if tensor.role != "base" and tensor.name in layer.names:
-                there = files.holds(found.tensors, layer.value(tensor.name))
-                ask.demand(there, case, f"{tensor.name} in the saved files", "stored", "missing")
-        if not any(t.role == "base" for t in ask.variant.tensors):
-            carries = files.holds(found.tensors, case.weight)
-            ask.demand(not carries, case, "the base weight in the saved files", "not stored", "stored")
+                there = saved_files.holds(found.tensors, layer.value(tensor.name))
+                context.demand(there, case, f"{tensor.name} in the saved files", "stored", "missing")
+        if not any(t.role == "base" for t in context.variant.tensors):
+            carries = saved_files.holds(found.tensors, case.weight)
+            context.demand(not carries, case, "the base weight in the saved files", "not stored", "stored")
 
 
 @check(
@@ -212,19 +216,19 @@ def test_stored(ask: Ask, case: Case) -> None:
     against=("peft",),
     diagnose=False,
 )
-def test_format(ask: Ask, case: Case) -> None:
+def test_format(context: Context, case: Case) -> None:
     """The files hold tensors and text, as the reference's safetensors do, not pickled objects."""
-    with saved(ask, case) as (_, path):
-        names = [p.name for p in files.stored(path).pickles]
+    with saved(context, case) as (_, path):
+        names = [p.name for p in saved_files.stored(path).pickles]
         if names:
             raise Deviation(case, "pickled files", "none", ", ".join(names), diagnosis=PICKLED)
 
 
 def _damage() -> dict[str, Callable[[Path], object]]:
     return {
-        "cut in half": files.truncate,
-        "with a tensor missing": files.drop_key,
-        "with a tensor of another shape": files.misshape,
+        "cut in half": saved_files.truncate,
+        "with a tensor missing": saved_files.drop_key,
+        "with a tensor of another shape": saved_files.misshape,
     }
 
 
@@ -238,17 +242,17 @@ def _damage() -> dict[str, Callable[[Path], object]]:
     against=("paper",),
     diagnose=False,
 )
-def test_bad_files(ask: Ask, case: Case) -> None:
+def test_bad_files(context: Context, case: Case) -> None:
     """Truncated, missing-key, wrong-shape and other-method files raise, and the base computes what it did."""
-    with saved(ask, case) as (_, path):
+    with saved(context, case) as (_, path):
         for what, damage in _damage().items():
-            copy = files.copy(path, path.parent.parent / what.replace(" ", "-"))
+            copy = saved_files.copy(path, path.parent.parent / what.replace(" ", "-"))
             damage(copy)
-            _refused(ask, case, copy, f"a file {what}")
-    other = dataclasses.replace(case.spec, variant="ia3" if ask.variant.id != "ia3" else "hra", rank=2)
-    if other.variant in ask.subject.variants:
-        with _saved_other(ask, case, other) as path:
-            _refused(ask, case, path, f"a file of another method ({other.variant})")
+            _refused(context, case, copy, f"a file {what}")
+    other = dataclasses.replace(case.spec, variant="ia3" if context.variant.id != "ia3" else "hra", rank=2)
+    if other.variant in context.subject.variants:
+        with _saved_other(context, case, other) as path:
+            _refused(context, case, path, f"a file of another method ({other.variant})")
 
 
 BASE_CHANGED = Diagnosis(
@@ -264,45 +268,45 @@ BASE_CHANGED = Diagnosis(
 
 
 @contextmanager
-def _saved_other(ask: Ask, case: Case, spec: object) -> Iterator[Path]:
+def _saved_other(context: Context, case: Case, spec: object) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="audit-") as folder:
         path = Path(folder) / "other"
-        with answering(ask.subject.name, "adapt"):
-            adapted = ask.subject.adapt(case.base(), spec)  # type: ignore[arg-type]
-        offered(ask, lambda: ask.subject.save(adapted, path), "save")
+        with answering(context.subject.name, "adapt"):
+            adapted = context.subject.adapt(case.base(), spec)  # type: ignore[arg-type]
+        offered(context, lambda: context.subject.save(adapted, path), "save")
         yield path
 
 
-def _refused(ask: Ask, case: Case, path: Path, what: str) -> None:
+def _refused(context: Context, case: Case, path: Path, what: str) -> None:
     base = case.base()
     with torch.no_grad():
         before = base(case.x).double()
     try:
-        found = load(ask, base, case, path)
+        found = load(context, base, case, path)
     except SubjectRaised:
         found = None
     if found is None:
-        _unchanged(ask, case, before, base, what)
+        _unchanged(context, case, before, base, what)
         return
-    if _is_another_method(ask, found):
+    if _is_another_method(context, found):
         return
-    ask.demand(False, case, f"loading {what}", "an exception", "an adapter")
+    context.demand(False, case, f"loading {what}", "an exception", "an adapter")
 
 
-def _unchanged(ask: Ask, case: Case, before: torch.Tensor, base: nn.Module, what: str) -> None:
+def _unchanged(context: Context, case: Case, before: torch.Tensor, base: nn.Module, what: str) -> None:
     """The base computes after the refusal what it computed before it."""
     with torch.no_grad():
         gap = float((base(case.x).double() - before).abs().max())
     if gap > 1e-4:
-        factorised = any(t.role == "base" for t in ask.variant.tensors)
+        factorised = any(t.role == "base" for t in context.variant.tensors)
         quantity = f"the base's output after {what} was refused"
         diagnosis = BASE_CHANGED if factorised else None
         raise Deviation(case, quantity, "unchanged", f"{gap:.3g} off", diagnosis=diagnosis)
 
 
-def _is_another_method(ask: Ask, found: Layer) -> bool:
+def _is_another_method(context: Context, found: Layer) -> bool:
     """Whether the file decided the method (as PEFT's configuration does), and the adapter says so in its slots."""
-    return not any(t.name in found.names for t in ask.variant.tensors)
+    return not any(t.name in found.names for t in context.variant.tensors)
 
 
 @check(
@@ -315,16 +319,16 @@ def _is_another_method(ask: Ask, found: Layer) -> bool:
     against=("paper",),
     diagnose=False,
 )
-def test_pickled(ask: Ask, case: Case) -> None:
+def test_pickled(context: Context, case: Case) -> None:
     """A pickle in the checkpoint's place is refused, and nothing in it is run."""
-    with saved(ask, case) as (_, path):
-        flag = files.booby_trap(path)
+    with saved(context, case) as (_, path):
+        flag = saved_files.booby_trap(path)
         try:
-            load(ask, case.base(), case, path)
+            load(context, case.base(), case, path)
         except SubjectRaised:
-            ask.demand(not flag.exists(), case, "code in a pickled checkpoint", "not run", "run")
+            context.demand(not flag.exists(), case, "code in a pickled checkpoint", "not run", "run")
             return
-        ask.demand(False, case, "loading a pickle", "an exception", "an adapter")
+        context.demand(False, case, "loading a pickle", "an exception", "an adapter")
 
 
 @check(
@@ -338,22 +342,22 @@ def test_pickled(ask: Ask, case: Case) -> None:
     follows=("save_load.stored", "save_load.round_trip"),
     diagnose=False,
 )
-def test_other_base(ask: Ask, case: Case) -> None:
+def test_other_base(context: Context, case: Case) -> None:
     """On a base with other weights the adapter's tensors are the saved ones, buffers too, or loading is refused.
 
     Where the adapter only makes sense with its own residual (PiSSA), it must bring that along or refuse.
     """
     other = case.but(seed=case.seed + 1)
     vars(other).update(bias_vector=case.bias_vector)  # the bias belongs to the base, not to an adapter
-    needs_base = any(t.role == "base" for t in ask.variant.tensors)
-    with saved(ask, case) as (layer, path):
+    needs_base = any(t.role == "base" for t in context.variant.tensors)
+    with saved(context, case) as (layer, path):
         try:
-            loaded = load(ask, other.base(), case, path)
+            loaded = load(context, other.base(), case, path)
         except SubjectRaised:
             return
-        _same_slots(ask, case, layer, loaded, but=frozenset({"W"}))
+        _same_slots(context, case, layer, loaded, but=frozenset({"W"}))
         if needs_base:
-            _same_function(ask, case, layer, loaded)
+            _same_function(context, case, layer, loaded)
 
 
 BOUND_TO_BASE = Diagnosis(
@@ -371,12 +375,12 @@ BOUND_TO_BASE = Diagnosis(
 )
 
 
-def _same_function(ask: Ask, case: Case, layer: Layer, loaded: Layer) -> None:
+def _same_function(context: Context, case: Case, layer: Layer, loaded: Layer) -> None:
     with torch.no_grad():
         wanted, actual = layer(case.x).double(), loaded(case.x).double()
-    noise = 100 * measure.roundoff(torch.float32) * float(torch.linalg.vector_norm(wanted))
+    noise = 100 * rounding.roundoff(torch.float32) * float(torch.linalg.vector_norm(wanted))
     try:
-        ask.judge(case, "output on another base (which was not refused)", actual, wanted, noise)
+        context.judge(case, "output on another base (which was not refused)", actual, wanted, noise)
     except Deviation as found:
         found.diagnosis = BOUND_TO_BASE
         raise
@@ -392,46 +396,46 @@ def _same_function(ask: Ask, case: Case, layer: Layer, loaded: Layer) -> None:
     against=("peft",),
     diagnose=False,
 )
-def test_interchange(ask: Ask, case: Case) -> None:
+def test_interchange(context: Context, case: Case) -> None:
     """A checkpoint that PEFT wrote, where the subject takes it, gives PEFT's output, and the reverse."""
-    if not isinstance(ask.oracle, Peft):
+    if not isinstance(context.oracle, Peft):
         raise NotApplicable("only PEFT's checkpoint format is exchanged")
-    taken = [_from_peft(ask, case), _to_peft(ask, case)]
+    taken = [_from_peft(context, case), _to_peft(context, case)]
     if not any(taken):
         raise NotApplicable("the subject neither takes nor writes PEFT's checkpoint format")
 
 
-def _from_peft(ask: Ask, case: Case) -> bool:
-    theirs = ask.reference(case)
+def _from_peft(context: Context, case: Case) -> bool:
+    theirs = context.reference(case)
     theirs.write(case.far(dict.fromkeys(theirs.names)))
     with tempfile.TemporaryDirectory(prefix="audit-") as folder:
         path = Path(folder) / "peft"
-        ask.oracle.save(theirs.adapted, path)
+        context.oracle.save(theirs.adapted, path)
         try:
-            ours = load(ask, case.base(), case, path)
+            ours = load(context, case.base(), case, path)
         except (SubjectRaised, NotApplicable):
             return False
-        _agree(ask, case, theirs, ours, "a checkpoint that PEFT wrote")
+        _agree(context, case, theirs, ours, "a checkpoint that PEFT wrote")
     return True
 
 
-def _to_peft(ask: Ask, case: Case) -> bool:
-    with saved(ask, case) as (ours, path):
+def _to_peft(context: Context, case: Case) -> bool:
+    with saved(context, case) as (ours, path):
         if not (path / "adapter_config.json").is_file():
             return False
         try:
-            theirs = as_layer(ask.oracle.load(case.base(), case.spec, path), ask.oracle, "load")
+            theirs = as_layer(context.oracle.load(case.base(), case.spec, path), context.oracle, "load")
         except Exception as error:
-            ask.demand(
+            context.demand(
                 False, case, "PEFT loading the subject's checkpoint", "an adapter", type(error).__name__
             )
             return True
-        _agree(ask, case, theirs, ours, "the subject's checkpoint in PEFT")
+        _agree(context, case, theirs, ours, "the subject's checkpoint in PEFT")
     return True
 
 
-def _agree(ask: Ask, case: Case, theirs: Layer, ours: Layer, what: str) -> None:
+def _agree(context: Context, case: Case, theirs: Layer, ours: Layer, what: str) -> None:
     with torch.no_grad():
         wanted, actual = theirs(case.x).double(), ours(case.x).double()
-    noise = 10 * measure.roundoff(torch.float32) * float(torch.linalg.vector_norm(wanted))
-    ask.judge(case, f"output from {what}", actual, wanted, noise)
+    noise = 10 * rounding.roundoff(torch.float32) * float(torch.linalg.vector_norm(wanted))
+    context.judge(case, f"output from {what}", actual, wanted, noise)

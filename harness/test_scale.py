@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from harness import measure
-from harness.ask import Ask, double
-from harness.cases import Case, Domain
-from harness.outcome import Deviation
-from harness.registry import check
+from harness.cases.layer_cases import Case, Domain
+from harness.compare import rounding
+from harness.compare.context import Context, double
+from harness.compare.outcome import Deviation
+from harness.engine.checks import check
 
 WIDE = Domain(
     dtypes=("float32",), sizes=(3, 12), ranks=(1, 8), batches=((6,),), alphas=(3.0, 8.0, 1.0, 0.5, 32.0)
@@ -23,17 +23,17 @@ WIDE = Domain(
     domain=WIDE,
     follows=("forward.random_parameters",),
 )
-def test_effective(ask: Ask, case: Case) -> None:
+def test_effective(context: Context, case: Case) -> None:
     """The least-squares factor between the subject's contribution y − y_base and the reference's is one.
 
     LoRA, PiSSA, DoRA: s = α/r; DeLoRA: λ/r; (IA)³ and HRA have none and must not depend on alpha.
     """
-    pair = ask.pair(case, "far")
-    actual = measure.observe(pair.ours, case)["output"]
-    exact = measure.observe(pair.theirs, double(case))["output"]
+    pair = context.pair(case, "far")
+    actual = rounding.observe(pair.ours, case)["output"]
+    exact = rounding.observe(pair.theirs, double(case))["output"]
     base = without_adapter(case, pair.theirs.values())
     factor = coefficient(actual - base, exact - base)
-    ask.worst.see(abs(factor - 1), 1e-3)
+    context.worst.see(abs(factor - 1), 1e-3)
     if not abs(factor - 1) < 1e-3:
         raise Deviation(
             case, "factor on the contribution", "1", f"{factor:.4g}", ratio=abs(factor - 1), threshold=1e-3

@@ -7,11 +7,11 @@ import dataclasses
 import torch
 from torch import nn
 
-from harness.ask import Ask
-from harness.cases import Case, Domain
-from harness.layer import SubjectRaised, adapt
-from harness.outcome import Deviation, NotApplicable, Unverified
-from harness.registry import check
+from harness.cases.layer_cases import Case, Domain
+from harness.compare.context import Context
+from harness.compare.layer import SubjectRaised, adapt
+from harness.compare.outcome import Deviation, NotApplicable, Unverified
+from harness.engine.checks import check
 from oracles.implementation import Unsupported
 from reports.model import Diagnosis
 
@@ -22,21 +22,21 @@ from reports.model import Diagnosis
     title="the adapter's tensors are not the reference's",
     failure_mode="a checkpoint written by either cannot be read by the other, and parameter counts differ",
 )
-def test_canonical(ask: Ask, case: Case) -> None:
+def test_canonical(context: Context, case: Case) -> None:
     """Every canonical tensor is there, under its name and in its shape, and there is nothing else.
 
     Shapes in torch layout, y = x Wᵀ + b, W (out, in): A (r, in), B (out, r), m (out,), l (out,) or (in,),
     U (in, r), λ (1,), w_norm (in,).
     """
-    ours, theirs = ask.layer(case), ask.reference(case)
-    for tensor in ask.variant.tensors:
+    ours, theirs = context.layer(case), context.reference(case)
+    for tensor in context.variant.tensors:
         if tensor.name in theirs.names:
             wanted = tuple(theirs.view(tensor.name).shape)
             there = tuple(ours.view(tensor.name).shape) if tensor.name in ours.names else "no such slot"
             optional = tensor.role == "base" and there == "no such slot"
-            ask.demand(optional or there == wanted, case, f"shape of {tensor.name}", wanted, there)
+            context.demand(optional or there == wanted, case, f"shape of {tensor.name}", wanted, there)
     extra = sorted(set(ours.names) - set(theirs.names))
-    ask.demand(not extra, case, "further tensors of the adapter", "none", ", ".join(extra))
+    context.demand(not extra, case, "further tensors of the adapter", "none", ", ".join(extra))
 
 
 @check(
@@ -45,20 +45,22 @@ def test_canonical(ask: Ask, case: Case) -> None:
     title="a tensor of the adapter has another role than in the reference",
     failure_mode="optimisers, parameter counts and weight decay see a tensor that should be fixed, or miss one",
 )
-def test_roles(ask: Ask, case: Case) -> None:
+def test_roles(context: Context, case: Case) -> None:
     """What trains in the reference trains here; what is a persistent buffer there is one here."""
-    ours, theirs = ask.layer(case), ask.reference(case)
-    lacking = [t.name for t in ask.variant.tensors if t.name in ours.names and t.name not in theirs.names]
-    if lacking and not any(t.name in theirs.names and t.name not in ours.names for t in ask.variant.tensors):
+    ours, theirs = context.layer(case), context.reference(case)
+    lacking = [t.name for t in context.variant.tensors if t.name in ours.names and t.name not in theirs.names]
+    if lacking and not any(
+        t.name in theirs.names and t.name not in ours.names for t in context.variant.tensors
+    ):
         raise Unverified(f"{theirs.who} has no {', '.join(lacking)} to compare the roles of")
     for name in [n for n in theirs.names if n in ours.names]:
         wanted = "trainable" if theirs.raw(name).requires_grad else "not trainable"
         actual = "trainable" if ours.raw(name).requires_grad else "not trainable"
-        ask.demand(wanted == actual, case, f"role of {name}", wanted, actual)
+        context.demand(wanted == actual, case, f"role of {name}", wanted, actual)
         if wanted == "not trainable" and isinstance(ours.raw(name), nn.Parameter):
-            held = ask.variant.tensor(name)
+            held = context.variant.tensor(name)
             is_buffer = held is not None and held.role == "buffer"
-            ask.demand(not is_buffer, case, f"role of {name}", "a persistent buffer", "an nn.Parameter")
+            context.demand(not is_buffer, case, f"role of {name}", "a persistent buffer", "an nn.Parameter")
 
 
 @check(
@@ -68,16 +70,16 @@ def test_roles(ask: Ask, case: Case) -> None:
     failure_mode="training changes the base model, and the saved adapter alone does not reproduce the result",
     domain=Domain(biases=(True, False)),
 )
-def test_frozen_base(ask: Ask, case: Case) -> None:
+def test_frozen_base(context: Context, case: Case) -> None:
     """Nothing is trainable but the adapter's tensors: the base weight and bias are frozen."""
-    ours = ask.layer(case)
-    theirs = ask.reference(case)
+    ours = context.layer(case)
+    theirs = context.reference(case)
     allowed = {id(ours.raw(n)) for n in ours.names if n not in theirs.names or theirs.raw(n).requires_grad}
     loose = [n for n, p in ours.module.named_parameters() if p.requires_grad and id(p) not in allowed]
     own = {id(theirs.raw(n)) for n in theirs.names}
     there = [n for n, p in theirs.module.named_parameters() if p.requires_grad and id(p) not in own]
-    held = _endings(loose) == _endings(there) if ask.explains else not loose or bool(there)
-    ask.demand(held, case, "trainable parameters outside the adapter", "none", ", ".join(loose))
+    held = _endings(loose) == _endings(there) if context.explains else not loose or bool(there)
+    context.demand(held, case, "trainable parameters outside the adapter", "none", ", ".join(loose))
 
 
 def _endings(names: list[str]) -> set[str]:
@@ -106,12 +108,12 @@ RANK_ZERO = Diagnosis(
     against=("peft", "paper"),
     diagnose=False,
 )
-def test_bad_rank(ask: Ask, case: Case) -> None:
+def test_bad_rank(context: Context, case: Case) -> None:
     """A rank of 0 or -1 is refused with an exception."""
     for rank in (-1, 0):
         wrong = dataclasses.replace(case.spec, rank=rank)
         try:
-            adapt(ask.subject, case.base(), wrong)
+            adapt(context.subject, case.base(), wrong)
         except (SubjectRaised, Unsupported):
             continue
         raise Deviation(
@@ -132,23 +134,25 @@ def test_bad_rank(ask: Ask, case: Case) -> None:
     examples=4,
     diagnose=False,
 )
-def test_modes(ask: Ask, case: Case) -> None:
+def test_modes(context: Context, case: Case) -> None:
     """Each mode of the reference (IA³'s feed-forward side, HRA's Gram-Schmidt) is offered and makes a difference."""
     try:
-        ours = ask.layer(case)
+        ours = context.layer(case)
     except Unsupported as why:
         raise NotApplicable(f"mode missing: {why}") from why
-    if ignored(ask, case):
-        mode = next(m for m in ask.variant.modes if getattr(case.spec, m))
-        ask.demand(False, case, f"an adapter with {mode}=True", "another function", "the same as without it")
+    if ignored(context, case):
+        mode = next(m for m in context.variant.modes if getattr(case.spec, m))
+        context.demand(
+            False, case, f"an adapter with {mode}=True", "another function", "the same as without it"
+        )
     del ours
 
 
-def ignored(ask: Ask, case: Case) -> bool:
+def ignored(context: Context, case: Case) -> bool:
     """Whether the case's mode changes neither the slots' shapes nor, at equal parameters, the output."""
-    without = case.but(**dict.fromkeys(ask.variant.modes, False))
+    without = case.but(**dict.fromkeys(context.variant.modes, False))
     wide = [c.but(in_features=6, out_features=4, rank=2, batch=(3,)) for c in (case, without)]
-    layers = [ask.layer(c) for c in wide]
+    layers = [context.layer(c) for c in wide]
     shapes = [{n: tuple(layer.view(n).shape) for n in layer.names} for layer in layers]
     if shapes[0] != shapes[1]:
         return False

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness import measure
-from harness.ask import Ask, Pair, double
-from harness.cases import Case, Domain
-from harness.layer import answering
-from harness.registry import check
+from harness.cases.layer_cases import Case, Domain
+from harness.compare import rounding
+from harness.compare.context import Context, Pair, double
+from harness.compare.layer import answering
+from harness.engine.checks import check
 
 INNER = Domain(sizes=(2, 9), ranks=(1, 6))
 # A gradient below this multiple of its rounding noise is no gradient.
@@ -23,10 +23,10 @@ DEAD = 50.0
     failure_mode="training starts in another direction or with another step size",
     follows=("forward.gradients", "forward.random_parameters"),
 )
-def test_gradients(ask: Ask, case: Case) -> None:
+def test_gradients(context: Context, case: Case) -> None:
     """∂⟨G, y⟩ of every parameter equals the reference's, both at the subject's own start."""
-    pair = ask.pair(case, "initial")
-    ask.compare(pair, gradients=True, only=[f"gradient of {n}" for n in pair.trainable])
+    pair = context.pair(case, "initial")
+    context.compare(pair, gradients=True, only=[f"gradient of {n}" for n in pair.trainable])
 
 
 @check(
@@ -37,15 +37,15 @@ def test_gradients(ask: Ask, case: Case) -> None:
     domain=INNER,
     follows=("forward.gradients", "forward.random_parameters", "init.deterministic", "scale.effective"),
 )
-def test_dead_parameters(ask: Ask, case: Case) -> None:
+def test_dead_parameters(context: Context, case: Case) -> None:
     """The parameters whose first gradient is exactly zero are the reference's: A where B = 0, and no others.
 
     Every tensor that the reference sets starts at its value; random draws are the subject's.
     """
-    pair = ask.pair(case, "step0")
-    noise = ask.noise(pair, gradients=True)
+    pair = context.pair(case, "step0")
+    noise = context.noise(pair, gradients=True)
     mine, theirs = (_dead(layer, c, pair, noise) for layer, c in _sides(pair))
-    ask.demand(
+    context.demand(
         mine == theirs, case, "parameters without gradient on step 0", theirs or "none", mine or "none"
     )
 
@@ -55,7 +55,7 @@ def _sides(pair: Pair) -> list[tuple[object, Case]]:
 
 
 def _dead(layer: object, case: Case, pair: Pair, noise: dict[str, float]) -> list[str]:
-    found = measure.observe(layer, case, gradients=True)  # type: ignore[arg-type]
+    found = rounding.observe(layer, case, gradients=True)  # type: ignore[arg-type]
     names = [n for n in pair.trainable if f"gradient of {n}" in noise]
     return [n for n in names if _size(found.get(f"gradient of {n}")) <= DEAD * noise[f"gradient of {n}"]]
 
@@ -71,9 +71,9 @@ def _size(gradient: Tensor | None) -> float:
     failure_mode="layers below the adapted one are trained wrongly",
     follows=("forward.input_gradient", "forward.random_parameters"),
 )
-def test_input_gradient(ask: Ask, case: Case) -> None:
+def test_input_gradient(context: Context, case: Case) -> None:
     """∂⟨G, y⟩/∂x at the start is G W' with the effective weight."""
-    ask.compare(ask.pair(case, "initial"), gradients=True, only=["gradient of x"])
+    context.compare(context.pair(case, "initial"), gradients=True, only=["gradient of x"])
 
 
 @check(
@@ -85,9 +85,9 @@ def test_input_gradient(ask: Ask, case: Case) -> None:
     follows=("shapes.frozen_base",),
     diagnose=False,
 )
-def test_base_frozen(ask: Ask, case: Case) -> None:
+def test_base_frozen(context: Context, case: Case) -> None:
     """After a backward pass nothing outside the adapter holds a gradient."""
-    layer = ask.layer(case)
+    layer = context.layer(case)
     layer.clear_gradients()
     y = layer(case.x.clone().requires_grad_(True))
     if y.requires_grad:
@@ -95,4 +95,4 @@ def test_base_frozen(ask: Ask, case: Case) -> None:
             y.backward(case.cotangent.to(y.dtype))
     own = {id(layer.raw(name)) for name in layer.names}
     held = [n for n, p in layer.module.named_parameters() if p.grad is not None and id(p) not in own]
-    ask.demand(not held, case, "gradients outside the adapter", "none", ", ".join(held))
+    context.demand(not held, case, "gradients outside the adapter", "none", ", ".join(held))

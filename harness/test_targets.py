@@ -9,15 +9,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from harness import measure
-from harness.ask import Ask
-from harness.cases import Domain
-from harness.layer import Layer, SubjectRaised
-from harness.models import ARCHITECTURES, EXPECTED, ModelCase, heads, logits
-from harness.outcome import Unverified
-from harness.registry import check
-from harness.whole import (
-    Whole,
+from harness.cases.layer_cases import Domain
+from harness.cases.tiny_models import ARCHITECTURES, EXPECTED, ModelCase, heads, logits
+from harness.compare import rounding
+from harness.compare.adapted_model import (
+    AdaptedModel,
     adapted_by,
     far,
     noise,
@@ -27,6 +23,10 @@ from harness.whole import (
     take_off,
     train,
 )
+from harness.compare.context import Context
+from harness.compare.layer import Layer, SubjectRaised
+from harness.compare.outcome import Unverified
+from harness.engine.checks import check
 from oracles.implementation import AdapterSpec
 from oracles.variants import Variant
 
@@ -86,11 +86,13 @@ def listed(names: set[str]) -> str:
     return ", ".join(some[:4]) + (f", ... ({len(some)})" if len(some) > 4 else "") if some else "none"
 
 
-def same_places(ask: Ask, case: ModelCase, ours: Whole, theirs: Whole, what: str) -> None:
+def same_places(
+    context: Context, case: ModelCase, ours: AdaptedModel, theirs: AdaptedModel, what: str
+) -> None:
     """Raise Deviation unless both adapt the same layers; the witness shows what is missing and what is extra."""
     mine, other = set(ours.layers), set(theirs.layers)
     note = f"missing: {listed(other - mine)}; extra: {listed(mine - other)}"
-    ask.demand(mine == other, case, what, listed(other), listed(mine), note)
+    context.demand(mine == other, case, what, listed(other), listed(mine), note)
 
 
 @check(
@@ -103,10 +105,10 @@ def same_places(ask: Ask, case: ModelCase, ours: Whole, theirs: Whole, what: str
     examples=2 * len(ALL),
     diagnose=False,
 )
-def test_default(ask: Ask, case: ModelCase) -> None:
+def test_default(context: Context, case: ModelCase) -> None:
     """With no targets given, the layers that are adapted are those that PEFT adapts on that architecture."""
-    theirs = reference_on(ask, case)
-    same_places(ask, case, subject_on(ask, case), theirs, "layers adapted by default")
+    theirs = reference_on(context, case)
+    same_places(context, case, subject_on(context, case), theirs, "layers adapted by default")
 
 
 @check(
@@ -120,18 +122,18 @@ def test_default(ask: Ask, case: ModelCase) -> None:
     follows=("targets.default",),
     diagnose=False,
 )
-def test_coverage(ask: Ask, case: ModelCase) -> None:
+def test_coverage(context: Context, case: ModelCase) -> None:
     """With no targets given, the architectures beyond the most common ones are adapted too, where PEFT adapts them.
 
     GPT-2 is asked of those who take its transposed layers when they are named.
     """
-    theirs = reference_on(ask, case)
+    theirs = reference_on(context, case)
     if case.kind.conv1d:
-        subject_on(ask, dataclasses.replace(case, targets=case.kind.endings[0]))
+        subject_on(context, dataclasses.replace(case, targets=case.kind.endings[0]))
     try:
-        adapted_by(ask.subject, case)
+        adapted_by(context.subject, case)
     except SubjectRaised as refusal:
-        ask.demand(
+        context.demand(
             False, case, "layers adapted by default", listed(set(theirs.layers)), "an error", str(refusal)
         )
 
@@ -146,10 +148,10 @@ def test_coverage(ask: Ask, case: ModelCase) -> None:
     examples=3 * len(ALL),
     diagnose=False,
 )
-def test_explicit(ask: Ask, case: ModelCase) -> None:
+def test_explicit(context: Context, case: ModelCase) -> None:
     """Targets given as endings of names select the layers that PEFT selects: whole parts of a name, in every block."""
-    theirs = reference_on(ask, case)
-    same_places(ask, case, subject_on(ask, case), theirs, "layers adapted for these targets")
+    theirs = reference_on(context, case)
+    same_places(context, case, subject_on(context, case), theirs, "layers adapted for these targets")
 
 
 @check(
@@ -164,33 +166,33 @@ def test_explicit(ask: Ask, case: ModelCase) -> None:
     follows=("targets.default", "forward.random_parameters", "forward.modes", "init.deterministic"),
     diagnose=False,
 )
-def test_sides(ask: Ask, case: ModelCase) -> None:
+def test_sides(context: Context, case: ModelCase) -> None:
     """Each adapted layer of a model computes what PEFT's computes with the same gate, so the gate is on its side."""
-    theirs = reference_on(ask, case)
-    ours = subject_on(ask, case)
+    theirs = reference_on(context, case)
+    ours = subject_on(context, case)
     values = far(theirs, case)
     theirs.write(values)
     for name in sorted(set(ours.layers) & set(theirs.layers)):
         gate = {t: v for (n, t), v in values.items() if n == name}
-        same_function(ask, case, name, ours.layers[name], theirs.layers[name], gate)
+        same_function(context, case, name, ours.layers[name], theirs.layers[name], gate)
 
 
 def same_function(
-    ask: Ask, case: ModelCase, name: str, ours: Layer, theirs: Layer, values: dict[str, Tensor]
+    context: Context, case: ModelCase, name: str, ours: Layer, theirs: Layer, values: dict[str, Tensor]
 ) -> None:
     """Raise Deviation unless two layers agree in shapes and output once they hold the same values."""
     for tensor, value in values.items():
         if tensor not in ours.names:
             raise Unverified(f"the subject's {name} has no slot {tensor!r}")
         shape = tuple(ours.view(tensor).shape)
-        ask.demand(shape == tuple(value.shape), case, f"{name} {tensor}", tuple(value.shape), shape)
+        context.demand(shape == tuple(value.shape), case, f"{name} {tensor}", tuple(value.shape), shape)
     ours.write(values)
     x = layer_input(theirs.module, case)
     with torch.no_grad():
         actual, exact = ours(x).double(), theirs(x).double()
-    scale = float(torch.linalg.vector_norm(exact)) * measure.roundoff(torch.float32)
+    scale = float(torch.linalg.vector_norm(exact)) * rounding.roundoff(torch.float32)
     # Sums of a few dozen terms, and cancellations of reflections: digits are for the checks of layers.
-    ask.judge(case, f"output of {name}", actual, exact, 10 * scale)
+    context.judge(case, f"output of {name}", actual, exact, 10 * scale)
 
 
 def layer_input(module: nn.Module, case: ModelCase) -> Tensor:
@@ -208,12 +210,12 @@ def layer_input(module: nn.Module, case: ModelCase) -> Tensor:
     examples=2 * len(TIED),
     diagnose=False,
 )
-def test_heads(ask: Ask, case: ModelCase) -> None:
+def test_heads(context: Context, case: ModelCase) -> None:
     """By default the output head and the embeddings get no adapter, stay tied and stay bit for bit as they were."""
     plain = heads(case.base())
     before, tied = {n: w.clone() for n, w in plain.items()}, len({id(w) for w in plain.values()})
-    ours = subject_on(ask, case)
-    ask.demand(
+    ours = subject_on(context, case)
+    context.demand(
         not before.keys() & ours.layers.keys(),
         case,
         "adapted heads",
@@ -223,7 +225,7 @@ def test_heads(ask: Ask, case: ModelCase) -> None:
     ours.write(far(ours, case))
     train(ours, case, 2)
     now = heads(ours.model)
-    ask.demand(
+    context.demand(
         len({id(w) for w in now.values()}) == tied,
         case,
         "weights of the heads",
@@ -232,7 +234,7 @@ def test_heads(ask: Ask, case: ModelCase) -> None:
     )
     for name, weight in before.items():
         same = name in now and torch.equal(now[name], weight)
-        ask.demand(same, case, f"{name} after two steps", "bitwise as before", "changed or gone")
+        context.demand(same, case, f"{name} after two steps", "bitwise as before", "changed or gone")
 
 
 @check(
@@ -246,24 +248,24 @@ def test_heads(ask: Ask, case: ModelCase) -> None:
     follows=("targets.heads",),
     diagnose=False,
 )
-def test_shared(ask: Ask, case: ModelCase) -> None:
+def test_shared(context: Context, case: ModelCase) -> None:
     """A layer with two names gets one adapter that acts once; a weight that another layer shares is not written."""
     plain = case.base()
     first, second = case.pair_names(plain)
-    ours = subject_on(ask, case)
+    ours = subject_on(context, case)
     if case.sharing == "module":
-        adapted_once(ask, case, ours, first, second)
+        adapted_once(context, case, ours, first, second)
     else:
-        partner_untouched(ask, case, ours, plain, second)
+        partner_untouched(context, case, ours, plain, second)
 
 
-def adapted_once(ask: Ask, case: ModelCase, ours: Whole, first: str, second: str) -> None:
+def adapted_once(context: Context, case: ModelCase, ours: AdaptedModel, first: str, second: str) -> None:
     """Of the two names one has the adapter; behind either stands the layer adapted once, or as it was."""
     found = [name for name in (first, second) if name in ours.layers]
     adapters = len({id(ours.layers[name].module) for name in found})  # one may be listed under both its names
-    ask.demand(adapters == 1, case, "adapters on a layer with two names", 1, adapters)
+    context.demand(adapters == 1, case, "adapters on a layer with two names", 1, adapters)
     name = found[0]
-    lone = subject_on(ask, ModelCase(case.spec, case.architecture, case.targets, seed=case.seed))
+    lone = subject_on(context, ModelCase(case.spec, case.architecture, case.targets, seed=case.seed))
     values = far(lone, case)
     lone.write(values)
     ours.layers[name].write({t: v for (n, t), v in values.items() if n == first})
@@ -273,29 +275,33 @@ def adapted_once(ask: Ask, case: ModelCase, ours: Whole, first: str, second: str
         for each in (first, second):
             y = ours.model.get_submodule(each)(x)
             held = close(y, once) or (each not in found and close(y, never))
-            ask.demand(held, case, f"output of {each}", "the layer adapted once", "something else")
+            context.demand(held, case, f"output of {each}", "the layer adapted once", "something else")
 
 
 def close(actual: Tensor, exact: Tensor) -> bool:
     """Whether two outputs agree to a thousand roundoffs of their size."""
     gap = float(torch.linalg.vector_norm(actual - exact))
-    return gap <= 1000 * measure.roundoff(actual.dtype) * float(torch.linalg.vector_norm(exact))
+    return gap <= 1000 * rounding.roundoff(actual.dtype) * float(torch.linalg.vector_norm(exact))
 
 
-def partner_untouched(ask: Ask, case: ModelCase, ours: Whole, plain: nn.Module, partner: str) -> None:
+def partner_untouched(
+    context: Context, case: ModelCase, ours: AdaptedModel, plain: nn.Module, partner: str
+) -> None:
     """The layer that shares a weight with an adapted one, and was not asked for, computes as it did."""
-    ask.demand(partner not in ours.layers, case, "adapted layers", f"not {partner}", listed(set(ours.layers)))
+    context.demand(
+        partner not in ours.layers, case, "adapted layers", f"not {partner}", listed(set(ours.layers))
+    )
     x = torch.randn(3, 16, generator=case.generator(5))
     with torch.no_grad():
         before = plain.get_submodule(partner)(x)
         after = ours.model.get_submodule(partner)(x)
-    ask.demand(
+    context.demand(
         torch.equal(after, before), case, f"output of {partner} after adapting", "as before", "changed"
     )
     train(ours, case, 2)
     with torch.no_grad():
         after = ours.model.get_submodule(partner)(x)
-    ask.demand(
+    context.demand(
         torch.equal(after, before), case, f"output of {partner} after two steps", "as before", "changed"
     )
 
@@ -320,26 +326,26 @@ def partner_untouched(ask: Ask, case: ModelCase, ours: Whole, plain: nn.Module, 
     ),
     diagnose=False,
 )
-def test_model_forward(ask: Ask, case: ModelCase) -> None:
+def test_model_forward(context: Context, case: ModelCase) -> None:
     """With PEFT's parameters carried over, logits, loss, every gradient and ten steps of SGD are PEFT's."""
-    theirs = reference_on(ask, case)
-    ours = subject_on(ask, case)
+    theirs = reference_on(context, case)
+    ours = subject_on(context, case)
     if set(ours.layers) != set(theirs.layers):
         raise Unverified("the subject adapts other layers than PEFT: see targets.default")
     if case.far:
         theirs.write(far(theirs, case))
     start = theirs.values()
-    carry(ask.variant, start, ours)
+    carry(context.variant, start, ours)
     theirs.model.double()
     exact = observe(theirs, case)
-    actual, limits = observe(ours, case), noise(ask, case, start, exact)
+    actual, limits = observe(ours, case), noise(context, case, start, exact)
     for name, value in exact.items():
         kind = "trajectory" if "steps" in name else "formula"
         missing = torch.zeros_like(value)
-        ask.judge(case, name, actual.get(name, missing), value, limits[name], kind)
+        context.judge(case, name, actual.get(name, missing), value, limits[name], kind)
 
 
-def carry(variant: Variant, values: dict[tuple[str, str], Tensor], ours: Whole) -> None:
+def carry(variant: Variant, values: dict[tuple[str, str], Tensor], ours: AdaptedModel) -> None:
     """Write PEFT's parameters into the subject. Raises Unverified if it lacks one of that name and shape.
 
     What follows from the base weight (PiSSA's residual, DeLoRA's norms) each side has of its own.
@@ -364,27 +370,27 @@ def carry(variant: Variant, values: dict[tuple[str, str], Tensor], ours: Whole) 
     follows=("targets.default", "shapes.canonical", "shapes.roles", "targets.sides"),
     diagnose=False,
 )
-def test_counts(ask: Ask, case: ModelCase) -> None:
+def test_counts(context: Context, case: ModelCase) -> None:
     """As many numbers want a gradient as in PEFT's model, all in adapters, and a step changes nothing else."""
-    theirs = reference_on(ask, case)
-    ours = subject_on(ask, case)
+    theirs = reference_on(context, case)
+    ours = subject_on(context, case)
     expected, actual = count(theirs), count(ours)
-    ask.demand(expected == actual, case, "trainable numbers in the model", expected, actual)
+    context.demand(expected == actual, case, "trainable numbers in the model", expected, actual)
     own = {id(t) for t in ours.trained()}
     strays = {n for n, t in ours.model.named_parameters() if t.requires_grad and id(t) not in own}
-    ask.demand(not strays, case, "trainable tensors outside adapters", "none", listed(strays))
+    context.demand(not strays, case, "trainable tensors outside adapters", "none", listed(strays))
     frozen = {n: t.detach().clone() for n, t in ours.state().items() if id(t) not in own}
     ours.write(far(ours, case))
     written = {id(layer.raw(tensor)) for _, tensor, layer in ours.slots()}
     train(ours, case, 2)
     state = ours.state()
     changed = {n for n, t in frozen.items() if id(state[n]) not in written and not torch.equal(t, state[n])}
-    ask.demand(not changed, case, "tensors that changed outside adapters", "none", listed(changed))
+    context.demand(not changed, case, "tensors that changed outside adapters", "none", listed(changed))
 
 
-def count(whole: Whole) -> int:
+def count(adapted: AdaptedModel) -> int:
     """How many numbers of the model want a gradient."""
-    return sum(p.numel() for p in whole.model.parameters() if p.requires_grad)
+    return sum(p.numel() for p in adapted.model.parameters() if p.requires_grad)
 
 
 @check(
@@ -398,18 +404,18 @@ def count(whole: Whole) -> int:
     follows=("merge.detach",),
     diagnose=False,
 )
-def test_detach(ask: Ask, case: ModelCase) -> None:
+def test_detach(context: Context, case: ModelCase) -> None:
     """After training and detaching every adapter, the model's state and logits are bit for bit what they were."""
     plain = case.base()
-    ours = subject_on(ask, case)
+    ours = subject_on(context, case)
     ours.write(far(ours, case))
     train(ours, case, 2)
-    take_off(ask.subject, ours)
+    take_off(context.subject, ours)
     before, after = plain.state_dict(), ours.model.state_dict()
     extra = listed(set(before) ^ set(after))
-    ask.demand(extra == "none", case, "names in the model's state", "as before", f"differ in {extra}")
+    context.demand(extra == "none", case, "names in the model's state", "as before", f"differ in {extra}")
     changed = {n for n, t in before.items() if not torch.equal(t, after[n])}
-    ask.demand(not changed, case, "weights after detach", "bitwise as before", listed(changed))
+    context.demand(not changed, case, "weights after detach", "bitwise as before", listed(changed))
     with torch.no_grad():
         same = torch.equal(logits(plain, case), logits(ours.model, case))
-    ask.demand(same, case, "logits after detach", "bitwise as before", "changed")
+    context.demand(same, case, "logits after detach", "bitwise as before", "changed")

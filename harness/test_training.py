@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from harness import measure
-from harness.ask import Ask, Pair, coarser, double
-from harness.cases import Case, Domain
-from harness.layer import Layer, answering
-from harness.registry import check
+from harness.cases.layer_cases import Case, Domain
+from harness.compare import rounding
+from harness.compare.context import Context, Pair, coarser, double
+from harness.compare.layer import Layer, answering
+from harness.engine.checks import check
 
 STEPS = 10
 SMALL = Domain(dtypes=("float64", "float32"), sizes=(3, 8), ranks=(1, 4), batches=((6,),))
@@ -66,9 +66,9 @@ def train(layer: Layer, case: Case, names: list[str], make: Optimiser, steps: in
     examples=4,
     follows=WRONG_BEFORE,
 )
-def test_sgd(ask: Ask, case: Case) -> None:
+def test_sgd(context: Context, case: Case) -> None:
     """Ten steps of SGD from the same parameters end where the reference's end."""
-    _follow(ask, case, _sgd)
+    _follow(context, case, _sgd)
 
 
 @check(
@@ -80,35 +80,35 @@ def test_sgd(ask: Ask, case: Case) -> None:
     examples=4,
     follows=WRONG_BEFORE,
 )
-def test_adamw(ask: Ask, case: Case) -> None:
+def test_adamw(context: Context, case: Case) -> None:
     """Ten steps of AdamW from the same parameters end where the reference's end."""
-    _follow(ask, case, _adamw)
+    _follow(context, case, _adamw)
 
 
-def _follow(ask: Ask, case: Case, make: Optimiser) -> None:
-    pair = ask.pair(case, "initial")
+def _follow(context: Context, case: Case, make: Optimiser) -> None:
+    pair = context.pair(case, "initial")
     start = pair.theirs.values()
     names = [n for n in pair.trainable if pair.ours.raw(n).requires_grad]
     own = [n for n in pair.ours.names if pair.ours.raw(n).requires_grad]
     train(pair.ours, case, own, make)
     train(pair.theirs, double(case), names, make)
-    noise = wander(ask, pair, start, names, make)
+    noise = wander(context, pair, start, names, make)
     for name in names:
         exact = pair.theirs.value(name)
-        ask.judge(
+        context.judge(
             case, f"{name} after {STEPS} steps", pair.ours.value(name), exact, noise[name], "trajectory"
         )
 
 
 def wander(
-    ask: Ask, pair: Pair, start: dict[str, Tensor], names: list[str], make: Optimiser
+    context: Context, pair: Pair, start: dict[str, Tensor], names: list[str], make: Optimiser
 ) -> dict[str, float]:
     """How far the reference's own end moves when its start is perturbed by roundoff, as Frobenius norms."""
-    unit = measure.roundoff(coarser(pair.case.torch_dtype))
+    unit = rounding.roundoff(coarser(pair.case.torch_dtype))
     generator = pair.case.generator(7)
     total = dict.fromkeys(names, 0.0)
     for _ in range(2):
-        other = ask.evaluator(pair.case)
+        other = context.evaluator(pair.case)
         # An exact zero stays zero when scaled; nudging it would be another start, not a rounded one.
         other.write({
             n: v * (1 + unit * torch.randn(v.shape, generator=generator, dtype=v.dtype)) for n, v in start.items()
@@ -129,9 +129,9 @@ def wander(
     examples=4,
     follows=("training.adamw", "training.sgd", *WRONG_BEFORE),
 )
-def test_alive(ask: Ask, case: Case) -> None:
+def test_alive(context: Context, case: Case) -> None:
     """Every parameter that moves within ten steps of the reference moves in the subject, and the loss stays finite."""
-    pair = ask.pair(case, "step0")
+    pair = context.pair(case, "step0")
     names = [n for n in pair.trainable if pair.ours.raw(n).requires_grad]
     own = [n for n in pair.ours.names if pair.ours.raw(n).requires_grad]
     before = pair.ours.values(), pair.theirs.values()
@@ -140,6 +140,6 @@ def test_alive(ask: Ask, case: Case) -> None:
     for name in names:
         mine = bool((pair.ours.value(name) != before[0][name]).any())
         other = bool((pair.theirs.value(name) != before[1][name]).any())
-        ask.demand(mine or not other, case, f"{name} after {STEPS} steps", "moved", "where it started")
+        context.demand(mine or not other, case, f"{name} after {STEPS} steps", "moved", "where it started")
     finite = all(abs(loss) < float("inf") for loss in losses)
-    ask.demand(finite, case, "losses", "finite", [f"{loss:.3g}" for loss in losses])
+    context.demand(finite, case, "losses", "finite", [f"{loss:.3g}" for loss in losses])

@@ -1,6 +1,6 @@
-"""`python -m oracles findings [--into PATH]`: where the references disagree, as markdown.
+"""`python -m oracles findings | record`: where the references disagree, as markdown; the authors' code recorded.
 
-With ``--into`` the part of the file between the two marker lines is replaced; the rest is left as it is.
+With ``findings --into`` the part of the file between the two marker lines is replaced; the rest is left as it is.
 """
 
 from __future__ import annotations
@@ -10,25 +10,51 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from oracles.authors import record
 from oracles.disagreements import Disagreement, disagreements
 from oracles.variants import VARIANTS
 from refs import catalog as catalogue
+from refs.errors import RefsError
 from refs.quotes import Citation, cite_target
 
 BEGIN, END = "<!-- the catalogue begins -->", "<!-- the catalogue ends -->"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit 2 where the file has no markers to write between."""
+    """Exit 1 where a file is not the pinned one, 2 where there is nothing to write between."""
+    options = _parser().parse_args(argv)
+    try:
+        return int(options.run(options))
+    except RefsError as error:
+        print(f"oracles: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m oracles", description=(__doc__ or "").splitlines()[0])
-    findings = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("findings")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    findings = commands.add_parser("findings", help="where the references disagree, as markdown")
     findings.add_argument("--into", type=Path, metavar="PATH", help="a file that holds the marker lines")
-    options = parser.parse_args(argv)
+    findings.set_defaults(run=_findings)
+    record = commands.add_parser("record", help="run the authors' code and write refs/recordings")
+    record.add_argument("--to", type=Path, metavar="DIR", help="another folder than refs/recordings")
+    record.add_argument("--cache", type=Path, metavar="DIR", help="where the authors' files are")
+    record.set_defaults(run=_record)
+    return parser
+
+
+def _findings(options: argparse.Namespace) -> int:
     text = "\n".join(catalogue_lines())
     if options.into is None:
         print(text)
         return 0
     return _write(options.into, text)
+
+
+def _record(options: argparse.Namespace) -> int:
+    for line in record.write(options.to, catalogue.load(), options.cache):
+        print(line)
+    return 0
 
 
 def _write(path: Path, text: str) -> int:

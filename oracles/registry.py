@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from oracles.authors.availability import AUTHORS, Author, available
 from oracles.authors.base import AuthorImplementation
-from oracles.authors.recorded import folder, made_with
-from oracles.authors.registry import AUTHORS, Author, available
+from oracles.authors.recordings import folder, made_with
 from oracles.authors.replay import Absent, Replay
 from oracles.equation import Equation
 from oracles.implementation import Implementation

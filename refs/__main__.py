@@ -1,9 +1,8 @@
-"""`python -m refs list | verify | sync | quote | record | pin`. Exit 0: ok; 1: drift, mismatch; 2: usage."""
+"""`python -m refs list | verify | sync | quote | pin`. Exit 0: ok; 1: drift, mismatch; 2: usage."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,8 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--retries", type=int, default=RETRIES, help="how often to try again (default: 2)")
     shown = command("quote", _quote, "the lines of a symbol")
     shown.add_argument("target", metavar="ALIAS:SYMBOL", help="or 'ALIAS:SYMBOL @ ANCHOR'")
-    record = command("record", _record, "run the authors' code and write refs/recordings")
-    record.add_argument("--to", type=Path, help="another folder than refs/recordings")
     command("pin", _pin, "write digests.json from the pinned files")
     return parser
 
@@ -135,13 +132,6 @@ def _quote(options: argparse.Namespace, catalog: catalogue.Catalog) -> int:
     if found.note:
         print(f"refs: {found.note}", file=sys.stderr)
     return 1 if found.note else 0
-
-
-def _record(options: argparse.Namespace, catalog: catalogue.Catalog) -> int:
-    recorder = importlib.import_module("oracles.authors.record")  # the one arrow upwards, at run time
-    for line in recorder.write(options.to, catalog, options.cache):
-        print(line)
-    return 0
 
 
 def _pin(options: argparse.Namespace, catalog: catalogue.Catalog) -> int:

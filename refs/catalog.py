@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from refs.errors import CatalogError
-
-if TYPE_CHECKING:
-    from refs.quotes import Citation
 
 __all__ = ["ASPECTS", "VARIANTS", "Catalog", "Cite", "Reference", "Source", "load", "parse_target"]
 
@@ -85,12 +82,6 @@ class Catalog:
             if value not in known:
                 raise CatalogError(f"`{value}` is none of {', '.join(known)}")
         return [c for c in self.cites if (c.variant, c.aspect) == (variant, aspect)]
-
-    def quotes(self, variant: str, aspect: str, cache: Path | None = None) -> list[Citation]:
-        """A citation for each cite of one aspect: lines with their url, or why there are none."""
-        from refs.quotes import cite  # the quotes need the records above
-
-        return [cite(self, item, cache) for item in self.cites_of(variant, aspect)]
 
 
 def parse_target(text: str) -> tuple[str, str, str | None]:

@@ -11,7 +11,7 @@ from refs.errors import RefsError, SourceError
 from refs.locate import locate
 from refs.source import digest_tree, node_of, per_version, quote
 
-__all__ = ["Citation", "cite", "cite_file", "cite_target", "symbol_digest"]
+__all__ = ["Citation", "cite", "cite_file", "cite_target", "quotes_of", "symbol_digest"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Citation:
 def cite(catalog: Catalog, item: Cite, cache: Path | None = None) -> Citation:
     """The citation of one cite of the catalogue; never raises for what is wrong with a file."""
     return cite_target(catalog, item.alias, item.symbol, item.anchor, cache)
+
+
+def quotes_of(catalog: Catalog, variant: str, aspect: str, cache: Path | None = None) -> list[Citation]:
+    """A citation for each cite of one aspect: lines with their url, or why there are none. Raises CatalogError."""
+    return [cite(catalog, item, cache) for item in catalog.cites_of(variant, aspect)]
 
 
 def cite_target(

@@ -9,12 +9,13 @@ from io import StringIO
 from pathlib import Path
 from typing import TextIO
 
-from reports import accept, audit_json, diff, files, html, markdown, merge, sarif
-from reports.console import Console
 from reports.errors import MergeRefused, ReportsError
+from reports.judge.verdicts import audit_exit_code
 from reports.model import Audit
+from reports.render import html, markdown, sarif
+from reports.render.console import Console
+from reports.store import accept, audit_json, diff, merge, text_files
 from reports.text import one_line
-from reports.verdicts import audit_exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 PRIOR = ROOT / "docs" / "audit" / "variants_review.toml"
@@ -77,13 +78,13 @@ def _command(
 
 
 def _accept(given: argparse.Namespace, out: TextIO) -> int:
-    files.write_text(given.output, accept.accepted(audit_json.read(given.audit)))
+    text_files.write_text(given.output, accept.accepted(audit_json.read(given.audit)))
     return 0
 
 
 def _diff(given: argparse.Namespace, out: TextIO) -> int:
     words, worse = diff.render(audit_json.read(given.old), audit_json.read(given.new))
-    files.write_stream(out, words)
+    text_files.write_stream(out, words)
     return int(worse)
 
 
@@ -91,9 +92,9 @@ def _render(given: argparse.Namespace, out: TextIO) -> int:
     read = audit_json.read_partial if given.allow_partial else audit_json.read
     words = FORMATS[given.format](read(given.audit))
     if given.output:
-        files.write_text(given.output, words)
+        text_files.write_text(given.output, words)
     else:
-        files.write_stream(out, words)
+        text_files.write_stream(out, words)
     return 0
 
 
@@ -103,7 +104,7 @@ def _merge(given: argparse.Namespace, out: TextIO) -> int:
     audit = merge.merged({str(path): audit_json.read_shard(path) for path in given.shards})
     audit_json.write(audit, given.output)
     if given.report:
-        files.write_text(given.report, markdown.render(audit))
+        text_files.write_text(given.report, markdown.render(audit))
     return audit_exit_code(audit)
 
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from reports import audit_json, files, html, markdown, sarif
-from reports.build import audit_exit_code, judge
 from reports.errors import ReportsError
+from reports.judge.judgement import audit_exit_code, judge
+from reports.judge.verdicts import missing_claims
 from reports.model import Audit, Prior, Run
-from reports.prior import load_prior
-from reports.verdicts import missing_claims
+from reports.render import html, markdown, sarif
+from reports.store import audit_json, text_files
+from reports.store.prior_file import load_prior
 
 
 class Outputs(Protocol):
@@ -82,10 +83,10 @@ def _shard_code(audit: Audit) -> int:
 
 def _review(audit: Audit, outputs: Outputs, stdout: TextIO) -> None:
     if outputs.report == "-":
-        files.write_stream(stdout, markdown.render(audit))
+        text_files.write_stream(stdout, markdown.render(audit))
     elif outputs.report:
-        files.write_text(Path(outputs.report), markdown.render(audit))
+        text_files.write_text(Path(outputs.report), markdown.render(audit))
     if outputs.sarif:
-        files.write_text(outputs.sarif, sarif.render(audit))
+        text_files.write_text(outputs.sarif, sarif.render(audit))
     if outputs.html:
-        files.write_text(outputs.html, html.render(audit))
+        text_files.write_text(outputs.html, html.render(audit))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from refs import catalog
 from refs.errors import RefsError
-from refs.quotes import Citation, cite_file
+from refs.quotes import Citation, cite_file, quotes_of
 from reports.model import Cite, Run, Subject
 from reports.order import ASPECTS, sorted_variants
 from reports.text import one_line
@@ -40,7 +40,7 @@ def _catalogue_stamp() -> int:
 @lru_cache(maxsize=512)
 def _citations(variant: str, aspect: str, stamp: int) -> tuple[Cite, ...]:
     try:
-        found = catalog.load().quotes(variant, aspect)
+        found = quotes_of(catalog.load(), variant, aspect)
     except RefsError:
         found = []
     if not found and aspect in SAME_LINES:

@@ -15,11 +15,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from harness import resolve
-from harness.ask import Ask
-from harness.outcome import Deviation
-from harness.profiles import Profile
-from harness.session import claims_for, load_checks
+from harness.cases.profiles import Profile
+from harness.compare.context import Context
+from harness.compare.outcome import Deviation
+from harness.engine.session import claims_for, load_checks
+from harness.subjects import resolve
 from oracles.equation import Equation
 from oracles.implementation import Implementation
 from oracles.peft import Peft
@@ -60,16 +60,16 @@ def smallest_error(variant: str, dtype: str) -> float:
     """The smallest ε of 10^(k/4) that is caught at every one of the generic cases."""
     check, found = load_checks()["dtype.forward"], float("inf")
     for k in range(0, -33, -1):
-        ask = Ask(off_by(variant, 10 ** (k / 4)), Peft(), VARIANTS[variant])
-        if not all(_caught(check.function, ask, case) for case in generic(variant, dtype)):
+        context = Context(off_by(variant, 10 ** (k / 4)), Peft(), VARIANTS[variant])
+        if not all(_caught(check.function, context, case) for case in generic(variant, dtype)):
             return found
         found = 10 ** (k / 4)
     return found
 
 
-def _caught(function: object, ask: Ask, case: object) -> bool:
+def _caught(function: object, context: Context, case: object) -> bool:
     try:
-        function(ask, case)  # type: ignore[operator]
+        function(context, case)  # type: ignore[operator]
     except Deviation:
         return True
     return False

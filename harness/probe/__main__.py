@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
-from harness import resolve
 from harness.probe import memory, pretrained, stream
-from harness.probe.measure import DTYPES, compare
+from harness.probe.comparison import DTYPES, compare
 from harness.probe.page import html
+from harness.probe.sections import MIB, Findings, Table, markdown, placed, tables
 from harness.probe.spectrum import parts
-from harness.probe.text import MIB, Findings, Table, markdown, placed, tables
+from harness.subjects import resolve
 from oracles.implementation import AdapterSpec, Implementation
 from oracles.peft import Peft
 from oracles.variants import VARIANTS

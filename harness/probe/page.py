@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
-from harness.probe.measure import DTYPES, Compared
+from harness.probe.comparison import DTYPES, Compared
 from harness.probe.plots import Line, chart
+from harness.probe.sections import Findings, Table, tables
 from harness.probe.spectrum import Sweep
-from harness.probe.text import Findings, Table, tables
 
 STYLE = """
 :root { color-scheme: light dark; }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.probe.measure import Gap, answers, gap
+from harness.probe.comparison import Gap, answers, gap
 from harness.probe.pretrained import Pretrained
 from oracles.implementation import AdapterSpec
 

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from harness.layer import Layer, SubjectRaised, answering
-from harness.probe.measure import gap
+from harness.compare.layer import Layer, SubjectRaised, answering
+from harness.probe.comparison import gap
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
 from oracles.seeding import seed_torch
 

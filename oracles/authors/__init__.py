@@ -2,7 +2,7 @@
 `python -m refs sync` brought (loralib is a package), with nothing of theirs installed; and the recordings of
 what it computes, which stand in where it is not synced. `available(variant)` says which there are."""
 
-from oracles.authors.cases import RecordedCase
-from oracles.authors.registry import Author, Provenance, available, cases
+from oracles.authors.availability import Author, Provenance, available, cases
+from oracles.authors.family import RecordedCase
 
 __all__ = ["Author", "Provenance", "RecordedCase", "available", "cases"]

@@ -1,4 +1,4 @@
-"""`python -m refs record`: run every author's code on its family of cases and write what it computes."""
+"""`python -m oracles record`: run every author's code on its family of cases and write what it computes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import safetensors.torch
 
+from oracles.authors.availability import AUTHORS, live_cases, provenance_of
 from oracles.authors.base import AuthorImplementation
-from oracles.authors.cases import RecordedCase
-from oracles.authors.recorded import ROOT, SCHEMA, entry, folder, seal, tensors_of, versions
-from oracles.authors.registry import AUTHORS, live_cases, provenance_of
+from oracles.authors.family import RecordedCase
+from oracles.authors.recordings import ROOT, SCHEMA, entry, folder, seal, tensors_of, versions
 from refs.catalog import Catalog
 from refs.errors import HashMismatchError
 from refs.verify import check

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oracles.authors.cases import RecordedCase
-from oracles.authors.registry import Author
+from oracles.authors.availability import Author
+from oracles.authors.family import RecordedCase
 from oracles.equation import FORMS, Form
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
 

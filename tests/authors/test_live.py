@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from oracles.authors import Author, available, cases, loader
-from oracles.authors.cases import RecordedCase
+from oracles.authors.availability import AUTHORS
 from oracles.authors.delora import DeloraAuthor
 from oracles.authors.dora import DoraAuthor
+from oracles.authors.family import RecordedCase
 from oracles.authors.ia3 import Ia3Author
-from oracles.authors.registry import AUTHORS
 from oracles.implementation import AdapterSpec, Unsupported
 from refs import catalog as catalogue
 from refs.errors import CatalogError

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from oracles.authors import available, recorded
-from oracles.authors.cases import RecordedCase
-from oracles.authors.recorded import ManifestChangedError, RecordingChangedError, StaleRecordingError
-from oracles.authors.registry import AUTHORS, provenance_of
+from oracles.authors import available, recordings
+from oracles.authors.availability import AUTHORS, provenance_of
+from oracles.authors.family import RecordedCase
+from oracles.authors.recordings import ManifestChangedError, RecordingChangedError, StaleRecordingError
 from refs import catalog as catalogue
 from refs.errors import NotAvailableError
 
@@ -24,7 +24,7 @@ KINDS = {f"{kind.variant}-{kind.oracle}": kind for kind in AUTHORS}
 
 def read(name: str) -> list[RecordedCase]:
     kind = KINDS[name]
-    return recorded.read(recorded.folder(kind.variant, kind.oracle), provenance_of(CATALOG, kind))
+    return recordings.read(recordings.folder(kind.variant, kind.oracle), provenance_of(CATALOG, kind))
 
 
 def chain(U: Tensor, eps: float = 0.0) -> Tensor:
@@ -180,13 +180,13 @@ def test_every_recording_is_varied_and_finite(name: str) -> None:
 
 
 def test_the_recordings_are_small() -> None:
-    assert sum(path.stat().st_size for path in recorded.ROOT.rglob("*")) < 4_000_000
+    assert sum(path.stat().st_size for path in recordings.ROOT.rglob("*")) < 4_000_000
 
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """The recordings, where they may be harmed."""
-    shutil.copytree(recorded.ROOT, tmp_path / "recordings")
+    shutil.copytree(recordings.ROOT, tmp_path / "recordings")
     return tmp_path / "recordings"
 
 
@@ -197,7 +197,7 @@ def flip(path: Path, at: int) -> None:
 
 
 def replay(root: Path) -> list[RecordedCase]:
-    return recorded.read(root / "delora-author", provenance_of(CATALOG, KINDS["delora-author"]))
+    return recordings.read(root / "delora-author", provenance_of(CATALOG, KINDS["delora-author"]))
 
 
 @pytest.mark.parametrize("at", [9, 3000, -1])
@@ -221,7 +221,7 @@ def test_a_recording_of_another_commit_is_refused(copied: Path) -> None:
     path = copied / "delora-author" / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["provenance"]["pin"] = "0" * 40
-    manifest["seal"] = recorded.seal(manifest)
+    manifest["seal"] = recordings.seal(manifest)
     path.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(StaleRecordingError, match=f"of pin {'0' * 40}"):
         replay(copied)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.profiles import Profile
-from harness.registry import Check
+from harness.cases.profiles import Profile
+from harness.engine.checks import Check
 from tests.subjects.broken import BROKEN, Broken
 from tests.subjects.judged import audit
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from harness.profiles import Profile
-from harness.registry import Check
+from harness.cases.profiles import Profile
+from harness.engine.checks import Check
 from oracles import registry
 from oracles.implementation import Implementation
 from tests.subjects import (

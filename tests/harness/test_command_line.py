@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.audit import ref_of
-from harness.resolve import BadSubject, resolve
+from harness.engine.run_record import ref_of
+from harness.subjects.resolve import BadSubject, resolve
 
 ROOT = Path(__file__).parents[2]
 # Several command lines in one process: each ends before a test runs, and importing torch once is enough.

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.ask import Ask
-from harness.cases import Case, Domain, cases
-from harness.outcome import Deviation
-from harness.profiles import Profile
-from harness.session import claims_for, load_checks
+from harness.cases.layer_cases import Case, Domain, cases
+from harness.cases.profiles import Profile
+from harness.compare.context import Context
+from harness.compare.outcome import Deviation
+from harness.engine.session import claims_for, load_checks
 from oracles import paper
 from oracles.equation import FORMS, Equation
 from oracles.implementation import AdapterSpec
@@ -48,7 +48,7 @@ def generic(variant: str, dtype: str) -> list[Case]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_small_error_of_the_contribution_is_caught(variant: str, dtype: str) -> None:
     check = load_checks()["dtype.forward"]
-    wrong = Ask(off_by(variant, ERRORS[dtype]), Peft(), VARIANTS[variant])
+    wrong = Context(off_by(variant, ERRORS[dtype]), Peft(), VARIANTS[variant])
     for case in generic(variant, dtype):
         with pytest.raises(Deviation):
             check.function(wrong, case)
@@ -58,7 +58,7 @@ def test_a_small_error_of_the_contribution_is_caught(variant: str, dtype: str) -
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_error_is_quiet(variant: str, dtype: str) -> None:
     check = load_checks()["dtype.forward"]
-    right = Ask(off_by(variant, 0.0), Peft(), VARIANTS[variant])
+    right = Context(off_by(variant, 0.0), Peft(), VARIANTS[variant])
     for case in generic(variant, dtype):
         check.function(right, case)
 

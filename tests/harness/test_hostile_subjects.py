@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import guard
-from harness.session import load_references
+from harness.compare import isolation
+from harness.engine.session import load_references
 from oracles.implementation import Implementation
 from reports.model import Claim
 from tests.subjects import hostile, wrapped
@@ -23,7 +23,7 @@ CONTROL = "forward.random_parameters"
 def _few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     load_references()  # whose import sets variables of the environment
     # A hang is told by a short limit; everything else gets time enough for a loaded machine.
-    monkeypatch.setattr(guard, "CLAIM_SECONDS", 20.0)
+    monkeypatch.setattr(isolation, "CLAIM_SECONDS", 20.0)
 
 
 def asked(subject: Implementation, check: str) -> list[Claim]:
@@ -36,14 +36,14 @@ def asked(subject: Implementation, check: str) -> list[Claim]:
 def test_ends_in_a_sentence(case: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
     """The claim's outcome and words; then a right subject is asked the same and passes."""
     if "Hang" in case.name:
-        monkeypatch.setattr(guard, "CLAIM_SECONDS", 0.5)
+        monkeypatch.setattr(isolation, "CLAIM_SECONDS", 0.5)
     before = facts()
     (claim,) = asked(case.make(), case.check)
     assert claim.outcome == case.outcome, claim.reason
     assert case.words in (claim.reason or ""), claim.reason
     assert len(claim.reason or "") < 2000
     assert facts() == before
-    monkeypatch.setattr(guard, "CLAIM_SECONDS", 20.0)
+    monkeypatch.setattr(isolation, "CLAIM_SECONDS", 20.0)
     (control,) = asked(wrapped.Library(), CONTROL)
     assert control.outcome == "pass", f"after {case.name}: {control.reason}"
 
@@ -91,7 +91,7 @@ def test_what_counts_against_the_limit(
     monkeypatch: pytest.MonkeyPatch, passed: float, used: float, counted: float
 ) -> None:
     """A second of waiting or of computing does; being crowded out, or suspended with the machine, does not."""
-    watch = guard.Stopwatch(wall=5.0, processor=7.0)
-    monkeypatch.setattr(guard.time, "monotonic", lambda: 5.0 + passed)
-    monkeypatch.setattr(guard.time, "process_time", lambda: 7.0 + used)
+    watch = isolation.Stopwatch(wall=5.0, processor=7.0)
+    monkeypatch.setattr(isolation.time, "monotonic", lambda: 5.0 + passed)
+    monkeypatch.setattr(isolation.time, "process_time", lambda: 7.0 + used)
     assert watch.look() == pytest.approx(counted)

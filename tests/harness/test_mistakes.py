@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.profiles import Profile
-from harness.session import claims_for, load_checks
+from harness.cases.profiles import Profile
+from harness.engine.session import claims_for, load_checks
 from oracles.equation import Equation
 from oracles.mistakes import Mistake, catalogue, mistakes_of
 from oracles.variants import VARIANTS

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import lora_lite
-from harness.models import ARCHITECTURES, ModelCase, blank
-from harness.profiles import Profile
-from harness.registry import CHECKS, Check
-from harness.session import claims_for, load_checks
+from harness.cases.profiles import Profile
+from harness.cases.tiny_models import ARCHITECTURES, ModelCase, blank
+from harness.engine.checks import CHECKS, Check
+from harness.engine.session import claims_for, load_checks
 from harness.subjects.lora_lite import LoraLite, adapted, config
 from oracles.equation import Equation
 from oracles.implementation import Adapted, AdapterSpec, Implementation
@@ -297,6 +297,6 @@ def test_a_fresh_model_is_tied_within_and_shares_nothing_without(architecture: s
 
 def test_no_check_of_whole_models_is_explained_by_a_layers_mistake() -> None:
     load_checks()
-    whole: list[Check] = [c for c in CHECKS.values() if c.id.startswith("targets.")]
-    assert len(whole) == 9
-    assert not any(c.diagnose for c in whole)
+    adapted: list[Check] = [c for c in CHECKS.values() if c.id.startswith("targets.")]
+    assert len(adapted) == 9
+    assert not any(c.diagnose for c in adapted)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lora_lite
-from harness.models import ModelCase, logits
+from harness.cases.tiny_models import ModelCase, logits
 from oracles.implementation import AdapterSpec
 from oracles.peft import BINDINGS
 
@@ -23,7 +23,7 @@ VARIANTS = ("lora", "pissa", "dora", "ia3", "hra", "delora")
 CHILD = """
 import json, sys, torch, lora_lite, peft
 from safetensors.torch import load_file, save_file
-from harness.models import ModelCase, logits
+from harness.cases.tiny_models import ModelCase, logits
 from oracles.implementation import AdapterSpec
 torch.set_num_threads(1)
 for variant, architecture, folder in json.loads(sys.argv[1]):

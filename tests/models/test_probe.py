@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.models import ModelCase
+from harness.cases.tiny_models import ModelCase
 from harness.probe import __main__ as program
-from harness.probe import make_large, page, plots, pretrained, stream, text
-from harness.probe.measure import Compared, compare
+from harness.probe import make_large, page, plots, pretrained, sections, stream
+from harness.probe.comparison import Compared, compare
 from harness.probe.pretrained import Pretrained
 from harness.probe.spectrum import Factors, parts
 from harness.subjects.lora_lite import LoraLite
@@ -58,20 +58,20 @@ def test_factors_in_float32_are_closer_the_more_the_factors_hold() -> None:
 
 
 def test_the_report_is_marked_and_replaces_itself(tiny: Pretrained, compared: list[Compared]) -> None:
-    found = text.Findings("python -m harness.probe", ["A | model."], compared)
+    found = sections.Findings("python -m harness.probe", ["A | model."], compared)
     found.parts, found.sweeps = parts(tiny, list(compared[1].peft.by_layer["bf16"]), compared[1].spec)
     assert [p.source.partition(":")[0] for p in found.parts] == ["arithmetic", *["weights"] * 3]
-    section = text.markdown(found)
-    once = text.placed("# Review\n", section)
-    assert once.startswith("# Review\n\n" + text.BEGIN)
-    assert text.placed(once, section) == once
-    assert text.placed(once + "after\n", "new\n").endswith("new\nafter\n")
-    assert len(text.tables(found)) == 9
+    section = sections.markdown(found)
+    once = sections.placed("# Review\n", section)
+    assert once.startswith("# Review\n\n" + sections.BEGIN)
+    assert sections.placed(once, section) == once
+    assert sections.placed(once + "after\n", "new\n").endswith("new\nafter\n")
+    assert len(sections.tables(found)) == 9
 
 
 def test_the_page_is_self_contained_and_escaped(tiny: Pretrained, compared: list[Compared]) -> None:
     _, sweeps = parts(tiny, list(compared[1].peft.by_layer["bf16"]), compared[1].spec)
-    written = page.html(text.Findings("a <b>", ["<script>"], compared, sweeps=sweeps), 2)
+    written = page.html(sections.Findings("a <b>", ["<script>"], compared, sweeps=sweeps), 2)
     assert "<script" not in written
     assert "a &lt;b&gt;" in written
     assert "http" not in written

@@ -68,22 +68,23 @@ def outcomes(file: str, examples: int) -> Iterator[tuple[str, str]]:
 
 def session_on(ref: str, file: str, examples: int) -> Any:
     """The audit of one subject that runs through ``file``."""
-    from harness import deviations, resolve
-    from harness.audit import docstrings
-    from harness.profiles import Profile
-    from harness.session import Session, load_checks
+    from harness.cases.profiles import Profile
+    from harness.engine import declarations
+    from harness.engine.described import docstrings
+    from harness.engine.session import Session, load_checks
+    from harness.subjects import resolve
 
     load_checks()
     found = resolve.resolve(ref)
     subject = found.implementation
-    declared = deviations.load(found.declarations, docstrings(subject)) if found.declarations else ()
+    declared = declarations.load(found.declarations, docstrings(subject)) if found.declarations else ()
     profile = Profile("quick" if examples <= 4 else "default", examples, 0)
     return Session(subject, variants_of(file), ORACLES, profile, declared)
 
 
 def ordered(session: Any, file: str) -> list[Any]:
     """The session's keys in the order of asking."""
-    from harness.session import load_checks
+    from harness.engine.session import load_checks
 
     keys = [key for check in load_checks().values() for key in session.keys(check)]
     if file.endswith("target.py"):  # what this file decides is asked of whole models

@@ -60,7 +60,7 @@ def unit_tests(chosen: Sequence[Mutant], left: list[int], jobs: int, seconds: fl
 def _import_what_does_not_change() -> None:
     import torch
 
-    from harness.session import load_checks, load_references
+    from harness.engine.session import load_checks, load_references
 
     torch.set_num_threads(1)
     load_checks()

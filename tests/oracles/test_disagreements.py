@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.session import OF_AUTHORS, claims_for, load_checks
+from harness.engine.session import OF_AUTHORS, claims_for, load_checks
 from oracles import __main__ as command
 from oracles import registry
 from oracles.authors.delora import DeloraAuthor
@@ -21,7 +21,7 @@ from oracles.implementation import AdapterSpec
 from refs import catalog as catalogue
 from refs.errors import RefsError
 from refs.locate import locate
-from reports.grouping import DISAGREE
+from reports.judge.grouping import DISAGREE
 
 FINDINGS = Path(__file__).parents[2] / "docs" / "reference_findings.md"
 ENTRIES = disagreements()

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import resolve
-from harness.profiles import Profile
-from harness.session import OF_AUTHORS, claims_for
+from harness.cases.profiles import Profile
+from harness.engine.session import OF_AUTHORS, claims_for
+from harness.subjects import resolve
 from oracles import registry
-from oracles.authors import available, recorded
+from oracles.authors import available, recordings
 from oracles.authors.replay import Absent, Replay
 from refs import catalog as catalogue
 from refs.locate import cache_path
@@ -90,8 +90,8 @@ def all_unverified(variant: str, *words: str) -> None:
 @pytest.fixture
 def copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The recordings in a folder of their own, nothing synced."""
-    shutil.copytree(recorded.ROOT, tmp_path / "recordings")
-    monkeypatch.setattr(recorded, "ROOT", tmp_path / "recordings")
+    shutil.copytree(recordings.ROOT, tmp_path / "recordings")
+    monkeypatch.setattr(recordings, "ROOT", tmp_path / "recordings")
     monkeypatch.setenv("AUDIT_REFS_CACHE", str(tmp_path / "nothing synced"))
     return tmp_path / "recordings"
 
@@ -123,7 +123,7 @@ def test_a_manifest_of_another_pin(copied: Path) -> None:
     path = copied / "ia3-author" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["provenance"]["pin"] = "0" * 40
-    manifest["seal"] = recorded.seal(manifest)
+    manifest["seal"] = recordings.seal(manifest)
     path.write_text(json.dumps(manifest))
     all_unverified("ia3", "ia3-author is of pin 0000")
 

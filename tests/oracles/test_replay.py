@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from harness import resolve
-from harness.profiles import Profile
-from harness.session import OF_AUTHORS, Session, load_checks
+from harness.cases.profiles import Profile
+from harness.engine.session import OF_AUTHORS, Session, load_checks
+from harness.subjects import resolve
 from oracles import registry
 from oracles.authors import available
-from oracles.authors.registry import AUTHORS
+from oracles.authors.availability import AUTHORS
 from oracles.authors.replay import NotRecorded, Replay
 from oracles.equation import Equation
 from oracles.implementation import AdapterSpec, Implementation

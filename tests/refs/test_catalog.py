@@ -9,7 +9,7 @@ import pytest
 from refs import catalog as catalogue
 from refs.errors import CatalogError, NotAvailableError
 from refs.locate import locate, sha256_of
-from refs.quotes import cite_target, symbol_digest
+from refs.quotes import cite_target, quotes_of, symbol_digest
 from refs.verify import check
 from tests.refs.conftest import Pinned, write_catalog
 
@@ -27,7 +27,7 @@ def test_the_installed_packages_are_the_pinned_ones(alias: str) -> None:
 @pytest.mark.parametrize("aspect", NAMED)
 @pytest.mark.parametrize("variant", catalogue.VARIANTS)
 def test_every_aspect_is_quoted_from_peft_and_cited_from_the_authors(variant: str, aspect: str) -> None:
-    found = CATALOG.quotes(variant, aspect)
+    found = quotes_of(CATALOG, variant, aspect)
     aliases = {citation.alias.partition("_")[0] for citation in found}
     assert aliases == {"peft", "orig"} or (aspect == "targets" and "peft" in aliases)
     for citation in found:
@@ -136,6 +136,6 @@ def test_a_malformed_catalogue_is_refused(
 
 def test_unknown_names_are_refused(pinned: Pinned, tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="`nosuch` is none of"):
-        pinned.catalog.quotes("nosuch", "forward")
+        quotes_of(pinned.catalog, "nosuch", "forward")
     with pytest.raises(CatalogError, match="cannot be read"):
         catalogue.load(tmp_path / "none.toml")

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from reports.grouping import DISAGREE
+from reports.judge.grouping import DISAGREE
 from reports.model import (
     CheckInfo,
     Claim,

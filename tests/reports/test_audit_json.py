@@ -12,8 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports import audit_json, markdown
-from reports.build import judge
 from reports.errors import (
     Incomplete,
     Malformed,
@@ -23,7 +21,10 @@ from reports.errors import (
     ShardOnly,
     UnreadableFile,
 )
+from reports.judge.judgement import judge
 from reports.model import Audit, PriorFinding, Witness
+from reports.render import markdown
+from reports.store import audit_json
 from tests.reports.runs import FORWARD, claim, declaration, diagnosis, prior, run
 
 TOP = [

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from reports import audit_json
 from reports.__main__ import FORMATS, main
-from reports.build import judge
+from reports.judge.judgement import judge
 from reports.model import Claim, Run
+from reports.store import audit_json
 from tests.reports.runs import FORWARD, claim, declaration, prior, run
 
 CLAIMS = (claim(FORWARD), claim("init.identity"), claim("training.sgd", "delora", outcome="fail"))

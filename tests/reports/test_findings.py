@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from reports.build import judge
+from reports.judge.judgement import judge
 from reports.model import Finding, PriorFinding, Run
 from tests.reports.runs import FORWARD, agreeing, claim, declaration, diagnosis, prior, run
 

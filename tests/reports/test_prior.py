@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from reports import audit_json
-from reports.accept import accepted
-from reports.build import judge
-from reports.confirm import prior_lines
 from reports.errors import Malformed, Oversized, ReportsError
+from reports.judge.confirm import prior_lines
+from reports.judge.judgement import judge
 from reports.model import Claim, PriorFinding
-from reports.prior import load_prior
+from reports.store import audit_json
+from reports.store.accept import accepted
+from reports.store.prior_file import load_prior
 from tests.reports.runs import FORWARD, agreeing, claim, diagnosis, prior, run
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "audit" / "variants_review.toml"

@@ -13,10 +13,11 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from reports import html, markdown, sarif, text
-from reports.build import judge
-from reports.console import Console
+from reports import text
+from reports.judge.judgement import judge
 from reports.model import Audit, PriorFinding, Witness
+from reports.render import html, markdown, sarif
+from reports.render.console import Console
 from tests.reports.runs import FORWARD, HERE, claim, declaration, diagnosis, prior, run
 
 HOSTILE = {

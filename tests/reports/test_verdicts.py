@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.build import audit_exit_code, judge
+from reports.judge.judgement import audit_exit_code, judge
 from reports.model import Claim
 from tests.reports.runs import FORWARD, agreeing, claim, declaration, diagnosis, prior, run
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from harness.audit import docstrings
-from harness.profiles import Profile
-from harness.registry import Check
-from harness.session import claims_for, environment, load_checks
+from harness.cases.profiles import Profile
+from harness.engine.checks import Check
+from harness.engine.described import docstrings
+from harness.engine.session import claims_for, environment, load_checks
 from oracles.implementation import Implementation
 from oracles.variants import VARIANTS
-from reports.build import judge
+from reports.judge.judgement import judge
 from reports.model import Audit, Claim, OracleInfo, Run, Subject, VariantInfo
 
 QUICK = Profile("quick", 4, 0)

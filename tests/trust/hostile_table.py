@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from harness import guard
+from harness.compare import isolation
 from reports.model import Claim
 from tests.subjects.hostile import HOSTILE, Hostile
 from tests.subjects.judged import QUICK, once
@@ -25,7 +25,7 @@ def row(case: Hostile, claim: Claim) -> str:
 
 
 def main() -> None:
-    guard.CLAIM_SECONDS = 5.0
+    isolation.CLAIM_SECONDS = 5.0
     print(HEAD)
     for case in HOSTILE:
         (claim,) = once(case.make(), ["lora"], lambda check, case=case: check.id == case.check, QUICK)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from reports import audit_json
 from reports.errors import Incomplete
+from reports.store import audit_json
 from tests.trust.runs import ROOT, Files, audit, command, reports
 
 NARROW = ("--variant=ia3", "--oracle=paper")

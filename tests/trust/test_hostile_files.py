@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from harness import deviations
-from harness.session import load_checks
-from oracles.authors import recorded
+from harness.engine import declarations
+from harness.engine.session import load_checks
+from oracles.authors import recordings
 from refs import catalog, locate
 from refs.errors import CatalogError, RefsError, UnsafePathError
-from reports import audit_json, merge
 from reports.errors import OtherSchema, ReportsError
-from reports.prior import load_prior
+from reports.store import audit_json, merge
+from reports.store.prior_file import load_prior
 
 load_checks()
-COMMITTED = recorded.ROOT / "ia3-author"
-NAMED = (ReportsError, RefsError, deviations.BadDeviations)
+COMMITTED = recordings.ROOT / "ia3-author"
+NAMED = (ReportsError, RefsError, declarations.BadDeviations)
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -47,7 +47,7 @@ def put(path, data) -> None:
 
 
 READERS = {
-    "deviations": ("d.toml", lambda path: deviations.load(path, {})),
+    "deviations": ("d.toml", lambda path: declarations.load(path, {})),
     "prior": ("p.toml", load_prior),
     "prior audit": ("p.json", load_prior),
     "catalogue": ("catalog.toml", catalog.load),
@@ -138,7 +138,7 @@ def recording(tmp_path):
 def resealed(where, **changes) -> None:
     """A manifest whose seal fits: whoever can write it can seal it."""
     manifest = json.loads((where / "manifest.json").read_text()) | changes
-    manifest["seal"] = recorded.seal(manifest)
+    manifest["seal"] = recordings.seal(manifest)
     (where / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -168,10 +168,10 @@ def test_broken_safetensors_in_a_recording(data, recording):
 
     (recording / "cases.safetensors").write_bytes(data)
     with pytest.raises(RefsError):
-        recorded.read(recording, {})
+        recordings.read(recording, {})
     resealed(recording, tensors_sha256=hashlib.sha256(data).hexdigest())
     with pytest.raises(RefsError):
-        recorded.read(recording, {})
+        recordings.read(recording, {})
 
 
 @given(data=st.data())
@@ -184,7 +184,7 @@ def test_a_sealed_manifest_with_a_wrong_value_is_named(data, tmp_path_factory):
     at = data.draw(st.sampled_from(places(manifest)[1:]))
     resealed(where, **with_value(manifest, at, data.draw(VALUES.filter(lambda v: v == v))))
     with contextlib.suppress(RefsError):
-        recorded.read(where, {"commit": "x"} if data.draw(st.booleans()) else {})
+        recordings.read(where, {"commit": "x"} if data.draw(st.booleans()) else {})
 
 
 @pytest.mark.parametrize("path", ["../x.py", "/etc/passwd", "a/../../x.py", "a\\..\\x.py", "C:x.py", ""])

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from harness import examples
-from harness.profiles import Profile
-from harness.session import claims_for
+from harness.cases import example_database
+from harness.cases.profiles import Profile
+from harness.engine.session import claims_for
 from reports.model import Claim
 from tests.trust.runs import ROOT
 from tests.trust.wrong import Wrong
@@ -27,21 +27,21 @@ def asked(seed: int = 0) -> Claim:
 
 
 def test_kept_examples_are_tried_first_and_change_nothing_when_unset(tmp_path, monkeypatch):
-    monkeypatch.delenv(examples.VARIABLE, raising=False)
+    monkeypatch.delenv(example_database.VARIABLE, raising=False)
     before = asked()
-    monkeypatch.setenv(examples.VARIABLE, str(tmp_path / "kept"))
+    monkeypatch.setenv(example_database.VARIABLE, str(tmp_path / "kept"))
     first = asked()
     assert (first.outcome, first.witness) == ("fail", before.witness)
     kept = [p for p in (tmp_path / "kept").rglob("*") if p.is_file()]
     assert kept
     assert asked(seed=1).outcome == "fail"
-    monkeypatch.delenv(examples.VARIABLE)
+    monkeypatch.delenv(example_database.VARIABLE)
     assert asked() == before
 
 
 def test_each_claim_has_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv(examples.VARIABLE, str(tmp_path))
-    one, other = examples.database("a"), examples.database("b")
+    monkeypatch.setenv(example_database.VARIABLE, str(tmp_path))
+    one, other = example_database.database("a"), example_database.database("b")
     assert one is not None
     assert other is not None
     one.save(b"k", b"v")
@@ -53,16 +53,16 @@ def test_each_claim_has_its_own(tmp_path, monkeypatch):
 
 def test_what_cannot_be_used_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(examples.VARIABLE, str(tmp_path / "file" / "below"))
-    with pytest.raises(examples.BadDatabase, match="cannot be used"):
-        examples.database("a")
+    monkeypatch.setenv(example_database.VARIABLE, str(tmp_path / "file" / "below"))
+    with pytest.raises(example_database.BadDatabase, match="cannot be used"):
+        example_database.database("a")
 
 
 def test_redis_needs_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "redis", None)
-    monkeypatch.setenv(examples.VARIABLE, "redis://nowhere:1/0")
-    with pytest.raises(examples.BadDatabase, match="redis is not installed"):
-        examples.database("a")
+    monkeypatch.setenv(example_database.VARIABLE, "redis://nowhere:1/0")
+    with pytest.raises(example_database.BadDatabase, match="redis is not installed"):
+        example_database.database("a")
 
 
 def test_the_printed_line_asks_the_same_again():

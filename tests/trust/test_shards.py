@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.shards import BadShard, Shard, parse, part_of
-from reports import audit_json, merge
-from reports.build import judge
+from harness.plugin.shards import BadShard, Shard, parse, part_of
 from reports.errors import MergeRefused, ShardOnly
+from reports.judge.judgement import judge
 from reports.model import Audit
+from reports.store import audit_json, merge
 from tests.reports.runs import claim, run
 from tests.trust.runs import audit
 

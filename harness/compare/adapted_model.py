@@ -1,0 +1,180 @@
+"""A whole model with adapters on it: built from a case, its adapters' values in and out, trained, taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.cases.tiny_models import EXPECTED, ModelCase, loss, put
+from harness.compare import rounding
+from harness.compare.context import Context, Refused
+from harness.compare.layer import BadAnswer, Layer, SubjectRaised, answering, as_layer
+from oracles.implementation import Implementation, Unsupported
+from oracles.seeding import seed_torch
+
+STEPS, RATE, TWINS = 10, 0.05, 1
+Values = dict[tuple[str, str], Tensor]  # (layer, canonical tensor) -> value
+Quantities = dict[str, Tensor]
+
+
+@dataclass
+class AdaptedModel:
+    """A model in which ``layers`` carry adapters of ``who``."""
+
+    who: str
+    model: nn.Module
+    layers: dict[str, Layer]
+
+    def slots(self) -> Iterator[tuple[str, str, Layer]]:
+        """Layer name, tensor name, layer; in the layers' order by name."""
+        for name, layer in sorted(self.layers.items()):
+            yield from ((name, tensor, layer) for tensor in layer.names)
+
+    def values(self) -> Values:
+        """Every slot's value, float64."""
+        return {(name, tensor): layer.value(tensor) for name, tensor, layer in self.slots()}
+
+    def write(self, values: Values) -> None:
+        """Write values into the slots that exist with the same shape."""
+        for (name, tensor), value in values.items():
+            if name in self.layers:
+                self.layers[name].write({tensor: value})
+
+    def trained(self) -> list[Tensor]:
+        """The tensors of the slots that want a gradient, each once."""
+        raw = [layer.raw(tensor) for _, tensor, layer in self.slots()]
+        return list({id(t): t for t in raw if t.requires_grad}.values())
+
+    def state(self) -> dict[str, Tensor]:
+        """Every parameter and buffer of the model by name, live."""
+        return dict(self.model.state_dict(keep_vars=True))
+
+
+def adapted_by(who: Implementation, case: ModelCase) -> AdaptedModel:
+    """``who`` on a fresh model of the case, torch's generator seeded from it."""
+    seed_torch(case.seed)
+    model = case.base()
+    with answering(who.name, f"adapt_model of {case.architecture}"):
+        found: Any = who.adapt_model(model, case.spec, case.given_targets)
+    if not isinstance(found, Mapping):
+        raise BadAnswer(f"{who.name}: adapt_model returned {type(found).__name__}, expected a mapping")
+    return AdaptedModel(who.name, model, {name: as_layer(a, who, "adapt_model") for name, a in found.items()})
+
+
+def subject_on(context: Context, case: ModelCase) -> AdaptedModel:
+    """The subject on the case's model.
+
+    Raises Refused where it does not take GPT-2's transposed layers, and where it has no default targets for one of
+    the rarer architectures: `targets.coverage` asks about those.
+    """
+    try:
+        return adapted_by(context.subject, case)
+    except (Unsupported, SubjectRaised):
+        rare = case.targets is None and case.architecture not in EXPECTED
+        if (case.kind.conv1d or rare) and offers_models(context.subject):
+            raise Refused from None
+        raise
+
+
+def offers_models(who: Implementation) -> bool:
+    """Whether it adapts whole models at all."""
+    return type(who).adapt_model is not Implementation.adapt_model
+
+
+def reference_on(context: Context, case: ModelCase) -> AdaptedModel:
+    """The oracle on the case's model. Raises Refused where the reference itself will not have this model."""
+    try:
+        return adapted_by(context.oracle, case)
+    except (SubjectRaised, Unsupported):
+        raise Refused from None
+
+
+def far(adapted: AdaptedModel, case: ModelCase, stream: int = 3) -> Values:
+    """Values far from initialisation for every slot that has such."""
+    generator = case.generator(stream)
+    found: Values = {}
+    for name, tensor, layer in adapted.slots():
+        record = case.variant.tensor(tensor)
+        if record is not None and record.far is not None:
+            found[name, tensor] = record.far(tuple(layer.view(tensor).shape), case.spec, generator)
+    return found
+
+
+def nudged(values: Values, generator: torch.Generator) -> Values:
+    """Every value times (1 + u N(0, 1)), u float32's roundoff: a start that no float32 code can tell apart."""
+    unit = rounding.roundoff(torch.float32)
+    return {
+        key: v * (1 + unit * torch.randn(v.shape, generator=generator, dtype=v.dtype))
+        for key, v in values.items()
+    }
+
+
+def observe(adapted: AdaptedModel, case: ModelCase) -> Quantities:
+    """Logits, loss, the gradient of every adapter parameter, and its value after ten steps of SGD; float64."""
+    adapted.model.zero_grad()
+    y, error = _gradients(adapted, case)
+    found = {"logits": y.detach().double(), "loss": error.detach().double()}
+    slots = [(n, t, layer) for n, t, layer in adapted.slots() if layer.raw(t).requires_grad]
+    found |= {f"gradient of {n} {t}": layer.gradient(t) for n, t, layer in slots}
+    losses = train(adapted, case)
+    found["losses of ten steps"] = torch.tensor(losses, dtype=torch.float64)
+    return found | {f"{n} {t} after {STEPS} steps": layer.value(t) for n, t, layer in slots}
+
+
+def _gradients(adapted: AdaptedModel, case: ModelCase) -> tuple[Tensor, Tensor]:
+    with answering(adapted.who, f"forward and backward of the adapted {case.architecture}"):
+        y, error = loss(adapted.model, case)
+        if error.requires_grad:
+            error.backward()
+    return y, error
+
+
+def train(adapted: AdaptedModel, case: ModelCase, steps: int = STEPS) -> list[float]:
+    """``steps`` steps of SGD on the adapters' parameters; the loss before each."""
+    adapted.model.train()
+    parameters = adapted.trained()
+    optimiser = torch.optim.SGD(parameters, lr=RATE) if parameters else None
+    losses = []
+    for _ in range(steps):
+        adapted.model.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
+        losses.append(float(_gradients(adapted, case)[1].detach()))
+        if optimiser is not None:
+            optimiser.step()
+    return losses
+
+
+def noise(context: Context, case: ModelCase, start: Values, exact: Quantities) -> dict[str, float]:
+    """How far float32 takes the reference itself from its float64 values, as Frobenius norms.
+
+    It is run again in float32 from starts one roundoff away; a floor of one roundoff covers lucky draws.
+    """
+    unit = rounding.roundoff(torch.float32)
+    total = {name: unit * _size(value) for name, value in exact.items()}
+    generator = case.generator(4)
+    for _ in range(TWINS):
+        twin = reference_on(context, case)
+        twin.write(nudged(start, generator))
+        for name, value in observe(twin, case).items():
+            total[name] = max(total[name], _size(value - exact[name]))
+    return total
+
+
+def _size(t: Tensor) -> float:
+    return float(torch.linalg.vector_norm(t))
+
+
+def take_off(who: Implementation, adapted: AdaptedModel) -> None:
+    """Detach every adapter; what ``detach`` returns stands where the layer stood."""
+    for name, layer in adapted.layers.items():
+        with answering(who.name, f"detach of {name}"):
+            found = who.detach(layer.adapted)
+        if not isinstance(found, nn.Module):
+            raise BadAnswer(f"{who.name}: detach returned {type(found).__name__}, expected a layer")
+        if adapted.model.get_submodule(name) is not found:
+            put(adapted.model, name, found)

@@ -1,0 +1,158 @@
+"""An adapted layer as the checks handle it: canonical values in and out, calls that cannot crash the run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness import clock
+from harness.compare.isolation import ClaimTimeout
+from oracles.implementation import Adapted, Implementation, Slot, Unsupported
+
+# Who counts as an oracle when time is charged; everybody else is the subject.
+BUCKETS: dict[str, str] = {}
+
+
+FOLDER = re.compile(r"[^\s'\"(\[=]*/audit-[a-z0-9_]{8}/")
+ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,16}\b")
+
+
+class SubjectRaised(Exception):
+    """The implementation ``who`` raised where it should have answered; the text is the finding."""
+
+    def __init__(self, who: str, what: str) -> None:
+        self.who = who
+        super().__init__(f"{who} {what}")
+
+
+class BadAnswer(Exception):
+    """The implementation answered with something that is no answer (None, a wrong shape, NaN)."""
+
+
+@contextmanager
+def answering(who: str, what: str) -> Iterator[None]:
+    """Exceptions of the implementation become :class:`SubjectRaised`; Unsupported passes."""
+    try:
+        with clock.charge(BUCKETS.get(who, "subject")):
+            yield
+    except (Unsupported, SubjectRaised, BadAnswer):
+        raise
+    except Exception as error:
+        raise SubjectRaised(who, f"raised {type(error).__name__} in {what}: {said(error)}") from error
+    except SystemExit as error:
+        raise SubjectRaised(who, f"called sys.exit({error.code!r}) in {what}") from error
+    except (KeyboardInterrupt, ClaimTimeout):
+        raise  # the user's, and the audit's own
+    except BaseException as error:
+        raise SubjectRaised(who, f"raised {type(error).__name__} in {what}: {said(error)}") from error
+
+
+def said(error: BaseException) -> str:
+    """The exception's own words, in one bounded line; a note where it has none that can be read.
+
+    What is another in every run, the audit's temporary folders and addresses of objects, is left out: the same
+    subject gets the same sentence.
+    """
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        return "(its text cannot be had)"
+    return ADDRESS.sub("0x...", FOLDER.sub("", text))[:300]
+
+
+class Layer:
+    """An :class:`Adapted` with the name of who made it."""
+
+    def __init__(self, adapted: Adapted, who: str, slots: Mapping[str, Slot] | None = None) -> None:
+        self.adapted, self.who = adapted, who
+        self.slots = dict(adapted.slots) if slots is None else slots
+
+    @property
+    def module(self) -> nn.Module:
+        return self.adapted.module
+
+    @property
+    def names(self) -> list[str]:
+        """The slots' names, canonical or not, in the implementation's order."""
+        return list(self.slots)
+
+    def raw(self, name: str) -> Tensor:
+        """The live tensor behind a slot, in the implementation's own layout."""
+        return self.slots[name].tensor
+
+    def view(self, name: str) -> Tensor:
+        """The live tensor in the canonical layout (a view)."""
+        slot = self.slots[name]
+        with answering(self.who, f"the view of slot {name!r}"), torch.no_grad():
+            return slot.view(slot.tensor)
+
+    def value(self, name: str) -> Tensor:
+        """A copy of a slot's value in float64, canonical layout."""
+        return self.view(name).detach().double().clone()
+
+    def values(self) -> dict[str, Tensor]:
+        """All slots' values."""
+        return {name: self.value(name) for name in self.names}
+
+    def write(self, values: Mapping[str, Tensor]) -> None:
+        """Write canonical values into the slots that exist with the same shape; the others keep theirs."""
+        with torch.no_grad():
+            for name, value in values.items():
+                if name in self.slots and self.view(name).shape == value.shape:
+                    self.view(name).copy_(value)
+
+    def gradient(self, name: str) -> Tensor:
+        """∂L/∂slot in float64, canonical layout; zeros where autograd left None."""
+        slot = self.slots[name]
+        if slot.tensor.grad is None:
+            return torch.zeros_like(self.view(name), dtype=torch.float64)
+        with answering(self.who, f"the view of the gradient of slot {name!r}"):
+            return slot.view(slot.tensor.grad).detach().double().clone()
+
+    def clear_gradients(self) -> None:
+        """Forget every accumulated gradient of the slots and of the module."""
+        for tensor in [self.raw(name) for name in self.names] + list(self.module.parameters()):
+            tensor.grad = None
+
+    def train(self, mode: bool = True) -> None:
+        """Put the module into training mode, or into evaluation mode."""
+        with answering(self.who, f"module.train({mode})" if mode else "module.eval()"):
+            self.module.train(mode) if mode else self.module.eval()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``module(x)``, checked to be a tensor of shape (*batch, out)."""
+        with answering(self.who, f"module(x) with x of shape {tuple(x.shape)}, {x.dtype}"):
+            y: Any = self.module(x)
+        if isinstance(y, Tensor) and y.device.type == "meta":
+            raise BadAnswer(f"{self.who}: module(x) returned a tensor on the meta device, without values")
+        if not isinstance(y, Tensor):
+            raise BadAnswer(f"{self.who}: module(x) returned {type(y).__name__}, expected a Tensor")
+        return y
+
+
+def adapt(who: Implementation, base: nn.Linear, spec: Any) -> Layer:
+    """``who.adapt``, checked to return an Adapted."""
+    with answering(who.name, "adapt"):
+        adapted: Any = who.adapt(base, spec)
+    return as_layer(adapted, who, "adapt")
+
+
+def as_layer(adapted: Any, who: Implementation, method: str) -> Layer:
+    """``adapted`` as a Layer. Raises BadAnswer if it is no Adapted."""
+    # Duck-typed: a subject file may have imported the interface under another module name.
+    with answering(who.name, f"the slots of {method}'s answer"):
+        slots = dict(getattr(adapted, "slots", None) or {})
+    module = getattr(adapted, "module", None)
+    if module is None:
+        raise BadAnswer(f"{who.name}: {method} returned {type(adapted).__name__}, expected an Adapted")
+    for name, slot in slots.items():
+        if not (hasattr(slot, "tensor") and callable(getattr(slot, "view", None))) or isinstance(
+            slot, Tensor
+        ):
+            raise BadAnswer(f"{who.name}: slot {name!r} is a {type(slot).__name__}, expected a Slot")
+    return Layer(adapted, who.name, slots)

@@ -1,0 +1,100 @@
+"""The check catalogue: what a check asks, of which variants, against which oracles, and how bad its failure is."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from harness.cases.layer_cases import Domain
+from oracles.variants import Variant
+from reports.model import CheckInfo, Severity
+
+QUESTIONS = Path(__file__).parents[1]
+EXAMPLES = -1  # as many as the profile says
+
+
+@dataclass(frozen=True)
+class Check:
+    """A registered check. ``examples``: EXAMPLES, or a fixed number where more would ask nothing new."""
+
+    info: CheckInfo
+    function: Callable[..., None]
+    domain: Domain
+    against: tuple[str, ...] | None
+    applies: Callable[[Variant], bool]
+    examples: int
+    modes: bool
+    diagnose: bool
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+
+class Runnable(Protocol):
+    """A claim that can be asked."""
+
+    def run(self) -> None: ...
+
+
+CHECKS: dict[str, Check] = {}
+
+
+@functools.cache
+def load_checks() -> dict[str, Check]:
+    """Every check, by importing the test modules; in file order."""
+    for file in sorted(QUESTIONS.glob("test_*.py")):
+        importlib.import_module(f"harness.{file.stem}")
+    return CHECKS
+
+
+def check(
+    aspect: str,
+    severity: Severity,
+    *,
+    title: str,
+    failure_mode: str,
+    domain: Domain | None = None,
+    against: tuple[str, ...] | None = None,
+    applies: Callable[[Variant], bool] = lambda variant: True,
+    examples: int = EXAMPLES,
+    follows: tuple[str, ...] = (),
+    modes: bool = False,
+    diagnose: bool = True,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register ``test_name(context, case)`` as the check ``aspect.name``; pytest then runs it once per claim.
+
+    ``against``: the oracles it can be asked of (None: every one that is there); ("paper",) marks what follows from
+    the equation being a function of its inputs. ``modes``: asked once per mode of the variant. ``diagnose``:
+    whether the mistakes catalogue can explain a failure by taking the oracle's place.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        id_ = f"{aspect}.{function.__name__.removeprefix('test_')}"
+        question = inspect.getdoc(function) or ""
+        info = CheckInfo(id_, aspect, severity, question.split("\n\n")[0], title, failure_mode, follows)
+        entry = Check(info, function, domain or Domain(), against, applies, examples, modes, diagnose)
+        CHECKS[id_] = entry
+        return _as_test(function, entry)
+
+    return register
+
+
+def _as_test(function: Callable[..., None], entry: Check) -> Callable[..., None]:
+    @functools.wraps(function)
+    def test(claim: Runnable) -> None:
+        __tracebackhide__ = True
+        claim.run()
+
+    # pytest reads the signature: the check's own (context, case) is the claim's to fill.
+    test.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter("claim", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    )
+    test.audit_check = entry  # type: ignore[attr-defined]
+    vars(test).pop("__wrapped__", None)
+    return test

@@ -1,0 +1,273 @@
+"""One claim: a check asked of the subject against one oracle, run over its cases and concluded in a record."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from unittest import SkipTest
+
+import pytest
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import seed as hypothesis_seed
+from hypothesis.errors import Flaky, Unsatisfiable
+
+from harness import clock
+from harness.cases import example_database
+from harness.cases.layer_cases import Case
+from harness.cases.profiles import Profile
+from harness.cases.recorded_cases import cases_of
+from harness.compare import isolation
+from harness.compare.context import Context, Refused
+from harness.compare.layer import BadAnswer, SubjectRaised
+from harness.compare.outcome import Deviation, NotApplicable, Unverified
+from harness.engine.checks import EXAMPLES, Check
+from harness.engine.diagnosis import diagnose
+from harness.engine.preflight import Broken
+from oracles import disagreements
+from oracles.authors.replay import NotRecorded
+from oracles.implementation import Implementation, Unsupported
+from oracles.variants import Variant
+from reports.judge.grouping import DISAGREE
+from reports.model import Claim, Declaration, Diagnosis
+from reports.text import one_line
+
+QUIET = [
+    HealthCheck.too_slow,
+    HealthCheck.filter_too_much,
+    HealthCheck.data_too_large,
+    HealthCheck.large_base_example,
+]
+
+
+# Cases without an answer before a claim is given up: a whole method that is not there shows soon, a restriction on
+# the spec (no bias, even ranks only) leaves some of the cases.
+PATIENCE_WITH_METHOD, PATIENCE_WITH_SPEC = 6, 40
+
+
+class Enough(SkipTest):
+    """Ends the asking: the one kind of exception that Hypothesis passes on at once, without trying to shrink it."""
+
+
+@dataclass
+class ClaimRun:
+    """A claim before and while it is asked."""
+
+    check: Check
+    variant: Variant
+    oracle_id: str
+    mode: str | None
+    subject: Implementation
+    oracle: Implementation
+    profile: Profile
+    declarations: tuple[Declaration, ...]
+    broken_wrapper: Callable[[str], Broken | None]
+    record: Callable[[Claim], None]
+    ref: str = "lora_lite"
+    answered: int = field(default=0, init=False)
+    not_offered: list[str] = field(default_factory=list, init=False)
+
+    @property
+    def id(self) -> str:
+        """``check[variant-oracle]``, with the mode where there is one."""
+        mode = f"-{self.mode}" if self.mode else ""
+        return f"{self.check.id}[{self.variant.id}{mode}-{self.oracle_id}]"
+
+    def run(self) -> None:
+        """Ask, record the claim, and end the pytest test accordingly."""
+        __tracebackhide__ = True
+        claim = self.conclude()
+        self.record(claim)
+        if claim.outcome in ("fail", "unverified", "error"):
+            pytest.fail(message(claim), pytrace=False)
+        if claim.outcome == "not_applicable":
+            pytest.skip(claim.reason or "")
+
+    def conclude(self) -> Claim:
+        """The claim's record; whatever the subject does, this returns one."""
+        context = Context(self.subject, self.oracle, self.variant)
+        claim = Claim(
+            self.id, self.variant.id, self.check.info.aspect, self.check.id, self.oracle_id, "pass",
+            examples=self.examples,
+        )  # fmt: skip
+        changes = self._outcome(context)
+        if changes["outcome"] == "pass":
+            changes |= {"ratio": context.worst.ratio, "threshold": context.worst.threshold}
+            if self.known:
+                changes["reason"] = f"{DISAGREE} ({self.known.id}): the subject agrees with this one"
+        if changes.get("reason"):
+            changes["reason"] = one_line(str(changes["reason"]))
+        claim = dataclasses.replace(claim, **changes)  # type: ignore[arg-type]
+        return self._as_declared(claim)
+
+    @property
+    def replay(self) -> str:
+        """The command that asks this claim alone, on the same cases: they follow from its id and the seed."""
+        label = self.id.partition("[")[2]
+        where = f"{self.check.function.__module__.replace('.', '/')}.py::{self.check.function.__name__}"
+        options = f"--subject {shlex.quote(self.ref)} --audit-profile {self.profile.name}"
+        seed = f" --hypothesis-seed {self.profile.seed}" if self.profile.seed else ""
+        return f"pytest {shlex.quote(f'{where}[{label}')} {options}{seed}"
+
+    @property
+    def examples(self) -> int:
+        """How many cases the claim is tried on."""
+        fixed = self.check.examples
+        if fixed == EXAMPLES:
+            return self.profile.examples
+        return min(fixed, self.profile.examples // 2) if self.profile.caps else fixed
+
+    def _outcome(self, context: Context) -> dict[str, object]:
+        if broken := self.broken_wrapper(self.variant.id):
+            return {"outcome": broken.outcome, "reason": broken.sentence, "examples": 0}
+        try:
+            with isolation.global_state(), isolation.time_limit():
+                asked = self._drive(context)
+        except Deviation as found:
+            return self._excused() or self._failed(context, found)
+        except NotRecorded as why:
+            return {"outcome": "unverified", "reason": str(why), "examples": 0}
+        except SubjectRaised as error:
+            theirs = error.who != self.subject.name  # the oracle, which the subject cannot be blamed for
+            return {"outcome": "unverified" if theirs else "error", "reason": str(error)}
+        except (BadAnswer, isolation.StateChanged, isolation.ClaimTimeout) as error:
+            return {"outcome": "error", "reason": str(error)}
+        except Flaky:
+            return {"outcome": "error", "reason": f"{self.subject.name} answers differently to the same call"}
+        except Unverified as why:
+            return self._excused() or {"outcome": "unverified", "reason": str(why)}
+        except (NotApplicable, Unsupported) as why:
+            return {"outcome": "not_applicable", "reason": str(why), "examples": 0}
+        except Unsatisfiable:
+            if self.not_offered:
+                return {"outcome": "not_applicable", "reason": self.not_offered[0], "examples": 0}
+            if context.left_out:
+                return {"outcome": "not_applicable", "reason": context.left_out, "examples": 0}
+            return {"outcome": "unverified", "reason": "the subject refused every case"}
+        except Exception as error:  # the audit's own mistake must not be laid at the subject's door
+            return {
+                "outcome": "unverified",
+                "reason": f"the audit itself failed: {type(error).__name__}: {error}",
+            }
+        return {"outcome": "pass", "examples": asked}
+
+    @property
+    def known(self) -> disagreements.Disagreement | None:
+        """The catalogued disagreement of this oracle with the reference of record, if this check shows one."""
+        return disagreements.explaining(self.check.id, self.variant.id, self.oracle_id)
+
+    def _excused(self) -> dict[str, object] | None:
+        """A subject that differs where the references do is judged against the reference of record alone."""
+        if self.known is None:
+            return None
+        reason = f"{DISAGREE} ({self.known.id}): judged against {self.known.of_record}"
+        return {"outcome": "not_applicable", "reason": reason, "examples": 0}
+
+    def _drive(self, context: Context) -> int:
+        """Ask the check on its cases; how many there were."""
+        # Without the oracle: all references are asked about the same cases, so that agreeing with one of them
+        # is never an accident of what was drawn.
+        question = f"{self.profile.seed}:{self.check.id}[{self.variant.id}-{self.mode}"
+        number = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big")
+        domain = dataclasses.replace(self.check.domain, mode=self.mode)
+        offered, count = cases_of(self.oracle, self.check.info, self.variant, domain)
+        asked = count or self.examples
+
+        @self._settings(asked)
+        @hypothesis_seed(number)  # below the settings: it would take the database away
+        @given(case=offered)
+        def example(case: Case) -> None:
+            self._ask_one(context, case)
+
+        try:
+            with clock.charge("hypothesis"):
+                example()
+        except Enough:
+            raise NotApplicable(self.not_offered[0]) from None
+        if len(self.not_offered) > self.answered:
+            raise NotApplicable(f"mode missing: most cases are not offered: {self.not_offered[0]}")
+        return asked
+
+    def _settings(self, asked: int) -> settings:
+        return settings(
+            max_examples=asked,
+            deadline=None,
+            database=example_database.database(self.id),
+            phases=(*example_database.phases(), Phase.generate, *(() if self.known else (Phase.shrink,))),
+            suppress_health_check=QUIET,
+            report_multiple_bugs=False,
+        )
+
+    def _ask_one(self, context: Context, case: Case) -> None:
+        try:
+            with clock.charge("checks"):
+                self.check.function(context, case)
+            self.answered += 1
+        except Refused:
+            assume(False)
+        except NotRecorded:
+            raise
+        except (Unsupported, NotApplicable) as why:
+            self._pass_over(why)
+
+    def _pass_over(self, why: Unsupported | NotApplicable) -> None:
+        """Leave one case out; Enough where so many have been that none is going to be answered."""
+        self.not_offered.append(str(why))
+        patience = PATIENCE_WITH_METHOD if isinstance(why, NotApplicable) else PATIENCE_WITH_SPEC
+        if not self.answered and len(self.not_offered) >= patience:
+            raise Enough(str(why))
+        assume(False)
+
+    def _failed(self, context: Context, found: Deviation) -> dict[str, object]:
+        return {
+            "outcome": "fail",
+            "ratio": found.ratio,
+            "threshold": found.threshold,
+            "witness": dataclasses.replace(found.witness, replay=self.replay),
+            "diagnosis": found.diagnosis or self._diagnosis(context, found.case),
+            "reason": str(found),
+        }
+
+    def _diagnosis(self, context: Context, case: Case | None) -> Diagnosis | None:
+        """The catalogue's explanation, if there is one and the subject does not misbehave when asked again."""
+        if not self.check.diagnose or case is None:
+            return None
+        try:
+            with isolation.global_state(), isolation.time_limit():
+                return diagnose(self.check, context, case)
+        except (SubjectRaised, isolation.StateChanged, isolation.ClaimTimeout):
+            return None
+
+    def _as_declared(self, claim: Claim) -> Claim:
+        if claim.outcome not in ("fail", "error"):
+            return claim
+        for declared in self.declarations:
+            if covers(declared, claim):
+                return dataclasses.replace(claim, outcome="declared", reason=declared.reason)
+        return claim
+
+
+def covers(declared: Declaration, claim: Claim) -> bool:
+    """Whether the declaration speaks of this claim; an oracle of "*" means every oracle."""
+    return (
+        declared.check == claim.check
+        and declared.variant == claim.variant
+        and declared.oracle in ("*", claim.oracle)
+    )
+
+
+def message(claim: Claim) -> str:
+    """What pytest prints for a claim that does not hold: the question's id, the case, both values, the diagnosis."""
+    lines = [f"{claim.id}: {claim.outcome}: {claim.reason}"]
+    if claim.witness:
+        case = ", ".join(f"{k} {v}" for k, v in claim.witness.case.items())
+        lines.append(f"  smallest case: {case}")
+    if claim.ratio is not None and claim.threshold is not None:
+        lines.append(f"  ratio {claim.ratio:.3g}, threshold {claim.threshold:g}")
+    if claim.witness and claim.witness.replay:
+        lines.append(f"  replay: {claim.witness.replay}")
+    if claim.diagnosis:
+        lines.append(f"  equals {claim.diagnosis.mistake}: {claim.diagnosis.summary}")
+    return "\n".join(lines)

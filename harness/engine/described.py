@@ -1,0 +1,58 @@
+"""The subject as the reports show it: where its code is, and what its docstrings say."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from harness.engine.docstrings import docstrings_of
+from harness.engine.session import Session
+from oracles.implementation import Implementation
+from reports.model import Subject
+
+ASPECTS = ("shapes", "init", "scale", "forward", "save_load", "targets", "dropout", "merge")
+# The contract leaves the aspects' names open: a subject that says "initialisation" is understood.
+SYNONYMS = {
+    "shapes": ("parameter shapes", "parameters", "shape"),
+    "init": ("initialisation", "initialization"),
+    "scale": ("scale factor", "scaling"),
+    "forward": ("forward equation",),
+    "save_load": ("save/load", "save", "load"),
+    "targets": ("target placement", "target"),
+    "dropout": (),
+    "merge": (),
+}
+
+
+def docstrings(subject: Implementation) -> dict[str, str]:
+    """Per variant, the text in which the subject states its choices: docstrings of the sources it names."""
+    texts = {}
+    for variant in sorted(subject.variants):
+        found = dict.fromkeys(s for aspect in ASPECTS if (s := source_of(subject, variant, aspect)))
+        own = inspect.getdoc(type(subject)) or ""
+        texts[variant] = "\n".join([own, *(docstrings_of(path, symbol) for path, symbol in found)])
+    return texts
+
+
+def source_of(subject: Implementation, variant: str, aspect: str) -> tuple[Path, str] | None:
+    """``subject.source``, asked under the aspect's other names too; None for whatever is no answer."""
+    for name in (aspect, *SYNONYMS[aspect]):
+        try:
+            found = subject.source(variant, name)
+        except Exception:
+            continue
+        if isinstance(found, tuple) and len(found) == 2:
+            return Path(found[0]), str(found[1])
+    return None
+
+
+def described(session: Session) -> Subject:
+    """The subject as the reports show it: where its code is, and what its docstrings say."""
+    subject = session.subject
+    sources = {
+        (variant, aspect): place
+        for variant in session.variants
+        for aspect in ASPECTS
+        if (place := source_of(subject, variant, aspect))
+    }
+    return Subject(subject.name, subject.version, session.ref, sources, docstrings(subject))

@@ -1,0 +1,139 @@
+"""`--subject REF`: a name in `harness/subjects/`, `package.module:Attr`, or `path/to/file.py:Attr`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from oracles.implementation import Implementation
+from oracles.variants import VARIANTS
+
+SHIPPED = Path(__file__).parent
+
+
+class BadSubject(Exception):
+    """The reference names nothing that can be audited; the text is one sentence."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A subject and where it came from; ``declarations``: the TOML beside it, if there is one."""
+
+    implementation: Implementation
+    ref: str
+    declarations: Path | None
+
+
+def shipped() -> list[str]:
+    """The names that `--subject` takes as they are."""
+    return sorted(p.stem for p in SHIPPED.glob("*.py") if p.stem not in ("__init__", "resolve"))
+
+
+def resolve(ref: str) -> Resolved:
+    """The subject that ``ref`` names. Raises BadSubject."""
+    target, _, attribute = ref.rpartition(":") if ":" in ref else (ref, "", "")
+    if not target or (":" in ref and not attribute):
+        raise BadSubject(
+            f"--subject {ref!r} is no reference; expected NAME, package.module:Attr or file.py:Attr"
+        )
+    if not attribute:
+        return _shipped(ref)
+    module = _from_file(target, ref) if target.endswith(".py") else _from_package(target, ref)
+    return Resolved(_instance(_attribute(module, attribute, ref), ref), ref, _beside(module))
+
+
+def _shipped(ref: str) -> Resolved:
+    if ref not in shipped():
+        raise BadSubject(
+            f"--subject {ref!r} is not a subject that ships with the audit ({', '.join(shipped())}); "
+            "a third-party one is package.module:Attr or path/to/file.py:Attr"
+        )
+    module = _imported(f"harness.subjects.{ref}", ref)
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Implementation) and value is not Implementation
+    ]
+    return Resolved(_instance(found[-1], ref), ref, _beside(module, SHIPPED / f"{ref}.py"))
+
+
+def _from_package(name: str, ref: str) -> ModuleType:
+    return _imported(name, ref)
+
+
+def _imported(name: str, ref: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise BadSubject(f"--subject {ref!r}: importing {name} raised {_said(error)}") from error
+
+
+def _from_file(path: str, ref: str) -> ModuleType:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise BadSubject(f"--subject {ref!r}: there is no file {path}")
+    name = f"audited_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if (folder := str(file.resolve().parent)) not in sys.path:
+        # The library may lie beside its wrapper; last, so that it hides nothing of ours.
+        sys.path.append(folder)
+    sys.modules[name] = module  # dataclasses and pickling in the file look their module up
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise BadSubject(f"--subject {ref!r}: running {path} raised {_said(error)}") from error
+    return module
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _attribute(module: ModuleType, attribute: str, ref: str) -> Any:
+    if not hasattr(module, attribute):
+        raise BadSubject(f"--subject {ref!r}: {module.__name__} has no attribute {attribute!r}")
+    return getattr(module, attribute)
+
+
+def _instance(found: Any, ref: str) -> Implementation:
+    if inspect.isclass(found):
+        try:
+            found = found()
+        except (Exception, SystemExit) as error:
+            raise BadSubject(
+                f"--subject {ref!r}: creating {found.__name__}() raised {_said(error)}"
+            ) from error
+    if not isinstance(found, Implementation):
+        raise BadSubject(
+            f"--subject {ref!r} is a {type(found).__name__}, expected an Implementation (oracles/implementation.py)"
+        )
+    _check_identity(found, ref)
+    return found
+
+
+def _check_identity(found: Implementation, ref: str) -> None:
+    for attribute, kind in (("name", str), ("version", str)):
+        if not isinstance(getattr(found, attribute, None), kind):
+            raise BadSubject(f"--subject {ref!r}: its {attribute} is missing or no string")
+    variants = getattr(found, "variants", None)
+    if not isinstance(variants, frozenset | set) or not variants or not set(variants) <= set(VARIANTS):
+        raise BadSubject(
+            f"--subject {ref!r}: its variants are {variants!r}, expected a non-empty frozenset out of "
+            f"{', '.join(VARIANTS)}"
+        )
+
+
+def _beside(module: ModuleType, file: Path | None = None) -> Path | None:
+    source = file or (Path(module.__file__) if module.__file__ else None)
+    toml = source.with_suffix(".toml") if source else None
+    return toml if toml and toml.is_file() else None

@@ -1,0 +1,1 @@
+"""Claims become findings, findings become verdicts, and both are held against the prior review."""

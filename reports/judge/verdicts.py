@@ -1,0 +1,121 @@
+"""Findings add up to one verdict per variant (DESIGN §7): the worst one decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reports import cites
+from reports.judge.grouping import MODE_MISSING, covering
+from reports.model import Audit, Claim, Finding, Grade, Prior, Run, Severity, Verdict
+from reports.order import ASPECT_TITLES, SEVERITIES, rank
+from reports.text import listed
+
+GRADE: dict[Severity, Grade] = {
+    "critical": "Buggy",
+    "major": "Partial",
+    "minor": "Faithful-with-doc-gap",
+    "none": "Faithful",
+}
+NO_REFERENCE = {
+    "init": "the initial state agrees with no reference",
+    "step0": "the step-0 gradient agrees with no reference",
+    "forward": "the forward pass agrees with no reference",
+    "scale": "the scale factor agrees with no reference",
+    "training": "training goes where no reference's goes",
+}
+
+
+def verdicts(run: Run, findings: Sequence[Finding], prior: Prior | None = None) -> dict[str, Verdict]:
+    """One verdict per variant asked about, in the review's order."""
+    return {
+        v: _verdict(run, v, [f for f in findings if f.variant == v], prior) for v in cites.variants_of(run)
+    }
+
+
+def _verdict(run: Run, variant: str, findings: Sequence[Finding], prior: Prior | None) -> Verdict:
+    claims = [c for c in run.claims if c.variant == variant]
+    applicable = [c for c in claims if c.outcome != "not_applicable"]
+    verified = [c for c in applicable if c.outcome in ("pass", "declared")]
+    decisive = min(findings, key=lambda f: rank(f.severity, SEVERITIES), default=None)
+    missing = [i for i in missing_claims(run) if cites.planned_variant(i) == variant]
+    grade, reason = _grade(decisive, len(verified), len(applicable), len(missing))
+    if grade in ("Faithful", "Faithful-with-doc-gap") and (silent := _never_verified(claims)):
+        grade, reason = "Partial", f"no claim on the {ASPECT_TITLES[silent]} could be verified"
+    if grade == "Faithful" and findings:
+        reason += f"; every difference is documented ({listed(f.id for f in findings)})"
+    old = prior.variants.get(variant) if prior else None
+    return Verdict(
+        prior=old.verdict if old else None,
+        verdict=grade,
+        reason=reason,
+        new_bugs=sum(f.new for f in findings),
+        doc_gaps=sum(is_doc_gap(f, claims) for f in findings),
+        verified=len(verified),
+        applicable=len(applicable) + len(missing),
+    )
+
+
+def _never_verified(claims: Sequence[Claim]) -> str | None:
+    """An aspect without which nothing can be called faithful, asked about and answered by no claim at all."""
+    for aspect in ("shapes", "init", "step0", "forward"):
+        asked = [c for c in claims if c.aspect == aspect]
+        if asked and not any(c.outcome in ("pass", "declared", "fail") for c in asked):
+            return aspect
+    return None
+
+
+def _grade(decisive: Finding | None, verified: int, applicable: int, missing: int) -> tuple[Grade, str]:
+    grave = ("critical", "major") if missing else ("critical", "major", "minor")
+    if decisive and decisive.severity in grave:
+        return GRADE[decisive.severity], _because(decisive)
+    if missing:
+        return "Partial", f"{missing} claims are missing"
+    if verified == 0:
+        return "Partial", "no claim was verified"
+    if verified < applicable:
+        return (
+            "Faithful-with-doc-gap",
+            f"{verified} of {applicable} claims verified: what differs is not declared",
+        )
+    return "Faithful", f"{verified} of {applicable} claims verified"
+
+
+def _because(finding: Finding) -> str:
+    """The decisive finding in one line."""
+    title = finding.title.rstrip(". ")
+    if finding.tag == "BUG" and finding.severity == "critical" and finding.aspect in NO_REFERENCE:
+        return f"{NO_REFERENCE[finding.aspect]} ({finding.id}: {title})"
+    return f"{title} ({finding.id})"
+
+
+def is_unverified(finding: Finding, claims: Sequence[Claim]) -> bool:
+    """Whether the finding says that something could not be told, rather than that it differs."""
+    own = [c for c in claims if c.id in finding.claims]
+    silent = [c for c in own if c.outcome in ("unverified", "not_applicable")]
+    return len(silent) == len(own) and not any((c.reason or "").startswith(MODE_MISSING) for c in silent)
+
+
+def is_doc_gap(finding: Finding, claims: Sequence[Claim]) -> bool:
+    """A difference that the subject's docstring does not state; what could not be told is none."""
+    return finding.tag == "OK-undoc" and not is_unverified(finding, claims)
+
+
+def audit_exit_code(audit: Audit) -> int:
+    """0: every applicable claim verified or declared; 1: something deviates, is unverified, or is stale."""
+    run = audit.run
+    if any(c.outcome in ("fail", "unverified", "error") for c in run.claims) or missing_claims(run):
+        return 1
+    undeclared = [c for c in run.claims if is_missing_mode(c) and not covering(run.declarations, c)]
+    stale = [d for d in run.declarations if d.occurred is False]
+    return int(bool(undeclared or stale))
+
+
+def is_missing_mode(claim: Claim) -> bool:
+    """A mode of the references that the subject lacks: a deviation although nothing was compared."""
+    return claim.outcome == "not_applicable" and (claim.reason or "").startswith(MODE_MISSING)
+
+
+def missing_claims(run: Run) -> list[str]:
+    """Claims that were planned and never concluded."""
+    asked = {c.id for c in run.claims}
+    return [i for i in run.planned if i not in asked]

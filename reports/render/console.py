@@ -1,0 +1,112 @@
+"""The terminal: progress while claims come in, and the table at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TextIO
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from reports.judge.verdicts import audit_exit_code, missing_claims
+from reports.model import Audit, Claim
+from reports.text import one_line
+
+COLOURS = {
+    "Buggy": "bold red",
+    "Partial": "yellow",
+    "Faithful-with-doc-gap": "cyan",
+    "Faithful": "green",
+    "critical": "bold red",
+    "major": "yellow",
+    "minor": "cyan",
+    "none": "dim",
+}
+WIDEST = 100
+
+
+class Console:
+    """Writes to one stream. Progress is shown on a terminal only; texts never reach it raw."""
+
+    def __init__(self, stream: TextIO, total: int = 0) -> None:
+        self._rich = RichConsole(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
+        if not self._rich.is_terminal:
+            self._rich.width = WIDEST
+        self._counts: Counter[str] = Counter()
+        self._progress: Progress | None = None
+        self._total = total
+
+    def claim_done(self, claim: Claim) -> None:
+        """Count a claim, and move the bar on."""
+        self._counts[claim.outcome] += 1
+        if not self._rich.is_terminal or not self._total:
+            return
+        if self._progress is None:
+            self._progress = self._bar()
+        self._progress.update(self._task, advance=1, claim=one_line(claim.id)[:60])
+        self._progress.refresh()
+
+    def _bar(self) -> Progress:
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[claim]}", markup=False))
+        bar = Progress(*columns, console=self._rich, auto_refresh=False, transient=True)
+        self._task = bar.add_task("claims", total=self._total, claim="")
+        bar.start()
+        return bar
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def summary(self, audit: Audit) -> None:
+        """The verdicts and the findings of an audit."""
+        self.close()
+        missing = len(missing_claims(audit.run))
+        if audit.run.shard:
+            words = f"shard {audit.run.shard}: {len(audit.run.claims)} claims asked, {missing} elsewhere"
+            self._rich.print(Text(words))
+            return
+        if missing:
+            self._rich.print(Text(f"INCOMPLETE: {missing} claims are missing", style="bold red"))
+        self._rich.print(_verdict_table(audit))
+        found = [f for f in audit.findings if f.severity != "none"]
+        if found:
+            self._rich.print(_finding_table(audit))
+        for d in audit.run.declarations:
+            if d.occurred is False:
+                words = f"stale declaration: {d.check} of {d.variant} against {d.oracle}"
+                self._rich.print(Text(one_line(words), style="yellow"))
+        ok = audit_exit_code(audit) == 0
+        closing = "every applicable claim is verified or declared" if ok else "not every claim holds"
+        self._rich.print(Text(closing, style="green" if ok else "red"))
+
+
+def _verdict_table(audit: Audit) -> Table:
+    table = _table("variant", "verdict", "was", "verified", "new bugs", "doc gaps")
+    titles = {v.id: v.title for v in audit.run.variants}
+    for variant, v in audit.verdicts.items():
+        cells = (v.prior or "-", f"{v.verified} of {v.applicable}", str(v.new_bugs), str(v.doc_gaps))
+        name = Text(one_line(titles.get(variant, variant)))
+        table.add_row(name, Text(v.verdict, style=COLOURS[v.verdict]), *(Text(c) for c in cells))
+    return table
+
+
+def _finding_table(audit: Audit) -> Table:
+    table = _table("variant", "id", "tag", "severity", "finding")
+    for f in audit.findings:
+        if f.severity != "none":
+            severity = Text(f.severity, style=COLOURS[f.severity])
+            table.add_row(
+                Text(one_line(f.variant)), Text(f.id), Text(f.tag), severity, Text(one_line(f.title))
+            )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,75 @@
+"""The review in markdown (CommonMark with tables), by the template beside this file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from reports import text
+from reports.model import Audit, Cite
+from reports.render.review import review
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+def render(audit: Audit) -> str:
+    """The review of an audit; the same audit gives the same text."""
+    body = _template().render(r=review(audit))
+    return "\n".join(_tidy(body.strip("\n").split("\n"))) + "\n"
+
+
+def _tidy(lines: Iterable[str]) -> Iterator[str]:
+    """The lines without runs of blank ones, except inside quotes."""
+    fence, last = "", "-"
+    for line in lines:
+        if line or last or fence:
+            yield line
+        if line.startswith("```"):
+            ticks = line[: len(line) - len(line.lstrip("`"))]
+            fence = "" if fence == line else fence or ticks
+        last = line
+
+
+@cache
+def _template() -> Template:
+    # Markdown is escaped by the filters, value by value; HTML escaping would be the wrong one here.
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=False,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "plain": text.plain,
+        "inline": text.inline,
+        "cell": text.inline,
+        "code": text.code,
+        "fence": text.fence,
+        "safe_url": text.safe_url,
+        "capitalise": capitalised,
+        "located": located,
+        "sentence": sentence,
+    }
+    return environment.get_template("review.md.j2")
+
+
+def capitalised(words: str) -> str:
+    """The first letter large, the others left alone."""
+    first = words.partition(" ")[0]
+    name = "_" in first or (len(first) == 1 and first not in "aA")  # a tensor's name stays as it is
+    return words[:1].upper() + words[1:] if words[:1].isascii() and not name else words
+
+
+def sentence(words: str, capital: bool = True) -> str:
+    """``words`` with a full stop, and beginning with a capital letter."""
+    stopped = words.strip()
+    stopped += "" if stopped.endswith((".", "!", "?")) else "."
+    return capitalised(stopped) if capital else stopped
+
+
+def located(cites: Iterable[Cite]) -> list[Cite]:
+    """The cites that lead to lines, each place once."""
+    return list({c.label: c for c in cites if c.start is not None}.values())

@@ -1,0 +1,160 @@
+"""An audit arranged for reading: the sections that every renderer (markdown, HTML) lays out.
+
+Texts here are raw; a renderer escapes each for its own format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from reports import cites, facts
+from reports.judge.confirm import PriorLine, prior_lines
+from reports.judge.verdicts import missing_claims
+from reports.model import Audit, Claim, Run, Verdict
+from reports.order import ASPECT_TITLES
+from reports.render import fixes
+from reports.render.claim_rows import CheckRow, Gap, check_rows, gaps
+from reports.render.differences import Difference, difference
+from reports.render.oracle_names import oracle_name, with_version
+from reports.render.references import FactRow, Quoted, disagreements, fact_rows, subject_quotes
+from reports.text import listed
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything the review says of one variant."""
+
+    id: str
+    title: str
+    paper: str
+    equation: str
+    verdict: Verdict
+    counts: str
+    references: str
+    facts: tuple[FactRow, ...]
+    reference_quotes: tuple[Quoted, ...]
+    disagreements: tuple[str, ...]
+    subject_quotes: tuple[Quoted, ...]
+    differences: tuple[Difference, ...]
+    oracles: tuple[str, ...]
+    checks: tuple[CheckRow, ...]
+    gaps: tuple[Gap, ...]
+    prior: tuple[PriorLine, ...]
+
+
+@dataclass(frozen=True)
+class Review:
+    """The whole review."""
+
+    subject: str
+    ref: str
+    setting: str
+    summary: str
+    incomplete: str
+    prior: str | None
+    sections: tuple[Section, ...]
+    fixes: tuple[fixes.Fix, ...]
+    stale: tuple[str, ...]
+
+
+def review(audit: Audit) -> Review:
+    """The audit, arranged."""
+    run = audit.run
+    names = {v: _title(run, v) for v in audit.verdicts}
+    return Review(
+        subject=f"{run.subject.name} {run.subject.version}",
+        ref=run.subject.ref,
+        setting=_setting(run),
+        summary=_summary(audit, names),
+        incomplete=_incomplete(run),
+        prior=audit.prior.title if audit.prior else None,
+        sections=tuple(_section(audit, v) for v in audit.verdicts),
+        fixes=fixes.next_fixes(audit, names),
+        stale=tuple(_stale(run, names)),
+    )
+
+
+def _setting(run: Run) -> str:
+    profile = run.profile
+    versions = ", ".join(f"{name} {value}" for name, value in run.environment.items())
+    return f"profile {profile['name']} ({profile['examples']} examples, seed {profile['seed']}); {versions}"
+
+
+def _summary(audit: Audit, names: Mapping[str, str]) -> str:
+    """The verdicts in one line: "Buggy: HRA and DeLoRA; Faithful: LoRA"."""
+    by_grade: dict[str, list[str]] = {}
+    for variant, verdict in audit.verdicts.items():
+        by_grade.setdefault(verdict.verdict, []).append(names[variant])
+    order = ("Buggy", "Partial", "Faithful-with-doc-gap", "Faithful")
+    return "; ".join(f"{grade}: {listed(by_grade[grade])}" for grade in order if grade in by_grade)
+
+
+def _incomplete(run: Run) -> str:
+    missing = len(missing_claims(run))
+    if run.shard is not None:
+        return f"This is shard {run.shard} of a run: {missing} claims were asked elsewhere."
+    if missing:
+        return (
+            f"This run is not whole: {missing} of {len(run.planned)} claims were not asked, or not concluded."
+        )
+    return ""
+
+
+def _stale(run: Run, names: Mapping[str, str]) -> Iterable[str]:
+    for d in run.declarations:
+        if d.occurred is False:
+            who = names.get(d.variant, d.variant)
+            yield f"{who}: `{d.check}` against {d.oracle} is declared ({d.reason}), and holds"
+
+
+def _title(run: Run, variant: str) -> str:
+    return next((v.title for v in run.variants if v.id == variant), variant)
+
+
+def _section(audit: Audit, variant: str) -> Section:
+    run, verdict = audit.run, audit.verdicts[variant]
+    record = next((v for v in run.variants if v.id == variant), None)
+    claims = [c for c in run.claims if c.variant == variant]
+    found = [f for f in audit.findings if f.variant == variant]
+    oracles = _oracles(run, claims)
+    missing = [i for i in missing_claims(run) if cites.planned_variant(i) == variant]
+    return Section(
+        id=variant,
+        title=record.title if record else variant,
+        paper=record.paper if record else "",
+        equation=record.equation if record else "",
+        verdict=verdict,
+        counts=_counts(verdict, claims, missing),
+        references=_references(run, variant, oracles),
+        facts=tuple(fact_rows(run, variant)),
+        reference_quotes=tuple(
+            Quoted(ASPECT_TITLES[a], cites.reference_cites(variant, a)) for a in facts.ASPECTS
+        ),
+        disagreements=tuple(disagreements(run, variant)),
+        subject_quotes=tuple(subject_quotes(run, variant)),
+        differences=tuple(difference(run, f, claims) for f in found),
+        oracles=tuple(oracle_name(o) for o in oracles),
+        checks=tuple(check_rows(run, claims, oracles)),
+        gaps=tuple(gaps(claims, missing)),
+        prior=tuple(prior_lines(audit, variant)),
+    )
+
+
+def _counts(verdict: Verdict, claims: Sequence[Claim], missing: Sequence[str]) -> str:
+    skipped = len(claims) + len(missing) - verdict.applicable
+    words = f"{verdict.verified} of {verdict.applicable} claims verified"
+    words += f", {skipped} not applicable" if skipped else ""
+    return words + (f", {len(missing)} missing" if missing else "")
+
+
+def _oracles(run: Run, claims: Sequence[Claim]) -> list[str]:
+    """The ids of the oracles asked, in the run's order."""
+    order = [o.id for o in run.oracles]
+    return sorted({c.oracle for c in claims}, key=lambda o: (order.index(o) if o in order else len(order), o))
+
+
+def _references(run: Run, variant: str, oracles: Sequence[str]) -> str:
+    """The oracles of a variant, each with its version and whether it ran live."""
+    asked = [o for o in run.oracles if o.id in oracles and o.variant in (None, variant)]
+    return ", ".join(map(with_version, asked))
