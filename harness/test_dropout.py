@@ -9,10 +9,19 @@ from harness.cases.layer_cases import Case, Domain
 from harness.compare.context import Context, Refused
 from harness.compare.layer import Layer
 from harness.compare.outcome import Deviation, NotApplicable
-from harness.compare.thresholds import STANDARD_ERRORS
+from harness.compare.probing import alike, effective, far_layer
+from harness.compare.thresholds import (
+    EVALUATION_GAP,
+    MASK_ENTRY,
+    MASK_SHARE,
+    NOTHING_DROPPED,
+    SAME_DRAWS,
+    SAME_MASK,
+    STANDARD_ERRORS,
+    WHOLE_MASK,
+)
 from harness.engine.checks import check
 from harness.engine.diagnosis import described
-from harness.test_forward import effective
 from oracles.implementation import Unsupported
 from oracles.mistakes import mistake
 from oracles.seeding import seed_torch
@@ -32,10 +41,9 @@ def _has_dropout(variant: Variant) -> bool:
 def dropping(context: Context, case: Case) -> Layer:
     """The subject with dropout, at parameters far from the start, in training mode."""
     try:
-        layer = context.layer(case)
+        layer = far_layer(context, case)
     except Unsupported as why:
         raise NotApplicable(f"mode missing: {why}") from why
-    layer.write(case.far(dict.fromkeys(layer.names)))
     layer.train()
     return layer
 
@@ -71,8 +79,8 @@ def test_active(context: Context, case: Case) -> None:
     """In training mode with p > 0 two masks give two outputs."""
     layer = dropping(context, case)
     first = trained(layer, case, 1)
-    varies = any(not torch.allclose(first, trained(layer, case, seed)) for seed in (2, 3, 4))
-    dropped = not torch.allclose(first, evaluated(layer, case), rtol=1e-4, atol=1e-5)
+    varies = any(not alike(first, trained(layer, case, seed), SAME_MASK) for seed in (2, 3, 4))
+    dropped = not alike(first, evaluated(layer, case), NOTHING_DROPPED)
     if not varies and _has_no_effect(layer, case):
         raise Refused  # an adapter that contributes nothing has nothing to drop: a finding of other checks
     if not varies and dropped:
@@ -114,7 +122,7 @@ def far_reference(context: Context, case: Case) -> Layer:
 
 def _varies(context: Context, case: Case) -> bool:
     theirs = far_reference(context, case)
-    return not torch.allclose(trained(theirs, case, 1), trained(theirs, case, 2))
+    return not alike(trained(theirs, case, 1), trained(theirs, case, 2), SAME_MASK)
 
 
 @check(
@@ -139,7 +147,11 @@ def test_off_in_eval(context: Context, case: Case) -> None:
         size = float(without.abs().max())
         gap = float((evaluated(layer, case) - without).abs().max())
         context.demand(
-            gap <= 1e-5 * size, case, "evaluation with p > 0 against p = 0", "equal", f"{gap:.3g} apart"
+            gap <= EVALUATION_GAP * size,
+            case,
+            "evaluation with p > 0 against p = 0",
+            "equal",
+            f"{gap:.3g} apart",
         )
 
 
@@ -185,7 +197,11 @@ def same_draws(context: Context, case: Case, layer: Layer, theirs: Layer) -> Non
         mine, other = trained(layer, case, seed), trained(theirs, case, seed)
         gap = float((mine - other).abs().max())
         context.demand(
-            gap <= 1e-4 * float(other.abs().max()), case, "output with dropout", "equal", f"{gap:.3g} apart"
+            gap <= SAME_DRAWS * float(other.abs().max()),
+            case,
+            "output with dropout",
+            "equal",
+            f"{gap:.3g} apart",
         )
 
 
@@ -199,12 +215,12 @@ def read_mask(layer: Layer, case: Case, seed: int) -> Tensor | None:
     plain_bias = 0.0 if case.bias_vector is None else case.bias_vector.double()
     y = trained(layer, case, seed)
     x = case.x.double()
-    if torch.allclose(y, x @ weight.mT + bias, rtol=1e-4, atol=1e-5):
+    if alike(y, x @ weight.mT + bias, NOTHING_DROPPED):
         return torch.ones_like(x)
     kept = (y - x @ base.mT - plain_bias) @ torch.linalg.pinv((weight - base).mT) / x
-    binary = (kept.abs() < 0.1) | ((kept - 1 / (1 - RATE)).abs() < 0.1)
+    binary = (kept.abs() < MASK_ENTRY) | ((kept - 1 / (1 - RATE)).abs() < MASK_ENTRY)
     # Entries of x near zero, and nearly dependent columns of M, amplify rounding: a few may be off.
-    return kept if binary.double().mean() > 0.9 else None
+    return kept if binary.double().mean() > MASK_SHARE else None
 
 
 def describe(masks: list[Tensor | None]) -> str:
@@ -212,7 +228,7 @@ def describe(masks: list[Tensor | None]) -> str:
     if any(mask is None for mask in masks):
         return "not x with entries zeroed and the rest divided by 1 − p"
     kept = torch.stack([m for m in masks if m is not None])
-    if bool((kept - 1).abs().max() < 1e-6):
+    if bool((kept - 1).abs().max() < WHOLE_MASK):
         return WHOLE
     zero = kept.abs() < 0.5
     if zero.shape[-1] > 1 and bool((zero == zero[..., :1]).all()):

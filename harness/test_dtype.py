@@ -10,9 +10,8 @@ from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Pair, double, plain
 from harness.compare.outcome import Deviation, NotApplicable
+from harness.compare.probing import coefficient, without_adapter
 from harness.engine.checks import check
-from harness.test_init import identity_noise
-from harness.test_scale import coefficient, without_adapter
 from reports.model import Diagnosis
 
 HALF = ("bfloat16", "float16")
@@ -74,7 +73,7 @@ def test_identity(context: Context, case: Case) -> None:
         "output at step 0",
         rounding.observe(ours, case)["output"],
         exact,
-        identity_noise(case, exact),
+        rounding.identity_noise(case, exact),
         "precision",
     )
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
-from harness.compare.context import Context, Refused, coarser
+from harness.compare.context import Context, Refused
 from harness.compare.layer import Layer
 from harness.compare.outcome import Deviation, NotApplicable
+from harness.compare.probing import effective, far_layer, mode_is_ignored
 from harness.engine.checks import check
-from harness.test_shapes import ignored
 from reports.model import Diagnosis
 
 EDGES = Domain(dtypes=("float32",), sizes=(1, 4), ranks=(5, 8))
@@ -117,7 +117,7 @@ def test_effective_weight(context: Context, case: Case) -> None:
     pair = context.pair(case, "far")
     ours, theirs = effective(pair.ours, case), effective(pair.theirs, case, torch.float64)
     noise = functools.cache(lambda: context.effective_noise(pair))
-    unit = rounding.roundoff(coarser(case.torch_dtype))
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
     sizes = [unit * float(torch.linalg.vector_norm(t)) for t in theirs]
     # The probe takes W' as a difference to b', so b' is rounded into it.
     context.judge(
@@ -125,15 +125,6 @@ def test_effective_weight(context: Context, case: Case) -> None:
     )
     amplified = functools.cache(lambda: noise()["effective bias"] * context.amplification(case))
     context.judge(case, "effective bias", ours[1], theirs[1], sizes[1], noise=amplified)
-
-
-def effective(layer: Layer, case: Case, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """(W' (out, in), b' (out,)) of a layer, in float64, by its outputs at the identity and at zero."""
-    dtype = dtype or case.torch_dtype
-    with torch.no_grad():
-        zero = layer(torch.zeros(1, case.in_features, dtype=dtype)).double()[0]
-        eye = layer(torch.eye(case.in_features, dtype=dtype)).double()
-    return (eye - zero).mT, zero
 
 
 @check(
@@ -147,7 +138,7 @@ def effective(layer: Layer, case: Case, dtype: torch.dtype | None = None) -> tup
 )
 def test_linear(context: Context, case: Case) -> None:
     """y(2x − z) = 2y(x) − y(z), and every row of a batch is answered alone."""
-    layer = _far(context, case)
+    layer = far_layer(context, case)
     z = case.x.flip(-1)
     with torch.no_grad():
         combined = layer(2 * case.x - z).double()
@@ -158,15 +149,9 @@ def test_linear(context: Context, case: Case) -> None:
     _same(context, case, "rows of a batch alone", alone.reshape(batch.shape), batch, 1.0)
 
 
-def _far(context: Context, case: Case) -> Layer:
-    layer = context.layer(case)
-    layer.write(case.far(dict.fromkeys(layer.names)))
-    return layer
-
-
 def _same(context: Context, case: Case, what: str, actual: Tensor, exact: Tensor, growth: float) -> None:
     """Two outputs of the subject's own; another order of summation is all that may differ."""
-    unit = rounding.roundoff(coarser(case.torch_dtype))
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
     operands = float(torch.linalg.vector_norm(case.x.double())) * float(
         torch.linalg.matrix_norm(case.weight.double())
     )
@@ -190,7 +175,7 @@ def _same(context: Context, case: Case, what: str, actual: Tensor, exact: Tensor
 )
 def test_batch_shapes(context: Context, case: Case) -> None:
     """x of two to four dimensions, empty batches and non-contiguous x give what the rows alone give."""
-    layer = _far(context, case)
+    layer = far_layer(context, case)
     for batch in BATCHES:
         shaped = case.but(batch=batch)
         with torch.no_grad():
@@ -234,7 +219,7 @@ def test_batch_shapes(context: Context, case: Case) -> None:
 def test_one_dimension(context: Context, case: Case) -> None:
     """x of one dimension, (in,), gives (out,): the row that a batch of one gives."""
     alone = case.but(batch=())
-    layer, theirs = _far(context, case), context.reference(case)
+    layer, theirs = far_layer(context, case), context.reference(case)
     with torch.no_grad():
         y, wanted = layer(alone.x), tuple(theirs(alone.x).shape)
         context.demand(
@@ -282,7 +267,7 @@ def test_edge_ranks(context: Context, case: Case) -> None:
 )
 def test_modes(context: Context, case: Case) -> None:
     """In each mode, output and gradients far from the start equal the reference's."""
-    if ignored(context, case):
+    if mode_is_ignored(context, case):
         raise NotApplicable("the mode is ignored, which shapes.modes reports")
     context.compare(context.pair(case, "far"), gradients=True)
 
@@ -298,7 +283,7 @@ def test_modes(context: Context, case: Case) -> None:
 )
 def test_pure(context: Context, case: Case) -> None:
     """A call changes neither its input, nor the adapter or the base, nor torch's generator; twice is the same."""
-    layer = _far(context, case)
+    layer = far_layer(context, case)
     held = {n: t.detach().clone() for n, t in _state(layer).items()}
     x = case.x
     generator = torch.get_rng_state()
@@ -312,7 +297,7 @@ def test_pure(context: Context, case: Case) -> None:
     context.demand(torch.equal(first, second), case, "the same call twice", "equal", "different")
     half = case.but(dtype="bfloat16")
     x = half.x
-    _far(context, half)(x)
+    far_layer(context, half)(x)
     context.demand(_equal(x, half.x), half, "the input after a call", "unchanged", "changed")
 
 
@@ -336,7 +321,7 @@ def _state(layer: Layer) -> dict[str, Tensor]:
 )
 def test_eval_mode(context: Context, case: Case) -> None:
     """Without dropout the layer computes the same in training and evaluation mode, with and without gradients."""
-    layer = _far(context, case)
+    layer = far_layer(context, case)
     layer.train()
     trained = layer(case.x).detach().double()
     layer.train(False)
@@ -363,7 +348,7 @@ def test_eval_mode(context: Context, case: Case) -> None:
 def test_stale_weights(context: Context, case: Case) -> None:
     """Trained and evaluated in turns, with other parameters each time (all of them, then each alone), the layer
     computes what a fresh one with the present parameters computes."""
-    layer, fresh = _far(context, case), _far(context, case)
+    layer, fresh = far_layer(context, case), far_layer(context, case)
     for turn, names in enumerate([layer.names, *([name] for name in layer.names)], start=1):
         values = case.but(seed=case.seed + turn).far(dict.fromkeys(names))
         layer.train()

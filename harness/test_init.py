@@ -11,12 +11,12 @@ from torch.nn.utils import parametrize
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
-from harness.compare.context import Context, coarser, plain, residual
+from harness.compare.context import Context, plain, residual
 from harness.compare.layer import Layer
 from harness.compare.outcome import Deviation, NotApplicable, Unverified
-from harness.compare.thresholds import FALSE_ALARM, STANDARD_ERRORS
+from harness.compare.probing import mode_is_ignored
+from harness.compare.thresholds import FALSE_ALARM, GAUSSIAN_SIGMA, REACHED, STANDARD_ERRORS, SUPPORT
 from harness.engine.checks import check
-from harness.test_shapes import ignored
 from oracles import paper
 from oracles.seeding import seed_torch
 from oracles.variants import Canonical, Variant
@@ -60,15 +60,7 @@ def _identity(context: Context, case: Case) -> None:
     ours = context.layer(case)
     base = plain(case.base(torch.float64), case.x.double())
     actual = rounding.observe(ours, case)["output"]
-    context.judge(case, "output at step 0", actual, base, identity_noise(case, base))
-
-
-def identity_noise(case: Case, base: Tensor) -> float:
-    """What rounding may do to ``x Wᵀ + b`` when an adapter's contribution cancels exactly: ‖|x| |W|ᵀ‖ + ‖y‖."""
-    unit = rounding.roundoff(coarser(case.torch_dtype))
-    terms = case.x.double().abs() @ case.weight.double().abs().mT
-    size = torch.linalg.vector_norm(terms) + torch.linalg.vector_norm(base)
-    return unit * float(size) / math.sqrt(max(case.in_features, 1)) * 2
+    context.judge(case, "output at step 0", actual, base, rounding.identity_noise(case, base))
 
 
 @check(
@@ -157,7 +149,8 @@ def _is_gaussian(drawn: Tensor, rank: int) -> bool:
     """Entries from N(0, σ²), σ at most PEFT's largest choices (1/√r covers 1/r, 1/√in and the usual 0.02)."""
     entries = drawn.flatten().numpy()
     sigma = float(entries.std())
-    if not 1e-3 < sigma < 1.05 / math.sqrt(rank):
+    least, most = GAUSSIAN_SIGMA
+    if not least < sigma < most / math.sqrt(rank):
         return False
     centred = abs(float(entries.mean())) < STANDARD_ERRORS * sigma / math.sqrt(entries.size)
     bell = abs(float(scipy.stats.kurtosis(entries))) < STANDARD_ERRORS * math.sqrt(24 / entries.size)
@@ -201,10 +194,10 @@ def _same_law(context: Context, case: Case, tensor: Canonical, ours: Tensor, the
     bound = tensor.uniform.bound(case.out_features, case.in_features, case.spec)
     largest = float(ours.abs().max())
     # The support of a uniform law is exact; an oracle with another law (a Gaussian) has none to compare with.
-    if float(theirs.abs().max()) <= bound * (1 + 1e-6):
+    if float(theirs.abs().max()) <= bound * (1 + SUPPORT):
         quantity = f"largest entry of {DRAWS} draws of {tensor.name}"
         context.demand(
-            0.99 * bound < largest <= bound * (1 + 1e-6),
+            REACHED * bound < largest <= bound * (1 + SUPPORT),
             case,
             quantity,
             f"{bound:.4g}, reached",
@@ -363,7 +356,7 @@ def factor_noise(case: Case, exact: Tensor) -> float:
     S = torch.linalg.svdvals(case.weight.double())
     r = case.spec.rank
     gap = float(S[r - 1] - (S[r] if r < len(S) else 0.0))
-    unit = rounding.roundoff(coarser(case.torch_dtype))
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
     amplified = 1 + float(S[0]) / max(gap, 1e-12)
     return unit * float(torch.linalg.vector_norm(exact)) * amplified * math.sqrt(len(S))
 
@@ -388,7 +381,7 @@ def test_residual(context: Context, case: Case) -> None:
     # A form of the equation in the reference's place has its own residual, which no gauge of the factors touches.
     exact = context.reference(case).value("W") if context.explains else residual(case, ours)
     actual = ours.value("W")
-    unit = rounding.roundoff(coarser(case.torch_dtype))
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
     size = float(torch.linalg.vector_norm(case.weight.double())) * (1 + math.sqrt(case.spec.rank))
     context.judge(case, "the residual weight W", actual, exact, unit * size)
 
@@ -403,7 +396,7 @@ def test_residual(context: Context, case: Case) -> None:
 )
 def test_modes(context: Context, case: Case) -> None:
     """In each mode, deterministic tensors start at the reference's value and the layer at the identity if promised."""
-    if ignored(context, case):
+    if mode_is_ignored(context, case):
         raise NotApplicable("the mode is ignored, which shapes.modes reports")
     _deterministic(context, case)
     if context.variant.starts_at_identity(case.spec):

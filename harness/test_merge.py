@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
-from harness.compare.context import Context, coarser, double
-from harness.compare.layer import BadAnswer, Layer
+from harness.compare.context import Context, double
+from harness.compare.probing import effective, far_layer, plain_layer
 from harness.engine.checks import check
-from harness.test_forward import effective
-
-
-def _far(context: Context, case: Case) -> Layer:
-    layer = context.layer(case)
-    layer.write(case.far(dict.fromkeys(layer.names)))
-    return layer
-
-
-def _plain_layer(found: Any, method: str) -> nn.Linear:
-    if not isinstance(getattr(found, "weight", None), Tensor):
-        raise BadAnswer(f"{method} returned {type(found).__name__}, expected an nn.Linear")
-    return found
 
 
 @check(
@@ -57,10 +43,10 @@ def test_modes(context: Context, case: Case) -> None:
 
 
 def _merged(context: Context, case: Case) -> None:
-    layer = _far(context, case)
+    layer = far_layer(context, case)
     weight, bias = effective(layer, case)
-    merged = _plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
-    unit = rounding.roundoff(coarser(case.torch_dtype))
+    merged = plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
     size = float(torch.linalg.matrix_norm(weight)) + float(torch.linalg.matrix_norm(case.weight.double()))
     shift = float(torch.linalg.vector_norm(bias))
     amplified = functools.cache(lambda: unit * context.amplification(case))
@@ -98,7 +84,7 @@ def test_half(context: Context, case: Case) -> None:
     """In bf16 and fp16 the merged weight is the effective one up to rounding of its terms, in the base's dtype."""
     pair = context.pair(case, "far")
     W, _ = effective(pair.theirs, double(case), torch.float64)
-    merged = _plain_layer(context.calling("merge", context.subject.merge, pair.ours.adapted), "merge")
+    merged = plain_layer(context.calling("merge", context.subject.merge, pair.ours.adapted), "merge")
     context.demand(merged.weight.dtype == case.torch_dtype, case, "dtype of the merged weight", case.dtype,
                str(merged.weight.dtype).removeprefix("torch."))  # fmt: skip
     floor = rounding.roundoff(case.torch_dtype) * float(torch.linalg.matrix_norm(W))
@@ -121,7 +107,7 @@ def test_detach(context: Context, case: Case) -> None:
         before = base(case.x)
     layer = context.layer(case)
     layer.write(case.far(dict.fromkeys(layer.names)))
-    found = _plain_layer(context.calling("detach", context.subject.detach, layer.adapted), "detach")
+    found = plain_layer(context.calling("detach", context.subject.detach, layer.adapted), "detach")
     same = torch.equal(found.weight.detach(), case.weight)
     context.demand(
         same, case, "the weight after detach", "bitwise the base's", _apart(found.weight, case.weight)

@@ -16,8 +16,9 @@ from harness.compare import rounding, saved_files
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
 from harness.compare.outcome import Deviation, NotApplicable
+from harness.compare.saving import load, offered, same_output, same_slots, saved
+from harness.compare.thresholds import BASE_CHANGED, ROUNDOFFS
 from harness.engine.checks import check
-from oracles.implementation import Unsupported
 from oracles.peft import Peft
 from oracles.seeding import seed_torch
 from reports.model import Diagnosis
@@ -36,60 +37,6 @@ PICKLED = Diagnosis(
     documented_by=("pickle", r"torch\.save"),
     severity="minor",
 )
-
-
-@contextmanager
-def saved(context: Context, case: Case) -> Iterator[tuple[Layer, Path]]:
-    """The subject at parameters far from the start, and where it saved itself; the folder goes afterwards."""
-    layer = context.layer(case)
-    layer.write(case.far(dict.fromkeys(layer.names)))
-    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
-        path = Path(folder) / "saved" / "adapter"
-        path.parent.mkdir()
-        here = set(Path().iterdir())
-        offered(context, lambda: context.subject.save(layer.adapted, path), "save")
-        _nothing_beside(context, case, path, set(Path().iterdir()) - here)
-        yield layer, path
-
-
-def _nothing_beside(context: Context, case: Case, path: Path, more: set[Path]) -> None:
-    """``save`` wrote to ``path`` (or that name with a suffix) and nowhere else within sight."""
-    folder = path.parent.parent
-    found = [p for p in folder.rglob("*") if p != path.parent and path not in (p, *p.parents)]
-    strays = [p.name for p in found if not (p.parent == path.parent and p.name.startswith(path.name))]
-    strays += [p.name for p in more]
-    context.demand(
-        not strays, case, "files that save wrote beside its path", "none", ", ".join(sorted(strays))
-    )
-
-
-def offered(context: Context, call: Callable[[], object], method: str) -> object:
-    """The call's answer; NotApplicable where the subject has no such method."""
-    try:
-        with answering(context.subject.name, method):
-            return call()
-    except Unsupported as why:
-        raise NotApplicable(f"not offered: save_load: {why}") from why
-
-
-def load(context: Context, base: nn.Linear, case: Case, path: Path) -> Layer:
-    """The adapter at ``path`` on ``base``, torch's generator in another state than when it was made."""
-    seed_torch(case.seed + 77)
-    return as_layer(
-        offered(context, lambda: context.subject.load(base, case.spec, path), "load"), context.subject, "load"
-    )
-
-
-def _same_slots(
-    context: Context, case: Case, before: Layer, after: Layer, *, but: frozenset[str] = frozenset()
-) -> None:
-    for name in [n for n in before.names if n not in but]:
-        context.demand(name in after.names, case, f"{name} after loading", "there", "missing")
-        same = torch.equal(before.value(name), after.value(name))
-        gap = "another shape"
-        if before.value(name).shape == after.value(name).shape:
-            gap = f"up to {float((before.value(name) - after.value(name)).abs().max()):.3g} away"
-        context.demand(same, case, f"{name} after loading", "bitwise as saved", gap)
 
 
 @check(
@@ -126,13 +73,8 @@ def test_modes(context: Context, case: Case) -> None:
 def _round_trip(context: Context, case: Case) -> None:
     with saved(context, case) as (layer, path):
         loaded = load(context, case.base(), case, path)
-        _same_slots(context, case, layer, loaded)
-        with torch.no_grad():
-            wanted, actual = layer(case.x).double(), loaded(case.x).double()
-        size = float(torch.linalg.vector_norm(wanted))
-        context.judge(
-            case, "output after loading", actual, wanted, rounding.roundoff(case.torch_dtype) * size
-        )
+        same_slots(context, case, layer, loaded)
+        same_output(context, case, layer, loaded, "output after loading")
 
 
 @check(
@@ -255,7 +197,7 @@ def test_bad_files(context: Context, case: Case) -> None:
             _refused(context, case, path, f"a file of another method ({other.variant})")
 
 
-BASE_CHANGED = Diagnosis(
+BASE_REPLACED = Diagnosis(
     "save_load.base_changed",
     "a file that is refused leaves the base weight replaced by the residual",
     "who catches the exception goes on with a damaged base model",
@@ -297,10 +239,10 @@ def _unchanged(context: Context, case: Case, before: torch.Tensor, base: nn.Modu
     """The base computes after the refusal what it computed before it."""
     with torch.no_grad():
         gap = float((base(case.x).double() - before).abs().max())
-    if gap > 1e-4:
+    if gap > BASE_CHANGED:
         factorised = any(t.role == "base" for t in context.variant.tensors)
         quantity = f"the base's output after {what} was refused"
-        diagnosis = BASE_CHANGED if factorised else None
+        diagnosis = BASE_REPLACED if factorised else None
         raise Deviation(case, quantity, "unchanged", f"{gap:.3g} off", diagnosis=diagnosis)
 
 
@@ -355,7 +297,7 @@ def test_other_base(context: Context, case: Case) -> None:
             loaded = load(context, other.base(), case, path)
         except SubjectRaised:
             return
-        _same_slots(context, case, layer, loaded, but=frozenset({"W"}))
+        same_slots(context, case, layer, loaded, but=frozenset({"W"}))
         if needs_base:
             _same_function(context, case, layer, loaded)
 
@@ -376,11 +318,9 @@ BOUND_TO_BASE = Diagnosis(
 
 
 def _same_function(context: Context, case: Case, layer: Layer, loaded: Layer) -> None:
-    with torch.no_grad():
-        wanted, actual = layer(case.x).double(), loaded(case.x).double()
-    noise = 100 * rounding.roundoff(torch.float32) * float(torch.linalg.vector_norm(wanted))
+    what = "output on another base (which was not refused)"
     try:
-        context.judge(case, "output on another base (which was not refused)", actual, wanted, noise)
+        same_output(context, case, layer, loaded, what, ROUNDOFFS["another base"])
     except Deviation as found:
         found.diagnosis = BOUND_TO_BASE
         raise
@@ -415,7 +355,9 @@ def _from_peft(context: Context, case: Case) -> bool:
             ours = load(context, case.base(), case, path)
         except (SubjectRaised, NotApplicable):
             return False
-        _agree(context, case, theirs, ours, "a checkpoint that PEFT wrote")
+        same_output(
+            context, case, theirs, ours, "output from a checkpoint that PEFT wrote", ROUNDOFFS["interchange"]
+        )
     return True
 
 
@@ -430,12 +372,12 @@ def _to_peft(context: Context, case: Case) -> bool:
                 False, case, "PEFT loading the subject's checkpoint", "an adapter", type(error).__name__
             )
             return True
-        _agree(context, case, theirs, ours, "the subject's checkpoint in PEFT")
+        same_output(
+            context,
+            case,
+            theirs,
+            ours,
+            "output from the subject's checkpoint in PEFT",
+            ROUNDOFFS["interchange"],
+        )
     return True
-
-
-def _agree(context: Context, case: Case, theirs: Layer, ours: Layer, what: str) -> None:
-    with torch.no_grad():
-        wanted, actual = theirs(case.x).double(), ours(case.x).double()
-    noise = 10 * rounding.roundoff(torch.float32) * float(torch.linalg.vector_norm(wanted))
-    context.judge(case, f"output from {what}", actual, wanted, noise)

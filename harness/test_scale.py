@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, double
 from harness.compare.outcome import Deviation
+from harness.compare.probing import coefficient, without_adapter
+from harness.compare.thresholds import SCALE_FACTOR
 from harness.engine.checks import check
 
 WIDE = Domain(
@@ -33,20 +33,13 @@ def test_effective(context: Context, case: Case) -> None:
     exact = rounding.observe(pair.theirs, double(case))["output"]
     base = without_adapter(case, pair.theirs.values())
     factor = coefficient(actual - base, exact - base)
-    context.worst.see(abs(factor - 1), 1e-3)
-    if not abs(factor - 1) < 1e-3:
+    context.worst.see(abs(factor - 1), SCALE_FACTOR)
+    if not abs(factor - 1) < SCALE_FACTOR:
         raise Deviation(
-            case, "factor on the contribution", "1", f"{factor:.4g}", ratio=abs(factor - 1), threshold=1e-3
+            case,
+            "factor on the contribution",
+            "1",
+            f"{factor:.4g}",
+            ratio=abs(factor - 1),
+            threshold=SCALE_FACTOR,
         )
-
-
-def without_adapter(case: Case, values: dict[str, Tensor]) -> Tensor:
-    """x W₀ᵀ + b in float64, W₀ the weight that the adapter adds to (PiSSA: the residual)."""
-    W = values.get("W", case.weight.double())
-    y = case.x.double() @ W.mT
-    return y if case.bias_vector is None else y + case.bias_vector.double()
-
-
-def coefficient(actual: Tensor, exact: Tensor) -> float:
-    """``⟨actual, exact⟩ / ⟨exact, exact⟩``."""
-    return float((actual * exact).sum() / exact.square().sum())

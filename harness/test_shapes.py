@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
 from torch import nn
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare.context import Context
 from harness.compare.layer import SubjectRaised, adapt
 from harness.compare.outcome import Deviation, NotApplicable, Unverified
+from harness.compare.probing import mode_is_ignored
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
 from reports.model import Diagnosis
@@ -140,28 +140,9 @@ def test_modes(context: Context, case: Case) -> None:
         ours = context.layer(case)
     except Unsupported as why:
         raise NotApplicable(f"mode missing: {why}") from why
-    if ignored(context, case):
+    if mode_is_ignored(context, case):
         mode = next(m for m in context.variant.modes if getattr(case.spec, m))
         context.demand(
             False, case, f"an adapter with {mode}=True", "another function", "the same as without it"
         )
     del ours
-
-
-def ignored(context: Context, case: Case) -> bool:
-    """Whether the case's mode changes neither the slots' shapes nor, at equal parameters, the output."""
-    without = case.but(**dict.fromkeys(context.variant.modes, False))
-    wide = [c.but(in_features=6, out_features=4, rank=2, batch=(3,)) for c in (case, without)]
-    layers = [context.layer(c) for c in wide]
-    shapes = [{n: tuple(layer.view(n).shape) for n in layer.names} for layer in layers]
-    if shapes[0] != shapes[1]:
-        return False
-    # Extra tensors too: a gate that starts at zero would make every mode look alike.
-    generator = wide[1].generator(4)
-    values = {
-        n: torch.randn(v.shape, generator=generator, dtype=v.dtype) for n, v in layers[1].values().items()
-    }
-    for layer in layers:
-        layer.write(values)
-    with_mode, plain = (layer(wide[0].x).detach().double() for layer in layers)
-    return bool((with_mode - plain).abs().max() < 1e-4)

@@ -9,11 +9,10 @@ from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Pair, double
 from harness.compare.layer import answering
+from harness.compare.thresholds import DEAD_GRADIENT
 from harness.engine.checks import check
 
 INNER = Domain(sizes=(2, 9), ranks=(1, 6))
-# A gradient below this multiple of its rounding noise is no gradient.
-DEAD = 50.0
 
 
 @check(
@@ -57,7 +56,9 @@ def _sides(pair: Pair) -> list[tuple[object, Case]]:
 def _dead(layer: object, case: Case, pair: Pair, noise: dict[str, float]) -> list[str]:
     found = rounding.observe(layer, case, gradients=True)  # type: ignore[arg-type]
     names = [n for n in pair.trainable if f"gradient of {n}" in noise]
-    return [n for n in names if _size(found.get(f"gradient of {n}")) <= DEAD * noise[f"gradient of {n}"]]
+    return [
+        n for n in names if _size(found.get(f"gradient of {n}")) <= DEAD_GRADIENT * noise[f"gradient of {n}"]
+    ]
 
 
 def _size(gradient: Tensor | None) -> float:

@@ -26,6 +26,7 @@ from harness.compare.adapted_model import (
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised
 from harness.compare.outcome import Unverified
+from harness.compare.thresholds import ROUNDOFFS
 from harness.engine.checks import check
 from oracles.implementation import AdapterSpec
 from oracles.variants import Variant
@@ -191,8 +192,8 @@ def same_function(
     with torch.no_grad():
         actual, exact = ours(x).double(), theirs(x).double()
     scale = float(torch.linalg.vector_norm(exact)) * rounding.roundoff(torch.float32)
-    # Sums of a few dozen terms, and cancellations of reflections: digits are for the checks of layers.
-    context.judge(case, f"output of {name}", actual, exact, 10 * scale)
+    # Digits are for the checks of layers.
+    context.judge(case, f"output of {name}", actual, exact, ROUNDOFFS["layer of a model"] * scale)
 
 
 def layer_input(module: nn.Module, case: ModelCase) -> Tensor:
@@ -281,7 +282,9 @@ def adapted_once(context: Context, case: ModelCase, ours: AdaptedModel, first: s
 def close(actual: Tensor, exact: Tensor) -> bool:
     """Whether two outputs agree to a thousand roundoffs of their size."""
     gap = float(torch.linalg.vector_norm(actual - exact))
-    return gap <= 1000 * rounding.roundoff(actual.dtype) * float(torch.linalg.vector_norm(exact))
+    return gap <= ROUNDOFFS["shared layer"] * rounding.roundoff(actual.dtype) * float(
+        torch.linalg.vector_norm(exact)
+    )
 
 
 def partner_untouched(

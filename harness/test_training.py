@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
-from harness.compare.context import Context, Pair, coarser, double
+from harness.compare.context import Context, Pair, double
 from harness.compare.layer import Layer, answering
 from harness.engine.checks import check
 
@@ -104,7 +104,7 @@ def wander(
     context: Context, pair: Pair, start: dict[str, Tensor], names: list[str], make: Optimiser
 ) -> dict[str, float]:
     """How far the reference's own end moves when its start is perturbed by roundoff, as Frobenius norms."""
-    unit = rounding.roundoff(coarser(pair.case.torch_dtype))
+    unit = rounding.roundoff(rounding.coarser(pair.case.torch_dtype))
     generator = pair.case.generator(7)
     total = dict.fromkeys(names, 0.0)
     for _ in range(2):

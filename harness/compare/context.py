@@ -16,6 +16,7 @@ from harness.cases.recorded_cases import Recorded
 from harness.compare import rounding
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
 from harness.compare.outcome import Described, Deviation, Unverified
+from harness.compare.rounding import coarser
 from harness.compare.thresholds import THRESHOLDS
 from oracles import paper
 from oracles.authors.replay import NotRecorded
@@ -267,11 +268,6 @@ class Context:
 def residual(case: Case, ours: Layer) -> Tensor:
     """PiSSA Eq. (4) from the subject's own factors: ``W − (α/r) B A`` (out, in), float64."""
     return case.weight.double() - paper.scale(case.spec) * (ours.value("B") @ ours.value("A"))
-
-
-def coarser(dtype: torch.dtype) -> torch.dtype:
-    """``dtype``, or float32 where that is finer: formula claims are measured in float32's units."""
-    return torch.float32 if dtype == torch.float64 else dtype
 
 
 def double(case: Case) -> Case:

@@ -8,6 +8,7 @@ be off by. A floor from the operands' norms covers quantities in which perturbat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -27,6 +28,11 @@ PERTURBATIONS = 4
 def roundoff(dtype: torch.dtype) -> float:
     """The unit roundoff u = eps / 2 of ``dtype``."""
     return torch.finfo(dtype).eps / 2
+
+
+def coarser(dtype: torch.dtype) -> torch.dtype:
+    """``dtype``, or float32 where that is finer: formula claims are measured in float32's units."""
+    return torch.float32 if dtype == torch.float64 else dtype
 
 
 def observe(layer: Layer, case: Case, *, gradients: bool = False, x: Tensor | None = None) -> Quantities:
@@ -158,3 +164,11 @@ def ratio(actual: Tensor, exact: Tensor, scale: float) -> float:
     if error == 0:
         return 0.0
     return error / scale if scale > 0 else float("inf")
+
+
+def identity_noise(case: Case, base: Tensor) -> float:
+    """What rounding may do to ``x Wᵀ + b`` when an adapter's contribution cancels exactly: ‖|x| |W|ᵀ‖ + ‖y‖."""
+    unit = roundoff(coarser(case.torch_dtype))
+    terms = case.x.double().abs() @ case.weight.double().abs().mT
+    size = torch.linalg.vector_norm(terms) + torch.linalg.vector_norm(base)
+    return unit * float(size) / math.sqrt(max(case.in_features, 1)) * 2

@@ -1,12 +1,14 @@
-"""The one table of thresholds; docs/tolerances.md has the calibration and what each can detect.
+"""The one table of bounds; docs/tolerances.md has the calibration, the reasons, and what each can detect.
 
 Ratios are errors in units of measured rounding noise (`harness/compare/rounding.py`). A right implementation stays
 below a few; a wrong formula is at 10³ and above. ``formula`` claims are measured in units of float32 even for float64
 cases: they ask for the equation, and an epsilon of 1e-12 in a norm is no other equation. ``precision`` claims ask for
-digits.
+digits. No number that a check compares with stands in a test module (`tests/harness/test_bounds.py`).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 THRESHOLDS: dict[str, float] = {
     "formula": 30.0,  # outputs and gradients at a point
@@ -23,3 +25,39 @@ THRESHOLDS: dict[str, float] = {
 # Statistical claims: the probability of a false alarm per test, and how far sample moments may lie.
 FALSE_ALARM = 1e-7
 STANDARD_ERRORS = 6.0
+SUPPORT = 1e-6  # how far above its bound a uniform draw may lie, relative: one rounding of the bound
+REACHED = 0.99  # of its bound, which the largest of the draws passes
+GAUSSIAN_SIGMA = (
+    1e-3,
+    1.05,
+)  # standard deviations of a Gaussian start: the least, and the most in units of 1/√r
+
+# Where the noise is not measured: roundoffs of its own size that an output may be off by, before "formula" is applied.
+ROUNDOFFS = {
+    "another base": 100.0,  # the same function by another weight: W_res and B A cancel differently
+    "interchange": 10.0,  # two libraries, two orders of the same sums
+    "layer of a model": 10.0,  # sums of a few dozen terms, and cancellations of reflections
+    "shared layer": 1000.0,  # "acts once" against "acts twice": nothing in between
+}
+
+# Facts that are read off numbers, where right and wrong lie far apart.
+SCALE_FACTOR = 1e-3  # the factor on the contribution, relative: α/r against α/√r, not digits
+DEAD_GRADIENT = 50.0  # a gradient below this multiple of its rounding noise is no gradient
+SAME_FUNCTION = 1e-4  # outputs of order one by which an ignored option is told from one that acts
+BASE_CHANGED = 1e-4  # outputs of order one by which a base that was replaced is told from one that was not
+EVALUATION_GAP = 1e-5  # evaluation with p > 0 against p = 0, relative to the largest entry
+SAME_DRAWS = 1e-4  # outputs under the same masks, relative to the largest entry
+MASK_ENTRY = 0.1  # how near 0 or 1/(1 − p) a kept-factor x_d / x has to be to be one
+MASK_SHARE = 0.9  # of the entries, that are
+WHOLE_MASK = 1e-6  # how near one every kept-factor is where nothing was dropped
+
+
+class Closeness(NamedTuple):
+    """``|a − b| ≤ absolute + relative |b|``, entry by entry."""
+
+    relative: float
+    absolute: float
+
+
+SAME_MASK = Closeness(1e-5, 1e-8)  # two outputs under one mask: the same operations twice
+NOTHING_DROPPED = Closeness(1e-4, 1e-5)  # the output without dropout, perhaps by another path

@@ -1,0 +1,72 @@
+"""What a layer computes, found by calling it: its effective weight, its contribution, and whether an option acts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.cases.layer_cases import Case
+from harness.compare.context import Context
+from harness.compare.layer import BadAnswer, Layer
+from harness.compare.thresholds import SAME_FUNCTION, Closeness
+
+
+def far_layer(context: Context, case: Case) -> Layer:
+    """The subject on a fresh base of ``case``, at parameters far from the start."""
+    layer = context.layer(case)
+    layer.write(case.far(dict.fromkeys(layer.names)))
+    return layer
+
+
+def plain_layer(found: Any, method: str) -> nn.Linear:
+    """What ``merge`` or ``detach`` returned. Raises BadAnswer if it has no weight."""
+    if not isinstance(getattr(found, "weight", None), Tensor):
+        raise BadAnswer(f"{method} returned {type(found).__name__}, expected an nn.Linear")
+    return found
+
+
+def effective(layer: Layer, case: Case, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """(W' (out, in), b' (out,)) of a layer, in float64, by its outputs at the identity and at zero."""
+    dtype = dtype or case.torch_dtype
+    with torch.no_grad():
+        zero = layer(torch.zeros(1, case.in_features, dtype=dtype)).double()[0]
+        eye = layer(torch.eye(case.in_features, dtype=dtype)).double()
+    return (eye - zero).mT, zero
+
+
+def without_adapter(case: Case, values: dict[str, Tensor]) -> Tensor:
+    """x W₀ᵀ + b in float64, W₀ the weight that the adapter adds to (PiSSA: the residual)."""
+    W = values.get("W", case.weight.double())
+    y = case.x.double() @ W.mT
+    return y if case.bias_vector is None else y + case.bias_vector.double()
+
+
+def coefficient(actual: Tensor, exact: Tensor) -> float:
+    """``⟨actual, exact⟩ / ⟨exact, exact⟩``."""
+    return float((actual * exact).sum() / exact.square().sum())
+
+
+def alike(actual: Tensor, expected: Tensor, within: Closeness) -> bool:
+    """Whether every entry of ``actual`` is within the bound of the one in ``expected``."""
+    return torch.allclose(actual, expected, rtol=within.relative, atol=within.absolute)
+
+
+def mode_is_ignored(context: Context, case: Case) -> bool:
+    """Whether the case's mode changes neither the slots' shapes nor, at equal parameters, the output."""
+    without = case.but(**dict.fromkeys(context.variant.modes, False))
+    wide = [c.but(in_features=6, out_features=4, rank=2, batch=(3,)) for c in (case, without)]
+    layers = [context.layer(c) for c in wide]
+    shapes = [{n: tuple(layer.view(n).shape) for n in layer.names} for layer in layers]
+    if shapes[0] != shapes[1]:
+        return False
+    # Extra tensors too: a gate that starts at zero would make every mode look alike.
+    generator = wide[1].generator(4)
+    values = {
+        n: torch.randn(v.shape, generator=generator, dtype=v.dtype) for n, v in layers[1].values().items()
+    }
+    for layer in layers:
+        layer.write(values)
+    with_mode, plain = (layer(wide[0].x).detach().double() for layer in layers)
+    return bool((with_mode - plain).abs().max() < SAME_FUNCTION)
