@@ -32,7 +32,10 @@ AUDITS: dict[str, tuple[str, ...]] = {
     },
 }
 # What schema 2 added to schema 1; everything else must be the same.
-ADDED = {"cause", "detail", "mode", "source", "environment", "agree", "differ", "not_asked", "schema_version"}
+ADDED = {
+    *("cause", "detail", "mode", "source", "remedy", "environment", "agree", "differ", "not_asked"),
+    *("missing", "schema_version"),
+}
 
 
 def main() -> int:
