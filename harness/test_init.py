@@ -13,7 +13,7 @@ from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, plain, residual
 from harness.compare.layer import Layer
-from harness.compare.outcome import Deviation, NotApplicable, Unverified
+from harness.compare.outcome import Deviation, NoSlot, OutsideDomain, ToldElsewhere
 from harness.compare.probing import mode_is_ignored
 from harness.compare.thresholds import FALSE_ALARM, GAUSSIAN_SIGMA, REACHED, STANDARD_ERRORS, SUPPORT
 from harness.engine.checks import check
@@ -56,7 +56,7 @@ def test_identity(context: Context, case: Case) -> None:
 
 def _identity(context: Context, case: Case) -> None:
     if not context.variant.starts_at_identity(case.spec):
-        raise NotApplicable("the reference does not start at the identity in this mode")
+        raise OutsideDomain("the reference does not start at the identity in this mode")
     ours = context.layer(case)
     base = plain(case.base(torch.float64), case.x.double())
     actual = rounding.observe(ours, case)["output"]
@@ -182,14 +182,14 @@ def _draws(make: object, case: Case, name: str) -> Tensor:
     for i in range(DRAWS):
         layer: Layer = make(case, i)  # type: ignore[operator]
         if name not in layer.names:
-            raise Unverified(f"the subject has no slot {name!r}")
+            raise NoSlot(f"the subject has no slot {name!r}", name)
         drawn.append(layer.value(name))
     return torch.stack(drawn)
 
 
 def _same_law(context: Context, case: Case, tensor: Canonical, ours: Tensor, theirs: Tensor) -> None:
     if ours.shape != theirs.shape:
-        raise Unverified(f"{tensor.name} has another shape than the reference's")
+        raise NoSlot(f"{tensor.name} has another shape than the reference's", tensor.name)
     assert tensor.uniform is not None
     bound = tensor.uniform.bound(case.out_features, case.in_features, case.spec)
     largest = float(ours.abs().max())
@@ -250,7 +250,7 @@ def test_pairs(context: Context, case: Case) -> None:
     for tensor in (t for t in context.variant.tensors if t.uniform and t.uniform.columns_paired):
         ours, theirs = context.layer(case), context.reference(case)
         if tensor.name not in ours.names or ours.view(tensor.name).shape != theirs.view(tensor.name).shape:
-            raise Unverified(f"the subject has no slot {tensor.name!r} of the canonical shape")
+            raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
         mine, other = _equal_columns(ours.value(tensor.name)), _equal_columns(theirs.value(tensor.name))
         context.demand(mine == other, case, f"which columns of {tensor.name} start equal", other, mine)
 
@@ -284,7 +284,7 @@ def test_seeded(context: Context, case: Case) -> None:
     for tensor in (t for t in context.variant.tensors if t.uniform):
         first, again, other = (context.layer(case, seed) for seed in (1, 1, 2))
         if tensor.name not in first.names:
-            raise Unverified(f"the subject has no slot {tensor.name!r}")
+            raise NoSlot(f"the subject has no slot {tensor.name!r}", tensor.name)
         same = torch.equal(first.value(tensor.name), again.value(tensor.name))
         context.demand(same, case, f"{tensor.name} drawn twice from one seed", "equal", "different")
         differs = not torch.equal(first.value(tensor.name), other.value(tensor.name))
@@ -339,7 +339,7 @@ def test_principal(context: Context, case: Case) -> None:
     ours, theirs = context.layer(case), context.reference(case)
     for name in ("A", "B"):
         if name not in ours.names or ours.view(name).shape != theirs.view(name).shape:
-            raise Unverified(f"the subject has no slot {name!r} of the canonical shape")
+            raise NoSlot(f"the subject has no slot {name!r} of the canonical shape", name)
     for name, actual, exact in zip(
         ("(α/r) B A", "singular values of A", "singular values of B"),
         _determined(ours, case), _determined(theirs, case), strict=True,
@@ -374,11 +374,12 @@ def test_residual(context: Context, case: Case) -> None:
     """The frozen weight is exactly ``W_res = W − (α/r) B A`` (PiSSA Eq. (4)), in the base's dtype."""
     ours = context.layer(case)
     if "W" not in ours.names:
-        raise NotApplicable(
-            "the subject shows no residual W: init.identity asks whether it makes up the base"
+        raise ToldElsewhere(
+            "the subject shows no residual W: init.identity asks whether it makes up the base",
+            "init.identity",
         )
     if not {"A", "B"} <= set(ours.names):
-        raise Unverified("the subject shows no slots A and B")
+        raise NoSlot("the subject shows no slots A and B", "A and B")
     # A form of the equation in the reference's place has its own residual, which no gauge of the factors touches.
     exact = context.reference(case).value("W") if context.explains else residual(case, ours)
     actual = ours.value("W")
@@ -398,7 +399,7 @@ def test_residual(context: Context, case: Case) -> None:
 def test_modes(context: Context, case: Case) -> None:
     """In each mode, deterministic tensors start at the reference's value and the layer at the identity if promised."""
     if mode_is_ignored(context, case):
-        raise NotApplicable("the mode is ignored, which shapes.modes reports")
+        raise ToldElsewhere("the mode is ignored, which shapes.modes reports", "shapes.modes")
     _deterministic(context, case)
     if context.variant.starts_at_identity(case.spec):
         _identity(context, case)

@@ -15,7 +15,7 @@ from harness.cases.layer_cases import Case
 from harness.cases.recorded_cases import Recorded
 from harness.compare import rounding
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
-from harness.compare.outcome import Described, Deviation, Unverified
+from harness.compare.outcome import Described, Deviation, NoSlot, OracleRefused, Unverified
 from harness.compare.rounding import coarser
 from harness.compare.thresholds import THRESHOLDS
 from oracles import paper
@@ -121,7 +121,7 @@ class Context:
             self.left_out = str(why)
             raise Refused from why
         except SubjectRaised as error:
-            raise Unverified(f"the oracle refused: {error}") from error
+            raise OracleRefused(f"the oracle refused: {error}") from error
 
     @property
     def forward(self) -> paper.Forward:
@@ -164,7 +164,7 @@ class Context:
             if tensor.role == "base" and {"A", "B"} <= set(ours.names):
                 theirs.write({tensor.name: residual(case, ours)})
             elif tensor.exact is None:
-                raise Unverified(f"the subject has no slot {tensor.name!r} of the canonical shape")
+                raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
 
     def compare(self, pair: Pair, *, gradients: bool = False, only: Iterable[str] | None = None) -> None:
         """Output (and gradients) of both at the pair's point, each within its threshold of rounding noise."""
@@ -242,7 +242,7 @@ class Context:
         above the floor: a ratio of at most one may be an overestimate.
         """
         if not bool(torch.isfinite(exact).all()):
-            raise Unverified(f"{self.oracle.name} has no finite {name} here")
+            raise OracleRefused(f"{self.oracle.name} has no finite {name} here")
         threshold = THRESHOLDS[kind]
         ratio = rounding.ratio(actual, exact, floor)
         if ratio > 1 and noise is not None:

@@ -13,8 +13,8 @@ from typing import Protocol
 from harness.cases.layer_cases import DTYPES, Domain
 from oracles import registry
 from oracles.variants import VARIANTS, Variant
-from reports.model import CheckInfo, Severity
-from reports.order import ASPECTS, SEVERITIES
+from refs.vocabulary import ASPECTS, SEVERITIES, Severity
+from reports.model import CheckInfo
 
 QUESTIONS = Path(__file__).parents[1]
 EXAMPLES = -1  # as many as the profile says
