@@ -71,7 +71,8 @@ def test_small_parameters(context: Context, case: Case) -> None:
     """At factors a millionth of those far from their start the output equals the reference's."""
     pair = context.pair(case, "far")
     far = case.far(dict.fromkeys(pair.ours.names))
-    small = {name: value * 1e-6 if value.dim() == 2 else value for name, value in far.items()}
+    factors = {t.name for t in context.variant.tensors if t.factor}
+    small = {name: value * 1e-6 if name in factors else value for name, value in far.items()}
     pair.ours.write(small)
     pair.theirs.write({name: pair.ours.value(name) for name in small})
     try:
@@ -242,7 +243,7 @@ def test_one_dimension(context: Context, case: Case) -> None:
     domain=EDGES,
     examples=4,
     against=("peft", "paper"),
-    applies=lambda variant: variant.has_rank and not any(t.role == "base" for t in variant.tensors),
+    applies=lambda variant: variant.has_rank and variant.base is None,
     follows=("forward.random_parameters", "dtype.forward"),
 )
 def test_edge_ranks(context: Context, case: Case) -> None:

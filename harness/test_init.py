@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import scipy
 import torch
@@ -11,13 +12,12 @@ from torch.nn.utils import parametrize
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
-from harness.compare.context import Context, plain, residual
+from harness.compare.context import Context, plain
 from harness.compare.layer import Layer
 from harness.compare.outcome import Deviation, NoSlot, OutsideDomain, ToldElsewhere
 from harness.compare.probing import mode_is_ignored
 from harness.compare.thresholds import FALSE_ALARM, GAUSSIAN_SIGMA, REACHED, STANDARD_ERRORS, SUPPORT
 from harness.engine.checks import check
-from oracles import paper
 from oracles.seeding import seed_torch
 from oracles.variants import Canonical, Variant
 from reports.model import Diagnosis
@@ -32,7 +32,7 @@ def _has_random(variant: Variant) -> bool:
 
 
 def _is_factorised(variant: Variant) -> bool:
-    return any(t.role == "base" for t in variant.tensors)
+    return variant.factorised is not None
 
 
 @check(
@@ -63,18 +63,6 @@ def _identity(context: Context, case: Case) -> None:
     context.judge(case, "output at step 0", actual, base, rounding.identity_noise(case, base))
 
 
-@check(
-    "init",
-    "critical",
-    title="a tensor does not start at the reference's value",
-    failure_mode="the first steps of training are others than the reference's",
-    applies=lambda variant: any(t.exact for t in variant.tensors),
-)
-def test_deterministic(context: Context, case: Case) -> None:
-    """Tensors that the reference sets start at its value: B = 0, l = 1, m = ‖W‖_row, λ = λ₀, w_norm = ‖W‖_col."""
-    _deterministic(context, case)
-
-
 def _deterministic(context: Context, case: Case) -> None:
     ours, theirs = context.layer(case), context.evaluator(case)
     wrong: list[Deviation] = []
@@ -99,15 +87,36 @@ def _deterministic(context: Context, case: Case) -> None:
 
 
 def _random_in_both(context: Context, case: Case, name: str) -> bool:
-    """Whether oracle (a catalogued mistake) and subject both draw a tensor that the reference sets."""
-    if not context.explains:
-        return False
+    """Whether oracle (a reference's other form) and subject both draw a tensor that the reference of record sets."""
     other = case.but(seed=case.seed + 1)
     vars(other).update(weight=case.weight, bias_vector=case.bias_vector)
     return all(
         not torch.equal(make(case).value(name), make(other).value(name))
-        for make in (context.layer, context.evaluator)
+        for make in (context.evaluator, context.layer)
     )
+
+
+def _starts_as_the_mistake(context: Context, case: Case) -> None:
+    """Against a mistake: also what the references draw starts at zero in both or in neither."""
+    _deterministic(context, case)
+    ours, theirs = context.layer(case), context.evaluator(case)
+    for tensor in (t for t in context.variant.tensors if t.uniform):
+        if tensor.name in ours.names and tensor.name in theirs.names:
+            mine, other = (not layer.value(tensor.name).any() for layer in (ours, theirs))
+            context.demand(mine == other, case, f"{tensor.name} starts at zero", other, mine)
+
+
+@check(
+    "init",
+    "critical",
+    title="a tensor does not start at the reference's value",
+    failure_mode="the first steps of training are others than the reference's",
+    applies=lambda variant: any(t.exact for t in variant.tensors),
+    explained_by=_starts_as_the_mistake,
+)
+def test_deterministic(context: Context, case: Case) -> None:
+    """Tensors that the reference sets start at its value: B = 0, l = 1, m = ‖W‖_row, λ = λ₀, w_norm = ‖W‖_col."""
+    _deterministic(context, case)
 
 
 def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> float:
@@ -115,6 +124,18 @@ def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> fl
     held = ours.raw(tensor.name).dtype
     unit = max(rounding.roundoff(d) for d in (torch.float32, case.torch_dtype, held))
     return unit * float(torch.linalg.vector_norm(exact)) * (1 + math.log2(max(case.weight.shape)))
+
+
+def _same_distribution_or_zero(context: Context, case: Case) -> None:
+    """Against a mistake: what it leaves at zero is zero in the subject, and the rest follows its law."""
+    drawn = [t for t in context.variant.tensors if t.uniform]
+    for tensor in drawn:
+        mine, other = (_draws(make, case, tensor.name) for make in (context.layer, _reference_draw(context)))
+        if not other.any():
+            context.demand(not mine.any(), case, f"{tensor.name} at the start", "zero", "not zero")
+        else:
+            _same_law(context, case, tensor, mine, other)
+            _same_independence(context, case, tensor.name, mine, other)
 
 
 @check(
@@ -127,6 +148,7 @@ def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> fl
     examples=2,
     against=("peft",),
     follows=("init.pairs", "init.deterministic", "init.seeded"),
+    explained_by=_same_distribution_or_zero,
 )
 def test_distribution(context: Context, case: Case) -> None:
     """Random tensors follow the reference's law: exact support, second moment, and a Kolmogorov-Smirnov test.
@@ -135,7 +157,7 @@ def test_distribution(context: Context, case: Case) -> None:
     """
     for tensor in (t for t in context.variant.tensors if t.uniform):
         ours = _draws(context.layer, case, tensor.name)
-        theirs = _draws(lambda c, s: _reference_draw(context, c, s), case, tensor.name)
+        theirs = _draws(_reference_draw(context), case, tensor.name)
         try:
             _same_law(context, case, tensor, ours, theirs)
             _same_independence(context, case, tensor.name, ours, theirs)
@@ -171,16 +193,19 @@ def drawn_from_a_gaussian(variant: Variant, tensor: Canonical) -> Diagnosis:
     )
 
 
-def _reference_draw(context: Context, case: Case, seed: int) -> Layer:
-    seed_torch(10_000 + seed)
-    return Layer(context.oracle.adapt(case.base(), case.spec), context.oracle.name)
+def _reference_draw(context: Context) -> Callable[[Case, int], Layer]:
+    def draw(case: Case, seed: int) -> Layer:
+        seed_torch(10_000 + seed)
+        return Layer(context.oracle.adapt(case.base(), case.spec), context.oracle.name)
+
+    return draw
 
 
-def _draws(make: object, case: Case, name: str) -> Tensor:
+def _draws(make: Callable[[Case, int], Layer], case: Case, name: str) -> Tensor:
     """(DRAWS, *shape) independent draws of one tensor."""
     drawn = []
     for i in range(DRAWS):
-        layer: Layer = make(case, i)  # type: ignore[operator]
+        layer = make(case, i)
         if name not in layer.names:
             raise NoSlot(f"the subject has no slot {name!r}", name)
         drawn.append(layer.value(name))
@@ -337,19 +362,16 @@ def test_principal(context: Context, case: Case) -> None:
     Compared by what the factorisation determines: the product, and the two Gram matrices' sizes.
     """
     ours, theirs = context.layer(case), context.reference(case)
-    for name in ("A", "B"):
+    factorised = context.variant.factorised
+    assert factorised is not None  # the check applies to no other variant
+    for name in factorised.names:
         if name not in ours.names or ours.view(name).shape != theirs.view(name).shape:
             raise NoSlot(f"the subject has no slot {name!r} of the canonical shape", name)
-    for name, actual, exact in zip(
-        ("(α/r) B A", "singular values of A", "singular values of B"),
-        _determined(ours, case), _determined(theirs, case), strict=True,
-    ):  # fmt: skip
+    for name, determined in factorised.determined.items():
+        actual, exact = (
+            determined({n: layer.value(n) for n in factorised.names}, case.spec) for layer in (ours, theirs)
+        )
         context.judge(case, name, actual, exact, factor_noise(case, exact))
-
-
-def _determined(layer: Layer, case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    A, B = layer.value("A"), layer.value("B")
-    return paper.scale(case.spec) * (B @ A), torch.linalg.svdvals(A), torch.linalg.svdvals(B)
 
 
 def factor_noise(case: Case, exact: Tensor) -> float:
@@ -362,6 +384,31 @@ def factor_noise(case: Case, exact: Tensor) -> float:
     return unit * float(torch.linalg.vector_norm(exact)) * amplified * math.sqrt(len(S))
 
 
+def _left(context: Context, ours: Layer) -> Tensor:
+    """The base weight that the subject has left behind. Raises NotApplicable if it does not show it."""
+    base = context.variant.base
+    if base is None or base.name not in ours.names:
+        name = base.name if base else "weight"
+        raise ToldElsewhere(
+            f"the subject shows no residual {name}: init.identity asks whether it makes up the base",
+            "init.identity",
+        )
+    return ours.value(base.name)
+
+
+def _left_as_by_the_mistake(context: Context, case: Case) -> None:
+    """Against a mistake: its own residual, which no gauge of the factors touches, is what the subject leaves."""
+    left, theirs = _left(context, context.layer(case)), context.reference(case)
+    _same_residual(context, case, left, _left(context, theirs))
+
+
+def _same_residual(context: Context, case: Case, actual: Tensor, exact: Tensor) -> None:
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
+    size = float(torch.linalg.vector_norm(case.weight.double())) * (1 + math.sqrt(case.spec.rank))
+    name = context.variant.base.name if context.variant.base else ""
+    context.judge(case, f"the residual weight {name}", actual, exact, unit * size)
+
+
 @check(
     "init",
     "critical",
@@ -369,23 +416,17 @@ def factor_noise(case: Case, exact: Tensor) -> float:
     failure_mode="base plus adapter is another function than the base model",
     applies=_is_factorised,
     follows=("init.principal",),
+    explained_by=_left_as_by_the_mistake,
 )
 def test_residual(context: Context, case: Case) -> None:
     """The frozen weight is exactly ``W_res = W − (α/r) B A`` (PiSSA Eq. (4)), in the base's dtype."""
     ours = context.layer(case)
-    if "W" not in ours.names:
-        raise ToldElsewhere(
-            "the subject shows no residual W: init.identity asks whether it makes up the base",
-            "init.identity",
-        )
-    if not {"A", "B"} <= set(ours.names):
-        raise NoSlot("the subject shows no slots A and B", "A and B")
-    # A form of the equation in the reference's place has its own residual, which no gauge of the factors touches.
-    exact = context.reference(case).value("W") if context.explains else residual(case, ours)
-    actual = ours.value("W")
-    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
-    size = float(torch.linalg.vector_norm(case.weight.double())) * (1 + math.sqrt(case.spec.rank))
-    context.judge(case, "the residual weight W", actual, exact, unit * size)
+    left = _left(context, ours)
+    exact = context.residual(case, ours)
+    if exact is None:
+        names = " and ".join(context.variant.factorised.names if context.variant.factorised else ())
+        raise NoSlot(f"the subject shows no slots {names}", names)
+    _same_residual(context, case, left, exact)
 
 
 @check(

@@ -36,8 +36,8 @@ from harness.engine.checks import EXAMPLES, Check
 from harness.engine.diagnosis import diagnose
 from harness.engine.preflight import Broken
 from oracles import disagreements
-from oracles.authors.replay import NotRecorded
 from oracles.implementation import Implementation, Unsupported
+from oracles.oracle import NotRecorded, Oracle
 from oracles.variants import Variant
 from refs.vocabulary import Cause
 from reports.judge.grouping import covering
@@ -78,7 +78,7 @@ class ClaimRun:
     oracle_id: str
     mode: str | None
     subject: Implementation
-    oracle: Implementation
+    oracle: Oracle
     profile: Profile
     declarations: tuple[Declaration, ...]
     broken_wrapper: Callable[[str], Broken | None]

@@ -20,6 +20,7 @@ from harness.engine.checks import CHECKS, Check, load_checks
 from harness.engine.claim_run import ClaimRun
 from oracles import registry
 from oracles.implementation import Implementation
+from oracles.oracle import Oracle
 from oracles.variants import VARIANTS, Variant
 from reports.model import Claim, Declaration, Key
 
@@ -51,7 +52,7 @@ class Session:
     declarations: tuple[Declaration, ...] = ()
     ref: str = "lora_lite"
     _broken: dict[str, preflight.Broken | None] = field(default_factory=dict)
-    _made: dict[registry.Entry, Implementation] = field(default_factory=dict)
+    _made: dict[registry.Entry, Oracle] = field(default_factory=dict)
 
     def keys(self, check: Check) -> Iterator[Key]:
         """The claims of one check in this session, in a fixed order."""
@@ -87,7 +88,7 @@ class Session:
             self.ref,
         )
 
-    def _oracle(self, id_: str, variant: str) -> Implementation:
+    def _oracle(self, id_: str, variant: str) -> Oracle:
         entry = registry.find(id_, variant)
         if entry not in self._made:
             self._made[entry] = entry.make()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -16,8 +15,9 @@ from oracles import __main__ as command
 from oracles import registry
 from oracles.authors.delora import DeloraAuthor
 from oracles.disagreements import Disagreement, disagreements, explaining, plain, where
-from oracles.equation import FORMS, Equation
+from oracles.equation import Equation
 from oracles.implementation import AdapterSpec
+from oracles.variants.record import COMMON_PARTS, Form
 from refs import catalog as catalogue
 from refs.errors import RefsError
 from refs.locate import locate
@@ -66,11 +66,10 @@ def _authors_start(W: Tensor, spec: AdapterSpec) -> dict[str, Tensor]:
 
 
 def test_a_subject_on_the_authors_side_fails_peft_and_passes_the_author() -> None:
-    form = dataclasses.replace(
-        FORMS["delora"],
-        forward=DeloraAuthor.equation(),
-        initial=_authors_start,
-        roles={"A": "parameter", "B": "parameter", "lambda": "parameter", "C": "buffer", "D": "buffer"},
+    form = Form(
+        DeloraAuthor.form().equation,
+        {**COMMON_PARTS, "role.C": "buffer", "role.D": "buffer"},
+        lambda W, spec, do: _authors_start(W, spec),
     )
     wanted = (
         "forward.random_parameters",
