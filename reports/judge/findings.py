@@ -8,7 +8,7 @@ from functools import cached_property
 
 from refs.vocabulary import ASPECTS, SEVERITIES, Severity, Tag
 from reports import cites
-from reports.judge import docstrings
+from reports.judge import docstring_search
 from reports.judge.grouping import Grouping, Kind, covering, is_of_a_check
 from reports.judge.prior import contradicts, matching
 from reports.judge.standing import standing
@@ -133,9 +133,9 @@ class Defect:
             return True
         docstring = self.run.subject.docstrings.get(self.lead.variant, "")
         if self.kind == "mode_missing":
-            return bool(self.lead.detail) and docstrings.names(docstring, self.lead.detail or "")
+            return bool(self.lead.detail) and docstring_search.names(docstring, self.lead.detail or "")
         words = self.diagnosis.documented_by if self.diagnosis else ()
-        return any(docstrings.states(docstring, word) for word in words)
+        return any(docstring_search.states(docstring, word) for word in words)
 
     @cached_property
     def tag(self) -> Tag:

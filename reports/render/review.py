@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from refs.vocabulary import ASPECTS, QUOTED
+from refs.vocabulary import ASPECTS, GRADES, QUOTED
 from reports import cites
 from reports.judge.confirm import PriorLine, prior_lines
 from reports.judge.verdicts import missing_claims
@@ -86,8 +86,7 @@ def _summary(audit: Audit, names: Mapping[str, str]) -> str:
     by_grade: dict[str, list[str]] = {}
     for variant, verdict in audit.verdicts.items():
         by_grade.setdefault(verdict.verdict, []).append(names[variant])
-    order = ("Buggy", "Partial", "Faithful-with-doc-gap", "Faithful")
-    return "; ".join(f"{grade}: {listed(by_grade[grade])}" for grade in order if grade in by_grade)
+    return "; ".join(f"{grade}: {listed(by_grade[grade])}" for grade in reversed(GRADES) if grade in by_grade)
 
 
 def _incomplete(run: Run) -> str:

@@ -85,6 +85,8 @@ def _built(document: Mapping[str, Any], name: str) -> Audit:
     """The audit, if its parts refer to each other as they should."""
     current = schema_1.lifted(document) if document["schema_version"] == 1 else document
     audit = plain_values.audit_from_plain(current)
+    if len(audit.run.planned) != len(current["generator"]["context"]["planned"]):
+        raise Malformed(f"{name} plans claims that neither `claims` nor `missing` describes")
     ids = [c.id for c in audit.run.claims]
     if len(set(ids)) != len(ids):
         raise Malformed(f"{name} holds a claim twice")

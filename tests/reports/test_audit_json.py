@@ -199,6 +199,21 @@ def test_claims_twice_and_findings_on_nothing_are_refused(written):
         audit_json.read(written)
 
 
+def test_a_plan_that_nothing_describes_is_refused(tmp_path):
+    asked, left = claim(FORWARD), claim("init.identity")
+    audit_json.write(judge(run(asked, planned=plan(asked, left), shard="1/2")), tmp_path / "a.json")
+    data = document(tmp_path / "a.json")
+    context = data["generator"]["context"]
+    assert context["planned"] == [asked.id, left.id]
+    assert context["missing"] == [
+        {"check": "init.identity", "variant": "lora", "mode": None, "oracle": "peft"}
+    ]
+    context["missing"] = []
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    with pytest.raises(Malformed, match="neither `claims` nor `missing`"):
+        audit_json.read_shard(tmp_path / "a.json")
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(),

@@ -44,7 +44,7 @@ def test_the_facts_are_whole():
 TEXT_FILES = {
     "text.py": "escapes text for markdown and terminals",
     "render/markdown.py": "lays out rendered lines",
-    "judge/docstrings.py": "looks words up in a subject's docstring",
+    "judge/docstring_search.py": "looks words up in a subject's docstring",
     "store/schema_1.py": "reads documents of schema 1, which had only sentences",
 }
 METHODS = {"startswith", "endswith", "partition", "rpartition", "removeprefix", "removesuffix", "split"}

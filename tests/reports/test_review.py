@@ -99,6 +99,25 @@ def test_a_bug_says_everything():
     assert "nothing in the mistakes catalogue" in markdown.render(judge(run(claim(FORWARD, outcome="fail"))))
 
 
+def test_a_fix_is_the_remedy_where_one_is_known():
+    def fix(**more: str) -> str:
+        failing = claim(FORWARD, outcome="fail", diagnosis=diagnosis(**more))
+        return markdown.render(judge(run(failing))).partition("## What to fix next")[2]
+
+    assert "compute what the references compute" in fix().lower()
+    assert "divide by the norm of each row" in fix(remedy="divide by the norm of each row").lower()
+    assert "compute what the references compute" not in fix(remedy="divide by the norm of each row").lower()
+
+
+def test_a_declaration_says_which_docstrings_were_searched():
+    made = run(claim("dtype.output", outcome="declared"), declarations=(declaration("dtype.*"),))
+    review = markdown.render(judge(made))
+    assert (
+        'its docstring says so ("by design"); searched: the docstring of the subject\'s class and' in review
+    )
+    assert "`Sample.forward` in tests/reports/sample.py" in review
+
+
 def test_quotes_are_at_most_ten_lines_and_as_they_stand_in_the_file():
     review = markdown.render(audit())
     fences = [t for t in tokens(review) if t.type == "fence"]
