@@ -1,134 +1,263 @@
-"""A failing claim explained: the catalogued mistake that, put in the oracle's place, the subject agrees with."""
+"""A failing claim explained: the smallest set of catalogued mistakes that computes what the subject computes.
+
+The subject's portrait (:mod:`harness.compare.portrait`) is held against the right equation's: what differs is wrong. A
+set of mistakes explains it that reproduces every wrong quantity that it touches, on every case, and is right wherever
+the subject is right. What no set reproduces stays unexplained, and is told as what is equal and what is not.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from harness.cases.layer_cases import Case
+from harness.compare.abilities import abilities_of
 from harness.compare.context import Context, Worst
-from harness.engine.checks import CHECKS, Check
+from harness.compare.portrait import PARTS, Sitting, Value, Values, same
+from harness.engine.checks import Check
 from oracles.equation import Equation
-from oracles.implementation import Implementation
+from oracles.implementation import AdapterSpec, Implementation
 from oracles.mistakes import Mistake, mistaken, mistakes_of
-from oracles.oracle import Oracle
+from oracles.variants import VARIANTS, Variant
 from reports.model import Diagnosis
 
-# Small enough to be quick, large enough that few mistakes coincide: distinct sizes, even rank, α ≠ r.
+# Small enough to be quick, large enough that few mistakes coincide: distinct sizes, even rank, α ≠ r, with and
+# without a bias.
 GENERIC = (
-    {"in_features": 6, "out_features": 5, "rank": 4, "alpha": 3.0, "batch": (5,), "seed": 1},
-    {"in_features": 4, "out_features": 7, "rank": 2, "alpha": 8.0, "batch": (3,), "seed": 2},
+    {"in_features": 6, "out_features": 5, "rank": 4, "alpha": 3.0, "batch": (5,), "seed": 1, "bias": False},
+    {"in_features": 4, "out_features": 7, "rank": 2, "alpha": 8.0, "batch": (3,), "seed": 2, "bias": True},
 )
-# Where several mistakes explain a claim, these tell them apart: a mistake is a whole implementation.
-BATTERY = (
-    "init.deterministic",
-    "init.principal",
-    "init.pairs",
-    "step0.dead_parameters",
-    "forward.random_parameters",
-    "forward.gradients",
-    "dropout.placement",
-    "dropout.off_in_eval",
-    "dropout.expectation",
-)
+ORDER = ("function", "start", "roles", "dtype", "dropout", "law")
+LARGEST_SET = 3
+MOST_PAIRED, MOST_TRIPLED = 24, 14
 
-# Facts of an implementation by itself: here subject and mistake agree when both hold or both fail.
-OWN_FACTS = ("init.identity", "init.residual")
+Key = tuple[int, str, str]  # case, part, quantity
 
 
-def diagnose(check: Check, context: Context, failing: Case) -> Diagnosis | None:
-    """The mistake whose values equal the subject's at the failing case and two more; None if none does.
+@dataclass(frozen=True)
+class Explanation:
+    """``mistakes`` together compute what the subject computes, but for ``unexplained``; ``equal`` is right."""
 
-    It must fail the check itself, against the same oracle, where the subject does: otherwise it explains nothing.
-    """
-    tried = [failing, *others(failing)]
-    explaining = [m for m in mistakes_of(context.variant.id) if _explains(m, check, context, tried)]
-    if not explaining:
+    mistakes: tuple[Mistake, ...]
+    unexplained: tuple[str, ...]
+    equal: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """What is the reference's and what is not, for a finding that nothing explains."""
+        if not self.unexplained:
+            return ""
+        equal = f"; equal: {', '.join(self.equal)}" if self.equal else ""
+        return f"not the reference's: {', '.join(self.unexplained)}{equal}"
+
+
+class Portraits:
+    """The portraits of one implementation on the cases, part by part, each taken once."""
+
+    def __init__(self, who: Implementation, cases: Sequence[Case], held: Sequence[dict | None]) -> None:
+        self.sittings = [Sitting(who, case, at) for case, at in zip(cases, held, strict=True)]
+        self._taken: dict[tuple[int, str], Values | None] = {}
+
+    def part(self, case: int, name: str) -> Values | None:
+        """One part on one case; a law is the same whatever the case."""
+        if name == "law" and case:
+            return None
+        key = (case, name)
+        if key not in self._taken:
+            self._taken[key] = self.sittings[case].part(name)
+        return self._taken[key]
+
+    def value(self, key: Key) -> Value | None:
+        """One quantity; None where the part says nothing."""
+        return (self.part(key[0], key[1]) or {}).get(key[2])
+
+
+class Search:
+    """The search for what explains one subject, of one variant in one of its modes."""
+
+    def __init__(self, subject: Implementation, variant: Variant, spec: AdapterSpec) -> None:
+        self.variant = variant
+        abilities = abilities_of(subject, variant.id)
+        self.cases = [abilities.fitted(_generic(spec, generic)) for generic in GENERIC]
+        held = [_held(subject, case) for case in self.cases]
+        self.subject = Portraits(subject, self.cases, held)
+        self.held = held
+        self.right = Portraits(Equation(), self.cases, held)
+
+    def portraits(self, mistakes: tuple[Mistake, ...]) -> Portraits:
+        """Of the equation with these mistakes, at the subject's parameters."""
+        return Portraits(mistaken(*(m.id for m in mistakes)), self.cases, self.held)
+
+    @cached_property
+    def told(self) -> list[Key]:
+        """Every quantity on which the subject and the right equation both say something."""
+        keys = []
+        # The function first: most sets of mistakes compute another one, and need not be asked anything else.
+        for name, case in itertools.product(sorted(PARTS, key=ORDER.index), range(len(self.cases))):
+            mine, right = self.subject.part(case, name), self.right.part(case, name)
+            if mine is not None and right is not None:
+                keys += [(case, name, quantity) for quantity in dict.fromkeys([*right, *mine])]
+        return keys
+
+    @cached_property
+    def wrong(self) -> list[Key]:
+        """The quantities in which the subject is not right."""
+        return [k for k in self.told if not self._same(k, self.subject.value(k), self.right.value(k))]
+
+    def _same(self, key: Key, a: Value | None, b: Value | None) -> bool:
+        return same(a, b, key[1], _scale(self.right.value(key)))
+
+    def explained(self, mistakes: tuple[Mistake, ...]) -> frozenset[Key] | None:
+        """The wrong quantities that the set reproduces; None where it computes something that the subject does not."""
+        theirs, found = self.portraits(mistakes), set()
+        for key in self.told:
+            value = theirs.value(key)
+            if self._same(key, self.subject.value(key), value):
+                found.add(key)
+            elif not self._same(key, value, self.right.value(key)):
+                return None
+        return frozenset(found & self._wrong)
+
+    @cached_property
+    def _wrong(self) -> frozenset[Key]:
+        return frozenset(self.wrong)
+
+    def best(self) -> tuple[tuple[Mistake, ...], frozenset[Key]]:
+        """The smallest set that explains most; in the catalogue's order where several do."""
+        best: tuple[tuple[Mistake, ...], frozenset[Key]] = ((), frozenset())
+        if not self.wrong:
+            return best
+        for candidates in self._candidates():
+            covered = self.explained(candidates)
+            if covered and len(covered) > len(best[1]):
+                best = candidates, covered
+            if best[1] == self._wrong:
+                break
+        return best
+
+    def _candidates(self) -> Iterator[tuple[Mistake, ...]]:
+        """Every single entry, then pairs and triples of those that touch something wrong."""
+        entries = mistakes_of(self.variant.id)
+        yield from ((m,) for m in entries)
+        touching = [m for m in entries if self._touches(m)]
+        yield from itertools.combinations(touching[:MOST_PAIRED], 2)
+        yield from itertools.combinations(touching[:MOST_TRIPLED], LARGEST_SET)
+
+    def _touches(self, mistake: Mistake) -> bool:
+        """Whether the mistake changes a wrong quantity, and no part in which the subject is right throughout."""
+        theirs, touched = self.portraits((mistake,)), False
+        for key in self.told:
+            if not self._same(key, theirs.value(key), self.right.value(key)):
+                if key not in self._wrong:
+                    return False
+                touched = True
+        return touched
+
+    def explanation(self) -> Explanation:
+        """What explains the subject, and what is left."""
+        mistakes, covered = self.best()
+        left = _quantities(k for k in self.wrong if k not in covered)
+        equal = [q for q in _quantities(iter(self.told)) if q not in _quantities(iter(self.wrong))]
+        return Explanation(mistakes, left, tuple(equal))
+
+
+def _quantities(keys: Iterator[Key]) -> tuple[str, ...]:
+    """The names of quantities, each once."""
+    return tuple(dict.fromkeys(key[2] for key in keys))
+
+
+def _scale(value: Value | None) -> float:
+    return 0.0 if value is None or isinstance(value, str) else float(value.norm())
+
+
+def _generic(spec: AdapterSpec, generic: dict) -> Case:
+    """One of the small cases, in the modes of the failing one."""
+    sizes = {k: v for k, v in generic.items() if k not in ("rank", "alpha")}
+    made = dataclasses.replace(spec, rank=generic["rank"], alpha=generic["alpha"], dropout=0.0)
+    return Case(made, **sizes)
+
+
+def _held(subject: Implementation, case: Case) -> dict | None:
+    """The subject's own parameters far from its start, as it holds them; None where it does not answer."""
+    try:
+        layer = Sitting(subject, case).moved()
+        return layer.values()
+    except Exception:
         return None
-    best = (
-        max(explaining, key=lambda m: _agreement(m, context, failing))
-        if len(explaining) > 1
-        else explaining[0]
+
+
+@lru_cache(maxsize=64)
+def _searched(subject: Implementation, variant: str, modes: tuple[str, ...]) -> Search:
+    record, spec = VARIANTS[variant], AdapterSpec(variant)
+    for mode in modes:
+        spec = record.option(mode).put(spec, True)
+    return Search(subject, record, spec)
+
+
+@lru_cache(maxsize=64)
+def explanation_of(subject: Implementation, variant: str, modes: tuple[str, ...] = ()) -> Explanation:
+    """What explains a subject; asked once per variant and mode."""
+    return _searched(subject, variant, modes).explanation()
+
+
+def explanation_at(subject: Implementation, variant: Variant, case: Case) -> Explanation:
+    """What explains a subject in the modes of a case."""
+    return explanation_of(
+        subject, variant.id, tuple((m, True) for m in variant.modes if getattr(case.spec, m))
     )
-    return described(best, len(tried))
+
+
+def diagnose(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ...]:
+    """The mistakes that explain the failure, the one that it is due to first; empty if none does.
+
+    Each fails the check by itself: at the failing case, or where the subject fails, too, at one of the small ones.
+    """
+    found = explanation_at(context.subject, context.variant, failing)
+    at = [context.abilities.fitted(case) for case in (failing, *others(failing))]
+    due = [(m, [fails(check, context, m, case) for case in at]) for m in found.mistakes]
+    due = [(m, where) for m, where in due if any(where)]
+    # The more special one is what the claim is due to: a wrong function also has wrong gradients.
+    due.sort(key=lambda entry: (not entry[1][0], -_speciality(entry[0], found)))
+    return tuple(described(m, sum(where), len(at)) for m, where in due)
+
+
+def _speciality(mistake: Mistake, found: Explanation) -> int:
+    return found.mistakes.index(mistake)
 
 
 def others(failing: Case) -> list[Case]:
-    """Two more cases. Shrinking leaves a bias only where it takes one to fail; without, no other defect comes in."""
-    return [failing.but(**{**generic, "bias": failing.bias}) for generic in GENERIC]
+    """The small cases, with what the failing one has beside its sizes."""
+    dtype = "float32" if failing.dtype == "float64" else failing.dtype
+    return [failing.but(**generic, dtype=dtype) for generic in GENERIC]
 
 
-def _explains(mistake: Mistake, check: Check, context: Context, tried: list[Case]) -> bool:
-    other = mistaken(mistake.id)
-    if check.id in OWN_FACTS and mistake.agrees_with:
-        return _is_of_this_form(other, check, context, tried)
-    if not all(holds(check, _with(context, oracle=other), case) for case in tried):
-        return False
-    return not all(holds(check, _with(context, subject=other), case) for case in tried)
-
-
-def _is_of_this_form(other: Equation, check: Check, context: Context, tried: list[Case]) -> bool:
-    """Of a question that no oracle has a part in: a reference's form explains it that fails it, too, and that the
-    subject agrees with everywhere else."""
-    function = CHECKS["forward.random_parameters"]
-    return not any(holds(check, _with(context, subject=other), case) for case in tried) and all(
-        holds(function, _with(context, oracle=other), case) for case in tried
-    )
-
-
-def _agreement(mistake: Mistake, context: Context, failing: Case) -> int:
-    """In how many questions of the battery the subject and the mistake agree."""
-    other = mistaken(mistake.id)
-    stand_in = _with(context, oracle=other)
-    case = failing.but(**GENERIC[0], bias=True, dropout=0.0)
-    same = sum(
-        holds(c, context, case) == holds(c, _with(context, subject=other), case) for c in _facts(context)
-    )
-    return same + sum(
-        holds(check, stand_in, failing.but(**{**GENERIC[0], "bias": True, **_domain(check)}))
-        for check in _battery(context)
-    )
-
-
-def _facts(context: Context) -> list[Check]:
-    return [c for id_ in OWN_FACTS if (c := CHECKS.get(id_)) and c.applies(context.variant)]
-
-
-def _battery(context: Context) -> list[Check]:
-    return [c for id_ in BATTERY if (c := CHECKS.get(id_)) and c.applies(context.variant)]
-
-
-def _domain(check: Check) -> dict[str, object]:
-    if not check.domain.dropout:
-        return {"dropout": 0.0}
-    return {"dropout": check.domain.dropout, "in_features": 3, "batch": (16,), "dtype": "float32"}
-
-
-def _with(
-    context: Context, *, subject: Implementation | None = None, oracle: Oracle | None = None
-) -> Context:
-    return dataclasses.replace(
-        context, subject=subject or context.subject, oracle=oracle or context.oracle, worst=Worst()
-    )
+def fails(check: Check, context: Context, mistake: Mistake, case: Case) -> bool:
+    """Whether the equation with that mistake alone fails the check at a case, against the same oracle."""
+    return not holds(check, dataclasses.replace(context, subject=mistaken(mistake.id), worst=Worst()), case)
 
 
 def holds(check: Check, context: Context, case: Case) -> bool:
     """Whether the check passes at one case; anything but a pass counts as not."""
     try:
-        (check.explained_by if context.explains else check.function)(context, case)
+        check.function(context, case)
     except Exception:
         return False
     return True
 
 
-def described(mistake: Mistake, tried: int) -> Diagnosis:
-    """The catalogue's words on a mistake that matched in every case tried."""
+def described(mistake: Mistake, matched: int, tried: int) -> Diagnosis:
+    """The catalogue's words on a mistake, and at how many of the cases tried it makes the check fail."""
     return Diagnosis(
         mistake.id,
         mistake.summary,
         mistake.failure_mode,
-        tried,
+        matched,
         tried,
         mistake.agrees_with,
         mistake.documented,
         mistake.severity,
+        remedy=mistake.remedy,
     )
