@@ -11,12 +11,12 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 from harness.cases.layer_cases import Case
 from harness.compare.abilities import abilities_of
 from harness.compare.context import Context, Worst
-from harness.compare.portrait import PARTS, Sitting, Value, Values, same
+from harness.compare.portrait import Sitting, Value, Values, same
 from harness.engine.checks import Check
 from oracles.equation import Equation
 from oracles.implementation import AdapterSpec, Implementation
@@ -30,11 +30,27 @@ GENERIC = (
     {"in_features": 6, "out_features": 5, "rank": 4, "alpha": 3.0, "batch": (5,), "seed": 1, "bias": False},
     {"in_features": 4, "out_features": 7, "rank": 2, "alpha": 8.0, "batch": (3,), "seed": 2, "bias": True},
 )
-ORDER = ("function", "start", "roles", "dtype", "dropout", "law")
-LARGEST_SET = 3
 MOST_PAIRED, MOST_TRIPLED = 24, 14
 
 Key = tuple[int, str, str]  # case, part, quantity
+Set = tuple[Mistake, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Parts of a portrait that are explained together, and what the mistakes that can explain them speak of."""
+
+    parts: tuple[str, ...]
+    speaks_of: frozenset[str]
+
+
+STAGES = (
+    Stage(("function",), frozenset({"output", "gradient"})),
+    Stage(("start", "law"), frozenset({"start"})),
+    Stage(("roles",), frozenset({"roles"})),
+    Stage(("dropout",), frozenset({"dropout"})),
+    Stage(("dtype",), frozenset({"dtype"})),
+)
 
 
 @dataclass(frozen=True)
@@ -76,101 +92,110 @@ class Portraits:
 
 
 class Search:
-    """The search for what explains one subject, of one variant in one of its modes."""
+    """The search for what explains one subject, of one variant in one of its modes, stage by stage.
+
+    What the function is does not depend on where it starts, nor what dropout does to it on its dtype: each stage adds
+    to the mistakes found so far the smallest set that reproduces most of what is still wrong there, and undoes nothing.
+    """
 
     def __init__(self, subject: Implementation, variant: Variant, spec: AdapterSpec) -> None:
         self.variant = variant
         abilities = abilities_of(subject, variant.id)
         self.cases = [abilities.fitted(_generic(spec, generic)) for generic in GENERIC]
-        held = [_held(subject, case) for case in self.cases]
-        self.subject = Portraits(subject, self.cases, held)
-        self.held = held
-        self.right = Portraits(Equation(), self.cases, held)
+        self.held = [_held(subject, case) for case in self.cases]
+        self.subject = Portraits(subject, self.cases, self.held)
+        self.right = Portraits(Equation(), self.cases, self.held)
 
-    def portraits(self, mistakes: tuple[Mistake, ...]) -> Portraits:
+    def portraits(self, mistakes: Set) -> Portraits:
         """Of the equation with these mistakes, at the subject's parameters."""
+        if not mistakes:
+            return self.right
         return Portraits(mistaken(*(m.id for m in mistakes)), self.cases, self.held)
 
-    @cached_property
-    def told(self) -> list[Key]:
-        """Every quantity on which the subject and the right equation both say something."""
+    def told(self, parts: Sequence[str]) -> list[Key]:
+        """Every quantity of these parts on which the subject and the right equation both say something."""
         keys = []
-        # The function first: most sets of mistakes compute another one, and need not be asked anything else.
-        for name, case in itertools.product(sorted(PARTS, key=ORDER.index), range(len(self.cases))):
+        for name, case in itertools.product(parts, range(len(self.cases))):
             mine, right = self.subject.part(case, name), self.right.part(case, name)
             if mine is not None and right is not None:
                 keys += [(case, name, quantity) for quantity in dict.fromkeys([*right, *mine])]
         return keys
 
-    @cached_property
-    def wrong(self) -> list[Key]:
-        """The quantities in which the subject is not right."""
-        return [k for k in self.told if not self._same(k, self.subject.value(k), self.right.value(k))]
+    def same(self, key: Key, a: Value | None, b: Value | None) -> bool:
+        """Whether two values of a quantity are the same, its size being the right one's."""
+        if a is None and b is None:
+            return True  # neither has such a tensor
+        right = self.right.value(key)
+        return same(a, b, key[1], 0.0 if right is None or isinstance(right, str) else float(right.norm()))
 
-    def _same(self, key: Key, a: Value | None, b: Value | None) -> bool:
-        return same(a, b, key[1], _scale(self.right.value(key)))
+    def wrong(self, found: Set, parts: Sequence[str]) -> list[Key]:
+        """The quantities in which the subject is not what it would be with the mistakes found."""
+        theirs = self.portraits(found)
+        return [k for k in self.told(parts) if not self.same(k, self.subject.value(k), theirs.value(k))]
 
-    def explained(self, mistakes: tuple[Mistake, ...]) -> frozenset[Key] | None:
-        """The wrong quantities that the set reproduces; None where it computes something that the subject does not."""
-        theirs, found = self.portraits(mistakes), set()
-        for key in self.told:
-            value = theirs.value(key)
-            if self._same(key, self.subject.value(key), value):
-                found.add(key)
-            elif not self._same(key, value, self.right.value(key)):
-                return None
-        return frozenset(found & self._wrong)
+    def explanation(self) -> Explanation:
+        """What explains the subject, and what is left."""
+        found: Set = ()
+        for number, stage in enumerate(STAGES):
+            found += self._stage(found, stage, [p for s in STAGES[:number] for p in s.parts])
+        parts = [p for stage in STAGES for p in stage.parts]
+        left, wrong = _quantities(self.wrong(found, parts)), _quantities(self.wrong((), parts))
+        return Explanation(found, left, tuple(q for q in _quantities(self.told(parts)) if q not in wrong))
 
-    @cached_property
-    def _wrong(self) -> frozenset[Key]:
-        return frozenset(self.wrong)
-
-    def best(self) -> tuple[tuple[Mistake, ...], frozenset[Key]]:
-        """The smallest set that explains most; in the catalogue's order where several do."""
-        best: tuple[tuple[Mistake, ...], frozenset[Key]] = ((), frozenset())
-        if not self.wrong:
-            return best
-        for candidates in self._candidates():
-            covered = self.explained(candidates)
-            if covered and len(covered) > len(best[1]):
-                best = candidates, covered
-            if best[1] == self._wrong:
+    def _stage(self, found: Set, stage: Stage, before: Sequence[str]) -> Set:
+        """The smallest set to add that explains most of a stage; the first in the catalogue's order of several."""
+        wrong = frozenset(self.wrong(found, stage.parts))
+        best: Set = ()
+        most = 0
+        for added in self._candidates(found, stage, wrong) if wrong else ():
+            covered = self._covered(found, added, wrong, [*stage.parts, *before])
+            if covered > most:
+                best, most = added, covered
+            if most == len(wrong):
                 break
         return best
 
-    def _candidates(self) -> Iterator[tuple[Mistake, ...]]:
-        """Every single entry, then pairs and triples of those that touch something wrong."""
-        entries = mistakes_of(self.variant.id)
+    def _candidates(self, found: Set, stage: Stage, wrong: frozenset[Key]) -> Iterator[Set]:
+        """Every single entry that speaks of the stage, then pairs and triples of those that touch what is wrong."""
+        entries = [
+            m for m in mistakes_of(self.variant.id) if m not in found and m.speaks_of & stage.speaks_of
+        ]
         yield from ((m,) for m in entries)
-        touching = [m for m in entries if self._touches(m)]
-        yield from itertools.combinations(touching[:MOST_PAIRED], 2)
-        yield from itertools.combinations(touching[:MOST_TRIPLED], LARGEST_SET)
+        touching = [m for m in entries if self._touches(found, m, stage, wrong)]
+        for size, most in ((2, MOST_PAIRED), (3, MOST_TRIPLED)):
+            yield from (c for c in itertools.combinations(touching[:most], size) if _of_different_parts(c))
 
-    def _touches(self, mistake: Mistake) -> bool:
-        """Whether the mistake changes a wrong quantity, and no part in which the subject is right throughout."""
-        theirs, touched = self.portraits((mistake,)), False
-        for key in self.told:
-            if not self._same(key, theirs.value(key), self.right.value(key)):
-                if key not in self._wrong:
+    def _covered(self, found: Set, added: Set, wrong: frozenset[Key], parts: Sequence[str]) -> int:
+        """How many of the wrong quantities the set reproduces; 0 where it computes what the subject does not."""
+        theirs, before, covered = self.portraits((*found, *added)), self.portraits(found), 0
+        for key in self.told(parts):
+            value = theirs.value(key)
+            if self.same(key, self.subject.value(key), value):
+                covered += key in wrong
+            elif not self.same(key, value, before.value(key)):
+                return 0
+        return covered
+
+    def _touches(self, found: Set, mistake: Mistake, stage: Stage, wrong: frozenset[Key]) -> bool:
+        """Whether the mistake changes something wrong, and nothing in which the subject is right."""
+        theirs, before, touched = self.portraits((*found, mistake)), self.portraits(found), False
+        for key in self.told(stage.parts):
+            if not self.same(key, theirs.value(key), before.value(key)):
+                if key not in wrong:
                     return False
                 touched = True
         return touched
 
-    def explanation(self) -> Explanation:
-        """What explains the subject, and what is left."""
-        mistakes, covered = self.best()
-        left = _quantities(k for k in self.wrong if k not in covered)
-        equal = [q for q in _quantities(iter(self.told)) if q not in _quantities(iter(self.wrong))]
-        return Explanation(mistakes, left, tuple(equal))
+
+def _of_different_parts(mistakes: Set) -> bool:
+    """Whether no two of them replace the same part of the equation."""
+    parts = [part for m in mistakes for part in m.parts]
+    return len(parts) == len(set(parts))
 
 
-def _quantities(keys: Iterator[Key]) -> tuple[str, ...]:
+def _quantities(keys: Sequence[Key]) -> tuple[str, ...]:
     """The names of quantities, each once."""
     return tuple(dict.fromkeys(key[2] for key in keys))
-
-
-def _scale(value: Value | None) -> float:
-    return 0.0 if value is None or isinstance(value, str) else float(value.norm())
 
 
 def _generic(spec: AdapterSpec, generic: dict) -> Case:
