@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from harness.cases.layer_cases import Case
@@ -60,6 +60,9 @@ class Explanation:
     mistakes: tuple[Mistake, ...]
     unexplained: tuple[str, ...]
     equal: tuple[str, ...]
+    reach: Mapping[str, int] = field(
+        default_factory=dict
+    )  # mistake -> how many quantities it changes by itself
 
     @property
     def words(self) -> str:
@@ -140,7 +143,14 @@ class Search:
             found += self._stage(found, stage, [p for s in STAGES[:number] for p in s.parts])
         parts = [p for stage in STAGES for p in stage.parts]
         left, wrong = _quantities(self.wrong(found, parts)), _quantities(self.wrong((), parts))
-        return Explanation(found, left, tuple(q for q in _quantities(self.told(parts)) if q not in wrong))
+        reach = {m.id: self._reach(m, parts) for m in found}
+        equal = tuple(q for q in _quantities(self.told(parts)) if q not in wrong)
+        return Explanation(found, left, equal, reach)
+
+    def _reach(self, mistake: Mistake, parts: Sequence[str]) -> int:
+        """How many quantities of the right equation a mistake changes."""
+        theirs = self.portraits((mistake,))
+        return sum(not self.same(k, theirs.value(k), self.right.value(k)) for k in self.told(parts))
 
     def _stage(self, found: Set, stage: Stage, before: Sequence[str]) -> Set:
         """The smallest set to add that explains most of a stage; the first in the catalogue's order of several."""
@@ -244,13 +254,9 @@ def diagnose(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, 
     at = [context.abilities.fitted(case) for case in (failing, *others(failing))]
     due = [(m, [fails(check, context, m, case) for case in at]) for m in found.mistakes]
     due = [(m, where) for m, where in due if any(where)]
-    # The more special one is what the claim is due to: a wrong function also has wrong gradients.
-    due.sort(key=lambda entry: (not entry[1][0], -_speciality(entry[0], found)))
+    # The one that changes least is what the claim is due to: a wrong function also has wrong gradients.
+    due.sort(key=lambda entry: (not entry[1][0], found.reach[entry[0].id]))
     return tuple(described(m, sum(where), len(at)) for m, where in due)
-
-
-def _speciality(mistake: Mistake, found: Explanation) -> int:
-    return found.mistakes.index(mistake)
 
 
 def others(failing: Case) -> list[Case]:
