@@ -93,7 +93,7 @@ def test_active(context: Context, case: Case) -> None:
 
 def ignored_dropout(variant: Variant) -> Diagnosis:
     """The catalogue's words; what shows it is that nothing is drawn, whatever else the layer computes."""
-    return described(mistake(f"{variant.id}.dropout_ignored"), 1)
+    return described(mistake(f"{variant.id}.dropout_ignored"), 1, 1)
 
 
 ONE_MASK = Diagnosis(

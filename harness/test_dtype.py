@@ -9,6 +9,7 @@ import torch
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Pair, double, plain
+from harness.compare.lacking import nothing_lacks
 from harness.compare.outcome import Deviation, OutsideDomain
 from harness.compare.probing import coefficient, without_adapter
 from harness.engine.checks import check
@@ -185,3 +186,17 @@ def test_gradients(context: Context, case: Case) -> None:
             floor = unit * rounding.floor(name, exact, at)
             measured = functools.partial(lambda n: noise()[n], name)
             context.judge(case, name, actual[name], exact[name], floor, "precision gradient", noise=measured)
+
+
+@check(
+    "dtype",
+    "major",
+    title="a base dtype is not taken",
+    failure_mode="a model in that dtype cannot be adapted",
+    against=("paper",),
+    examples=1,
+    diagnose=False,
+)
+def test_taken(context: Context, case: Case) -> None:
+    """Base layers and inputs in float32, bfloat16, float16 and float64 are taken."""
+    nothing_lacks(context, "dtype")

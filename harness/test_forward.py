@@ -10,6 +10,7 @@ from torch import Tensor
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Refused
+from harness.compare.lacking import nothing_lacks
 from harness.compare.layer import Layer
 from harness.compare.outcome import Deviation, ToldElsewhere
 from harness.compare.probing import effective, far_layer, mode_is_ignored
@@ -178,7 +179,7 @@ def _same(context: Context, case: Case, what: str, actual: Tensor, exact: Tensor
 def test_batch_shapes(context: Context, case: Case) -> None:
     """x of two to four dimensions, empty batches and non-contiguous x give what the rows alone give."""
     layer = far_layer(context, case)
-    for batch in BATCHES:
+    for batch in (b for b in BATCHES if len(b) + 1 in context.abilities.inputs):
         shaped = case.but(batch=batch)
         with torch.no_grad():
             y = layer(shaped.x)
@@ -416,3 +417,17 @@ def test_buffers(context: Context, case: Case) -> None:
     except Deviation as found:
         found.diagnosis = RECOMPUTED
         raise
+
+
+@check(
+    "forward",
+    "major",
+    title="inputs of some numbers of dimensions are not taken",
+    failure_mode="a model that feeds such tensors breaks, or computes something else",
+    against=("paper",),
+    examples=1,
+    diagnose=False,
+)
+def test_inputs(context: Context, case: Case) -> None:
+    """x of two to five dimensions is taken."""
+    nothing_lacks(context, "input")

@@ -18,6 +18,8 @@ class Witness:
 
     ``case`` describes the case in words and numbers (in, out, rank, alpha, dtype, bias, batch, state, seed);
     ``quantity`` is what was compared ("output", "gradient of A"); ``expected`` and ``actual``: short texts.
+    ``agree``, ``differ``, ``not_asked``: the oracles by what they say of this very case; ``heard``: what the subject
+    said aloud, its warnings and log records.
     """
 
     case: Mapping[str, Any]
@@ -26,6 +28,10 @@ class Witness:
     actual: str
     note: str = ""
     replay: str = ""
+    agree: tuple[str, ...] = ()
+    differ: tuple[str, ...] = ()
+    not_asked: tuple[str, ...] = ()
+    heard: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,8 @@ class Claim:
 
     ``reason``: why, as a sentence for the reader. ``cause``: the same for a program, with ``detail``: the
     disagreement's id, the option or method that is missing, the kind of crash; None where there is nothing to tell.
-    ``mode``: the variant's mode that was asked about, if it was about one.
+    ``mode``: the variant's mode that was asked about, if it was about one. ``further``: other mistakes that the claim
+    shows, too, where several at once make it fail.
     """
 
     id: str
@@ -94,6 +101,7 @@ class Claim:
     cause: Cause | None = None
     detail: str | None = None
     mode: str | None = None
+    further: tuple[Diagnosis, ...] = ()
 
     @property
     def question(self) -> tuple[str, str, str | None]:

@@ -82,22 +82,30 @@ def _fields(record: Any, *, digits: int = 3) -> dict[str, Any]:
 
 def claim_to_plain(claim: Claim) -> dict[str, Any]:
     """A claim with the keys of the schema."""
-    data = _fields(dataclasses.replace(claim, witness=None, diagnosis=None))
+    data = _fields(dataclasses.replace(claim, witness=None, diagnosis=None, further=()))
     # A case is what was put in, not what was measured: its numbers are kept.
     data["witness"] = _fields(claim.witness, digits=9) if claim.witness else None
     data["diagnosis"] = _fields(claim.diagnosis) if claim.diagnosis else None
+    data["further"] = [_fields(d) for d in claim.further]
     return data
 
 
 def claim_from_plain(data: Mapping[str, Any]) -> Claim:
     """The claim that `claim_to_plain` wrote."""
     numbers = {"ratio": real(data["ratio"]), "threshold": real(data["threshold"])}
-    witness = Witness(**data["witness"]) if data["witness"] else None
-    diagnosis = None
-    if data["diagnosis"]:
-        words = tuple(data["diagnosis"]["documented_by"])
-        diagnosis = Diagnosis(**{**data["diagnosis"], "documented_by": words})
-    return Claim(**{**data, **numbers, "witness": witness, "diagnosis": diagnosis})
+    witness = _witness(data["witness"]) if data["witness"] else None
+    diagnosis = _diagnosis(data["diagnosis"]) if data["diagnosis"] else None
+    further = tuple(map(_diagnosis, data.get("further", ())))
+    return Claim(**{**data, **numbers, "witness": witness, "diagnosis": diagnosis, "further": further})
+
+
+def _witness(data: Mapping[str, Any]) -> Witness:
+    lists = {key: tuple(data.get(key, ())) for key in ("agree", "differ", "not_asked", "heard")}
+    return Witness(**{**data, **lists})
+
+
+def _diagnosis(data: Mapping[str, Any]) -> Diagnosis:
+    return Diagnosis(**{**data, "documented_by": tuple(data["documented_by"])})
 
 
 def cite_to_plain(cite: Cite, *, quoted: bool) -> dict[str, Any]:

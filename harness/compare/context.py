@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from harness.cases.layer_cases import Case
 from harness.cases.recorded_cases import Recorded
 from harness.compare import rounding
+from harness.compare.abilities import Abilities, abilities_of
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
 from harness.compare.outcome import Described, Deviation, NoSlot, OracleRefused, Unverified
 from harness.compare.rounding import coarser
@@ -119,6 +120,11 @@ class Context:
             raise Refused from why
         except SubjectRaised as error:
             raise OracleRefused(f"the oracle refused: {error}") from error
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the subject takes at all."""
+        return abilities_of(self.subject, self.variant.id)
 
     @property
     def forward(self) -> paper.Forward:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from unittest import SkipTest
 
 import pytest
@@ -18,9 +19,10 @@ from harness import clock
 from harness.cases import example_database
 from harness.cases.layer_cases import Case
 from harness.cases.profiles import Profile
-from harness.cases.recorded_cases import cases_of
+from harness.cases.recorded_cases import Recorded, cases_of
 from harness.compare import isolation
 from harness.compare.context import Context, Refused
+from harness.compare.ear import heard
 from harness.compare.layer import BadAnswer, SubjectRaised
 from harness.compare.outcome import (
     Deviation,
@@ -29,11 +31,12 @@ from harness.compare.outcome import (
     NotOffered,
     NotTold,
     ReferencesDisagree,
+    ToldElsewhere,
     Unverified,
     without_numbers,
 )
 from harness.engine.checks import EXAMPLES, Check
-from harness.engine.diagnosis import diagnose
+from harness.engine.failure import Failure
 from harness.engine.preflight import Broken
 from oracles import disagreements
 from oracles.implementation import Implementation, Unsupported
@@ -41,7 +44,7 @@ from oracles.oracle import NotRecorded, Oracle
 from oracles.variants import Variant
 from refs.vocabulary import Cause
 from reports.judge.grouping import covering
-from reports.model import Claim, Declaration, Diagnosis, Key
+from reports.model import Claim, Declaration, Key, Witness
 from reports.text import one_line
 
 QUIET = [
@@ -84,6 +87,8 @@ class ClaimRun:
     broken_wrapper: Callable[[str], Broken | None]
     record: Callable[[Claim], None]
     ref: str = "lora_lite"
+    others: Callable[[], Mapping[str, Oracle]] = dict
+    last: Any = field(default=None, init=False)  # the case that was asked last
     answered: int = field(default=0, init=False)
     not_offered: list[NotApplicable] = field(default_factory=list, init=False)
 
@@ -149,7 +154,8 @@ class ClaimRun:
             with isolation.global_state(), isolation.time_limit():
                 asked = self._drive(context)
         except Deviation as found:
-            return self._excused() or self._failed(context, found)
+            failure = Failure(self.check, context, self.oracle_id, self.others())
+            return self._excused() or failure.told(found, self.replay)
         except Unverified as why:
             return self._excused() or {"outcome": "unverified", **_told(why)}
         except NotApplicable as why:
@@ -159,12 +165,10 @@ class ClaimRun:
         except Unsupported as why:
             return {"outcome": "not_applicable", "examples": 0, **_because("not_offered", why)}
         except SubjectRaised as error:
-            theirs = error.who != self.subject.name  # the oracle, which the subject cannot be blamed for
-            if theirs:
-                return {"outcome": "unverified", **_because("oracle_refused", error)}
-            return {"outcome": "error", **_because("raised", error, error.kind)}
+            return self._raised(error)
         except tuple(MISBEHAVIOUR) as error:
-            return {"outcome": "error", **_because(MISBEHAVIOUR[type(error)], error, without_numbers(error))}
+            told = _because(MISBEHAVIOUR[type(error)], error, without_numbers(error))
+            return {"outcome": "error", "witness": self._where(str(error)), **told}
         except Flaky:
             reason = f"{self.subject.name} answers differently to the same call"
             return {"outcome": "error", **_because("unsteady", reason)}
@@ -175,6 +179,23 @@ class ClaimRun:
             reason = f"the audit itself failed: {name}: {error}"
             return {"outcome": "unverified", **_because("audit_failed", reason, name)}
         return {"outcome": "pass", "examples": asked}
+
+    def _raised(self, error: SubjectRaised) -> dict[str, object]:
+        """Of a claim that ended in an exception: whose it is decides."""
+        if error.who != self.subject.name:  # the oracle, which the subject cannot be blamed for
+            return {"outcome": "unverified", **_because("oracle_refused", error)}
+        witness = self._where(str(error))
+        if error.is_of_the_wrapper:
+            reason = f"the subject file, not the library behind it: {error}"
+            return {"outcome": "unverified", "witness": witness, **_because("wrapper", reason, error.kind)}
+        return {"outcome": "error", "witness": witness, **_because("raised", error, error.kind)}
+
+    def _where(self, what: str) -> Witness | None:
+        """The case that was asked last: what Hypothesis has shrunk a crash to."""
+        if self.last is None:
+            return None
+        case, said = self.last.describe(), heard(self.subject.name)
+        return Witness(case, "the answer", "an answer", what, replay=self.replay, heard=said)
 
     def _unanswered(self, context: Context) -> dict[str, object]:
         """Of a claim without a single case that could be asked."""
@@ -206,7 +227,10 @@ class ClaimRun:
         # is never an accident of what was drawn.
         question = f"{self.profile.seed}:{self.check.id}[{self.variant.id}-{self.mode}"
         number = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big")
-        domain = dataclasses.replace(self.check.domain, mode=self.mode)
+        taken = tuple(d for d in self.check.domain.dtypes if d in context.abilities.dtypes)
+        if not taken:
+            raise ToldElsewhere("none of the dtypes asked about is taken: see dtype.taken", "dtype.taken")
+        domain = dataclasses.replace(self.check.domain, mode=self.mode, dtypes=taken)
         offered, count = cases_of(self.oracle, self.check.info, self.variant, domain)
         asked = count or self.examples
 
@@ -237,6 +261,11 @@ class ClaimRun:
         )
 
     def _ask_one(self, context: Context, case: Case) -> None:
+        fitted = context.abilities.fitted(case)
+        assume(
+            fitted is case or not isinstance(case, Recorded)
+        )  # what was recorded cannot be asked otherwise
+        case = self.last = fitted
         try:
             with clock.charge("checks"):
                 self.check.function(context, case)
@@ -255,26 +284,6 @@ class ClaimRun:
         if not self.answered and len(self.not_offered) >= patience:
             raise Enough(str(why))
         assume(False)
-
-    def _failed(self, context: Context, found: Deviation) -> dict[str, object]:
-        return {
-            "outcome": "fail",
-            "ratio": found.ratio,
-            "threshold": found.threshold,
-            "witness": dataclasses.replace(found.witness, replay=self.replay),
-            "diagnosis": found.diagnosis or self._diagnosis(context, found.case),
-            "reason": str(found),
-        }
-
-    def _diagnosis(self, context: Context, case: Case | None) -> Diagnosis | None:
-        """The catalogue's explanation, if there is one and the subject does not misbehave when asked again."""
-        if not self.check.diagnose or case is None:
-            return None
-        try:
-            with isolation.global_state(), isolation.time_limit():
-                return diagnose(self.check, context, case)
-        except (SubjectRaised, isolation.StateChanged, isolation.ClaimTimeout):
-            return None
 
     def _as_declared(self, claim: Claim) -> Claim:
         if claim.outcome not in ("fail", "error"):

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.metadata import version
 
 from harness.cases.profiles import Profile
-from harness.compare.layer import BUCKETS
+from harness.compare.layer import BUCKETS, SUBJECTS
 from harness.engine import preflight
 from harness.engine.checks import CHECKS, Check, load_checks
 from harness.engine.claim_run import ClaimRun
@@ -51,6 +51,10 @@ class Session:
     profile: Profile
     declarations: tuple[Declaration, ...] = ()
     ref: str = "lora_lite"
+
+    def __post_init__(self) -> None:
+        SUBJECTS[self.subject.name] = self.subject
+
     _broken: dict[str, preflight.Broken | None] = field(default_factory=dict)
     _made: dict[registry.Entry, Oracle] = field(default_factory=dict)
 
@@ -86,7 +90,14 @@ class Session:
             self.broken_wrapper,
             record,
             self.ref,
+            lambda: self._others(key),
         )
+
+    def _others(self, key: Key) -> dict[str, Oracle]:
+        """The further oracles of this selection that the same question is asked of."""
+        check, variant = CHECKS[key.check], VARIANTS[key.variant]
+        ids = [id_ for id_ in self._asked(check, variant, key.mode) if id_ != key.oracle]
+        return {id_: self._oracle(id_, key.variant) for id_ in ids}
 
     def _oracle(self, id_: str, variant: str) -> Oracle:
         entry = registry.find(id_, variant)

@@ -52,6 +52,8 @@ class Grouping:
         for claim in self.claims:
             if key := self.key(claim):
                 groups.setdefault(key, []).append(claim)
+            for further in claim.further:
+                groups.setdefault(("mistake", further.mistake), []).append(claim)
         return [(self._kind(key, members), members) for key, members in groups.items()]
 
     def key(self, claim: Claim) -> Key | None:
@@ -73,9 +75,6 @@ class Grouping:
             return self._defect(parents[0], seen | {claim.check})
         if claim.diagnosis:
             return ("mistake", claim.diagnosis.mistake)
-        for other in self.broken:
-            if other.check == claim.check and other.diagnosis and claim.outcome == "fail":
-                return ("mistake", other.diagnosis.mistake)
         if parents:
             return self._defect(parents[0], seen | {claim.check})
         if claim.outcome == "error":
