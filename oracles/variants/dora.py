@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ def dora(call: Call, do: Any) -> Tensor:
     V = W + s * (B @ A)
     length = do.constant(do.norm(do.normed(W, V, call.p, s)))
     m = do.magnitude(call.p["m"])
+    base = do.base_input(call.x) @ W.mT
     if length.dim() == 1 and call.place != "delta_w":
         g = m / length
         x = call.drop("input", call.x)
@@ -57,7 +59,8 @@ def dora(call: Call, do: Any) -> Tensor:
     adapted = call.drop("update", do.branch(adapted))
     if do.outer is not None:
         adapted = do.outer(call.spec) * adapted
-    return linear(do.base_input(call.x), W, do.bias(call.b, g)) + adapted
+    b = do.bias(call.b, g)
+    return base + adapted if b is None else base + b + adapted
 
 
 def rows(V: Tensor) -> Tensor:
@@ -255,6 +258,17 @@ MISTAKES = (
     *more_dropouts("dora"),
 )
 
+
+def _in_order(
+    active: Sequence[tuple[Parameters, AdapterSpec]], W: Tensor, b: Tensor | None, x: Tensor
+) -> Tensor:
+    y = x @ W.mT
+    for p, spec in active:
+        update = scale(spec) * (p["B"] @ p["A"])
+        y = p["m"] / rows(W + update) * (y + x @ update.mT)
+    return y if b is None else y + b
+
+
 DORA_LAYER = "lora/dora.py"
 VARIANT = Variant(
     id="dora",
@@ -265,8 +279,10 @@ VARIANT = Variant(
     tensors=TENSORS,
     form=FORM,
     mistakes=MISTAKES,
-    composition="each adds what it changes of the base: y = x Wᵀ + b + Σ (y_i − x Wᵀ − b), y_i that adapter's alone",
-    compose_adapters=adding(FORM),
+    composition="in order, on what the ones before have made of the output: y ← g_i (y − b + s_i x A_iᵀ B_iᵀ) + b from "
+    "y = x Wᵀ + b, g_i = m_i / ‖W + s_i B_i A_i‖; in training with dropout each adds what it changes of the base alone",
+    compose_adapters=_in_order,
+    compose_otherwise=adding(FORM),
     peft=Binding(
         lambda spec, targets: lora.config(spec, targets, use_dora=True),
         {**lora.FACTORS, "m": "lora_magnitude_vector.default.weight"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,13 +49,18 @@ def hra(call: Call, do: Any) -> Tensor:
 def reflected_by_all(x: Tensor, columns: Sequence[Tensor], spec: AdapterSpec, do: Any) -> Tensor:
     """x reflected by one column after the other."""
     for u in columns:
-        x = reflect(x, u, do.factor(spec), do.square(u))
+        x = reflect(x, u, do.factor(spec), do.square)
     return x
 
 
-def reflect(x: Tensor, u: Tensor, factor: float = 2, square: Tensor | float | None = None) -> Tensor:
+def square(u: Tensor) -> Tensor:
+    """‖u‖²."""
+    return u @ u
+
+
+def reflect(x: Tensor, u: Tensor, factor: float = 2, squared: Callable[[Tensor], Any] = square) -> Tensor:
     """``(I − 2 u uᵀ / ‖u‖²) x`` for every row x of a (..., in) tensor; HRA Eq. (1)."""
-    return x - factor * (x @ u)[..., None] * u / (u @ u if square is None else square)
+    return x - factor * (x @ u)[..., None] * u / squared(u)
 
 
 def gram_schmidt(U: Tensor) -> Tensor:
@@ -75,10 +80,6 @@ def _last_first(r: int) -> list[int]:
 
 def _first_first(r: int) -> list[int]:
     return list(range(r))
-
-
-def _square(u: Tensor) -> Tensor:
-    return u @ u
 
 
 def _vectors(shape: tuple[int, ...], spec: AdapterSpec, g: torch.Generator) -> Tensor:
@@ -114,7 +115,7 @@ FORM = form_of(
     orthonormal=_gram_schmidt,
     order=_last_first,
     factor=lambda spec: 2,
-    square=_square,
+    square=square,
     chain=reflected_by_all,
     on_output=False,
     gated=False,
@@ -152,7 +153,7 @@ def _on_output_start(W: Tensor, spec: AdapterSpec) -> Tensor:
 
 def _at_once(x: Tensor, columns: Sequence[Tensor], spec: AdapterSpec, do: Any) -> Tensor:
     """``(I − 2 Σ u_i u_iᵀ/‖u_i‖²) x``: every reflection sees the same x."""
-    return x + sum(reflect(x, u, do.factor(spec), do.square(u)) - x for u in columns)
+    return x + sum(reflect(x, u, do.factor(spec), do.square) - x for u in columns)
 
 
 HRA_EPS = 6e-5  # the llama code's configuration

@@ -32,11 +32,11 @@ def lora(call: Call, do: Any) -> Tensor:
     convention, so its A is our Bᵀ's partner: ``A_paper = A.T`` (in, r), ``B_paper = B.T`` (r, out).
     """
     A, B, s = call.p["A"], call.p["B"], do.scale(call.spec)
+    base = linear(do.base_input(call.x), call.W, do.bias(call.b, s))
     if call.place == "delta_w":
         update = s * (call.x @ call.drop("delta_w", B @ A).mT)
     else:
         update = s * (call.drop("hidden", call.drop("input", call.x) @ A.mT) @ B.mT)
-    base = linear(do.base_input(call.x), call.W, do.bias(call.b, s))
     return base + do.branch(call.drop("update", update))
 
 

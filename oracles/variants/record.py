@@ -316,6 +316,8 @@ class Binding:
 # The whole record
 
 Factors = Callable[[Parameters, AdapterSpec], Tensor]  # parameters -> what they determine
+# [(parameters, spec) of each active adapter, in order], W (out, in), b, x -> y
+Composition = Callable[[Sequence[tuple[Parameters, AdapterSpec]], Tensor, Tensor | None, Tensor], Tensor]
 Residual = Callable[
     [Tensor, Parameters, AdapterSpec], Tensor
 ]  # (W (out, in), parameters) -> base that is left
@@ -345,10 +347,9 @@ class Variant:
     tensors: tuple[Canonical, ...]
     form: Form
     mistakes: tuple[Mistake, ...]
-    composition: str  # what several active adapters on one layer compute, in words
-    compose_adapters: Callable[
-        [Sequence[tuple[Parameters, AdapterSpec]], Tensor, Tensor | None, Tensor], Tensor
-    ]
+    composition: str  # what several active adapters on one layer compute in PEFT, in words
+    compose_adapters: Composition  # the same, without dropout
+    compose_otherwise: Composition | None = None  # what PEFT itself computes where ``composition`` says so
     peft: Binding | None = None
     options: tuple[Option, ...] = ()
     factorised: Factorised | None = None

@@ -1,0 +1,92 @@
+"""Several active adapters on one layer compute what the record says: PEFT's rule, asked of PEFT."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+
+from oracles.implementation import AdapterSpec
+from oracles.peft import BINDINGS, OneLayer
+from oracles.seeding import seed_torch
+from oracles.variants import VARIANTS
+from oracles.variants.record import Composition
+
+IN, OUT = 7, 5
+
+
+def two_adapters(variant: str, dropout: float = 0.0) -> tuple[Any, list[AdapterSpec]]:
+    """PEFT's layer with adapters "default" and "other" of different ranks and scales, both active."""
+    specs = [
+        AdapterSpec(variant, rank, alpha, dropout, lambda0=strength)
+        for rank, alpha, strength in ((2, 3.0, 3.0), (4, 2.0, 5.0))
+    ]
+    model = OneLayer(nn.Linear(IN, OUT))
+    configs = [BINDINGS[variant].config(spec, ["layer"]) for spec in specs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tuned: Any = peft.get_peft_model(model, configs[0])
+        tuned.add_adapter("other", configs[1])
+        tuned.base_model.set_adapter(["default", "other"])
+    return tuned.base_model.model.layer, specs
+
+
+def parameters(layer: Any, variant: str, adapter: str, spec: AdapterSpec) -> dict[str, Tensor]:
+    """The canonical tensors of one of the adapters, moved far from the start, in float64."""
+    binding, found = BINDINGS[variant], {}
+    for name, path in binding.paths.items():
+        node = layer
+        for part in path.replace("default", adapter).split("."):
+            node = getattr(node, part) if hasattr(node, part) else node[part]
+        record = VARIANTS[variant].tensor(name)
+        assert record is not None
+        if record.role == "parameter":
+            with torch.no_grad():
+                node.copy_(torch.randn(node.shape) * 0.5 + 0.7)
+        view = binding.view(name, spec, node) if binding.view else (lambda t: t)
+        found[name] = view(node).detach().double()
+    return found
+
+
+def composed(variant: str, rule: Composition, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The output of PEFT's layer, in training mode, and what the rule makes of its adapters' values."""
+    seed_torch(0)
+    layer, specs = two_adapters(variant, dropout)
+    W, b = (t.detach().double() for t in (layer.base_layer.weight, layer.base_layer.bias))
+    active = [(parameters(layer, variant, n, s), s) for n, s in zip(("default", "other"), specs, strict=True)]
+    x = torch.randn(3, IN)
+    with torch.no_grad():
+        return layer.train()(x).double(), rule(active, W, b, x.double())
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if VARIANTS[v].peft])
+def test_several_adapters_compute_what_the_record_says(variant: str) -> None:
+    actual, exact = composed(variant, VARIANTS[variant].compose_adapters)
+    assert torch.allclose(actual, exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if VARIANTS[v].compose_otherwise])
+def test_with_dropout_peft_composes_otherwise(variant: str) -> None:
+    """At a rate at which nothing is dropped, so that the rule alone can be seen."""
+    record = VARIANTS[variant]
+    assert record.compose_otherwise is not None
+    actual, exact = composed(variant, record.compose_otherwise, dropout=1e-9)
+    assert torch.allclose(actual, exact, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(actual, composed(variant, record.compose_adapters)[1], rtol=1e-2)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_adapter_is_its_equation(variant: str) -> None:
+    """And none is the base layer."""
+    record, spec = VARIANTS[variant], AdapterSpec(variant, 2, 3.0)
+    seed_torch(0)
+    base = nn.Linear(IN, OUT, dtype=torch.float64)
+    W, b, x = base.weight.detach(), base.bias.detach(), torch.randn(3, IN, dtype=torch.float64)
+    p = record.form.initial(W, spec)
+    alone = record.compose_adapters([(p, spec)], W, b, x)
+    assert torch.allclose(alone, record.form.forward(x, W, b, p, spec, x))
+    assert torch.allclose(record.compose_adapters([], W, b, x), base(x).detach())
