@@ -49,7 +49,7 @@ def dropping(context: Context, case: Case) -> Layer:
 
 
 def trained(layer: Layer, case: Case, seed: int) -> Tensor:
-    """One output in training mode, the mask drawn from ``seed``; float64."""
+    """One output in the mode that the layer is in, a mask drawn from ``seed``; float64."""
     seed_torch(seed)
     with torch.no_grad():
         return layer(case.x).double()
@@ -125,6 +125,33 @@ def _varies(context: Context, case: Case) -> bool:
     return not alike(trained(theirs, case, 1), trained(theirs, case, 2), SAME_MASK)
 
 
+def same_draws(context: Context, case: Case) -> None:
+    """Against a mistake: from the same seeds, the same outputs. Another place draws other masks."""
+    _same_outputs(context, case, training=True)
+
+
+def same_in_evaluation(context: Context, case: Case) -> None:
+    """Against a mistake: in evaluation mode, from the same seeds, the same outputs."""
+    _same_outputs(context, case, training=False)
+
+
+def _same_outputs(context: Context, case: Case, training: bool) -> None:
+    layer, theirs = dropping(context, case), context.reference(case)
+    theirs.write({n: layer.value(n) for n in layer.names})
+    for each in (layer, theirs):
+        each.train(training)
+    for seed in range(3):
+        mine, other = trained(layer, case, seed), trained(theirs, case, seed)
+        gap = float((mine - other).abs().max())
+        context.demand(
+            gap <= SAME_DRAWS * float(other.abs().max()),
+            case,
+            "output with dropout",
+            "equal",
+            f"{gap:.3g} apart",
+        )
+
+
 @check(
     "dropout",
     "critical",
@@ -134,6 +161,7 @@ def _varies(context: Context, case: Case) -> bool:
     applies=_has_dropout,
     examples=3,
     against=("peft",),
+    explained_by=same_in_evaluation,
 )
 def test_off_in_eval(context: Context, case: Case) -> None:
     """In evaluation mode the output is deterministic and equals that of a layer without dropout."""
@@ -158,23 +186,6 @@ def test_off_in_eval(context: Context, case: Case) -> None:
 def _steady(layer: Layer, case: Case) -> bool:
     first = evaluated(layer, case)
     return all(torch.equal(first, evaluated(layer, case)) for _ in range(2))
-
-
-def same_draws(context: Context, case: Case) -> None:
-    """Against a mistake: from the same seeds, the same outputs. Another place draws other masks."""
-    layer, theirs = dropping(context, case), context.reference(case)
-    theirs.train()
-    theirs.write({n: layer.value(n) for n in layer.names})
-    for seed in range(3):
-        mine, other = trained(layer, case, seed), trained(theirs, case, seed)
-        gap = float((mine - other).abs().max())
-        context.demand(
-            gap <= SAME_DRAWS * float(other.abs().max()),
-            case,
-            "output with dropout",
-            "equal",
-            f"{gap:.3g} apart",
-        )
 
 
 @check(

@@ -26,6 +26,7 @@ BATTERY = (
     "step0.dead_parameters",
     "forward.random_parameters",
     "forward.gradients",
+    "forward.input_gradient",
     "dropout.placement",
     "dropout.off_in_eval",
     "dropout.expectation",

@@ -100,11 +100,9 @@ HIDES: dict[str, tuple[str, ...]] = {
     "dora.scale_outside": ("dora.unscaled_norm",),
     # the norm of the frozen weight has no gradient
     "dora.norm_of_base": ("dora.norm_attached",),
-    # on the other side there is no output gate
-    "ia3.scalar_gate": ("ia3.bias_gated_by_mean",),
     # sums have no order
     "hra.all_at_once": ("hra.reversed",),
-    "hra.first_only": ("hra.all_at_once",),
+    "hra.first_only": ("hra.all_at_once", "hra.gram_schmidt_always"),
     # orthonormal vectors have length one, and their reflections commute
     "hra.gram_schmidt_always": ("hra.reversed", "hra.not_normalised", "hra.constant_norm", "hra.norm_not_squared",
                                 "hra.all_at_once"),
