@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.cases.layer_cases import Case, Domain
 from harness.compare.context import Context, Refused
 from harness.compare.layer import Layer
-from harness.compare.outcome import Deviation, NotApplicable
+from harness.compare.outcome import Deviation, ModeMissing
 from harness.compare.probing import alike, effective, far_layer
 from harness.compare.thresholds import (
     EVALUATION_GAP,
@@ -43,7 +43,7 @@ def dropping(context: Context, case: Case) -> Layer:
     try:
         layer = far_layer(context, case)
     except Unsupported as why:
-        raise NotApplicable(f"mode missing: {why}") from why
+        raise ModeMissing(why, "dropout") from why
     layer.train()
     return layer
 
@@ -93,7 +93,7 @@ def test_active(context: Context, case: Case) -> None:
 
 def ignored_dropout(variant: Variant) -> Diagnosis:
     """The catalogue's words; what shows it is that nothing is drawn, whatever else the layer computes."""
-    return described(mistake(f"{variant.id}.dropout_ignored"), 1)
+    return described(mistake(f"{variant.id}.dropout_ignored"), 1, 1)
 
 
 ONE_MASK = Diagnosis(
@@ -102,6 +102,7 @@ ONE_MASK = Diagnosis(
     "the same entries are missing throughout training: part of the input is cut off instead of regularised",
     matched=1,
     tried=1,
+    source="check",
 )
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Refused
+from harness.compare.lacking import nothing_lacks
 from harness.compare.layer import Layer
-from harness.compare.outcome import Deviation, NotApplicable
+from harness.compare.outcome import Deviation, ToldElsewhere
 from harness.compare.probing import effective, far_layer, mode_is_ignored
 from harness.engine.checks import check
 from reports.model import Diagnosis
@@ -49,6 +50,7 @@ GUARD = Diagnosis(
     "the first steps of a start near zero have another size",
     matched=1,
     tried=1,
+    source="check",
     agrees_with="the references, which differ here themselves: PEFT clamps the norms at 1e-4, the author does not",
     documented_by=("clamp", "epsilon", r"\beps\b", "guard"),
     severity="minor",
@@ -177,7 +179,7 @@ def _same(context: Context, case: Case, what: str, actual: Tensor, exact: Tensor
 def test_batch_shapes(context: Context, case: Case) -> None:
     """x of two to four dimensions, empty batches and non-contiguous x give what the rows alone give."""
     layer = far_layer(context, case)
-    for batch in BATCHES:
+    for batch in (b for b in BATCHES if len(b) + 1 in context.abilities.inputs):
         shaped = case.but(batch=batch)
         with torch.no_grad():
             y = layer(shaped.x)
@@ -269,7 +271,7 @@ def test_edge_ranks(context: Context, case: Case) -> None:
 def test_modes(context: Context, case: Case) -> None:
     """In each mode, output and gradients far from the start equal the reference's."""
     if mode_is_ignored(context, case):
-        raise NotApplicable("the mode is ignored, which shapes.modes reports")
+        raise ToldElsewhere("the mode is ignored, which shapes.modes reports", "shapes.modes")
     context.compare(context.pair(case, "far"), gradients=True)
 
 
@@ -376,6 +378,7 @@ RECOMPUTED = Diagnosis(
     "adapter gives another update",
     matched=1,
     tried=1,
+    source="check",
     agrees_with="the author's code, which takes ‖W‖ from the present weight at every call",
     documented_by=("recomput", "anew", "at every (call|forward)", "(current|present) weight"),
     severity="minor",
@@ -398,7 +401,9 @@ def test_buffers(context: Context, case: Case) -> None:
     pair = context.pair(case, "far")
     held = [t.name for t in context.variant.tensors if t.role == "buffer" and t.name in pair.ours.names]
     if not held:
-        raise NotApplicable("the subject has no such buffer, which shapes.canonical reports")
+        raise ToldElsewhere(
+            "the subject has no such buffer, which shapes.canonical reports", "shapes.canonical"
+        )
     context.compare(pair)  # a formula that is wrong already is no matter of buffers
     generator = case.generator(4)
     for name in held:
@@ -412,3 +417,17 @@ def test_buffers(context: Context, case: Case) -> None:
     except Deviation as found:
         found.diagnosis = RECOMPUTED
         raise
+
+
+@check(
+    "forward",
+    "major",
+    title="inputs of some numbers of dimensions are not taken",
+    failure_mode="a model that feeds such tensors breaks, or computes something else",
+    against=("paper",),
+    examples=1,
+    diagnose=False,
+)
+def test_inputs(context: Context, case: Case) -> None:
+    """x of two to five dimensions is taken."""
+    nothing_lacks(context, "input")

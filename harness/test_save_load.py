@@ -15,7 +15,7 @@ from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding, saved_files
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
-from harness.compare.outcome import Deviation, NotApplicable
+from harness.compare.outcome import Deviation, NotApplicable, OutsideDomain
 from harness.compare.saving import load, offered, same_output, same_slots, saved
 from harness.compare.thresholds import BASE_CHANGED, ROUNDOFFS
 from harness.engine.checks import check
@@ -33,6 +33,7 @@ PICKLED = Diagnosis(
     "loading a checkpoint from somebody else can run their code, unless the loader takes weights only",
     matched=1,
     tried=1,
+    source="check",
     agrees_with="the authors' own scripts, which use torch.save",
     documented_by=("pickle", r"torch\.save"),
     severity="minor",
@@ -138,7 +139,7 @@ def test_stored(context: Context, case: Case) -> None:
     with saved(context, case) as (layer, path):
         found = saved_files.stored(path)
         if not found.safetensors:
-            raise NotApplicable("the subject writes no safetensors: what is in its files is not looked at")
+            raise OutsideDomain("the subject writes no safetensors: what is in its files is not looked at")
         for tensor in context.variant.tensors:
             if tensor.role != "base" and tensor.name in layer.names:
                 there = saved_files.holds(found.tensors, layer.value(tensor.name))
@@ -210,6 +211,7 @@ BASE_REPLACED = Diagnosis(
     "who catches the exception goes on with a damaged base model",
     matched=1,
     tried=1,
+    source="check",
     agrees_with="PEFT, which takes the principal part out of the base weight before it reads the file",
     documented_by=("base (weight|model) (is|was|stays) (changed|replaced)", "not atomic"),
     severity="minor",
@@ -315,6 +317,7 @@ BOUND_TO_BASE = Diagnosis(
     "on any base but the exact one it was made on, the residual is another and the adapter's output with it",
     matched=1,
     tried=1,
+    source="check",
     documented_by=(
         r"(original|same|exact|very) (base|weights?|model)",
         "residual.{0,40}(rebuilt|recomputed|recreated|repeated) from the base",
@@ -346,10 +349,10 @@ def _same_function(context: Context, case: Case, layer: Layer, loaded: Layer) ->
 def test_interchange(context: Context, case: Case) -> None:
     """A checkpoint that PEFT wrote, where the subject takes it, gives PEFT's output, and the reverse."""
     if context.oracle.kind != "library":
-        raise NotApplicable("only PEFT's checkpoint format is exchanged")
+        raise OutsideDomain("only PEFT's checkpoint format is exchanged")
     taken = [_from_peft(context, case), _to_peft(context, case)]
     if not any(taken):
-        raise NotApplicable("the subject neither takes nor writes PEFT's checkpoint format")
+        raise OutsideDomain("the subject neither takes nor writes PEFT's checkpoint format")
 
 
 def _from_peft(context: Context, case: Case) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, double
+from harness.compare.lacking import nothing_lacks
 from harness.compare.outcome import Deviation
 from harness.compare.probing import coefficient, without_adapter
 from harness.compare.thresholds import SCALE_FACTOR
@@ -43,3 +44,17 @@ def test_effective(context: Context, case: Case) -> None:
             ratio=abs(factor - 1),
             threshold=SCALE_FACTOR,
         )
+
+
+@check(
+    "scale",
+    "major",
+    title="an ordinary setting of the references is not taken",
+    failure_mode="what is trained with it elsewhere can be neither reproduced nor loaded",
+    against=("paper",),
+    examples=1,
+    diagnose=False,
+)
+def test_specs(context: Context, case: Case) -> None:
+    """An alpha other than the rank, no dropout, and a base layer with a bias are taken."""
+    nothing_lacks(context, "spec")

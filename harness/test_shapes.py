@@ -9,7 +9,7 @@ from torch import nn
 from harness.cases.layer_cases import Case, Domain
 from harness.compare.context import Context
 from harness.compare.layer import SubjectRaised, adapt
-from harness.compare.outcome import Deviation, NotApplicable, Unverified
+from harness.compare.outcome import Deviation, ModeMissing, Unverified
 from harness.compare.probing import mode_is_ignored
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
@@ -100,6 +100,7 @@ RANK_ZERO = Diagnosis(
     "a mistyped configuration trains nothing, or divides by zero later",
     matched=1,
     tried=1,
+    source="check",
     agrees_with="microsoft/LoRA, where r = 0 leaves the layer plain; PEFT refuses it",
     documented_by=(r"(r|rank)\s*=+\s*0", "rank (of )?(zero|0)"),
     severity="minor",
@@ -147,10 +148,15 @@ def test_modes(context: Context, case: Case) -> None:
     try:
         ours = context.layer(case)
     except Unsupported as why:
-        raise NotApplicable(f"mode missing: {why}") from why
+        raise ModeMissing(why, case_mode(context, case)) from why
     if mode_is_ignored(context, case):
-        mode = next(m for m in context.variant.modes if context.variant.option(m).of(case.spec))
+        mode = case_mode(context, case)
         context.demand(
             False, case, f"an adapter with {mode}=True", "another function", "the same as without it"
         )
     del ours
+
+
+def case_mode(context: Context, case: Case) -> str:
+    """The mode that the case asks for."""
+    return next(m for m in context.variant.modes if getattr(case.spec, m))

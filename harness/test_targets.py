@@ -25,7 +25,7 @@ from harness.compare.adapted_model import (
 )
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised
-from harness.compare.outcome import Unverified
+from harness.compare.outcome import NoSlot, Unverified
 from harness.compare.thresholds import ROUNDOFFS
 from harness.engine.checks import check
 from oracles.implementation import AdapterSpec
@@ -184,7 +184,7 @@ def same_function(
     """Raise Deviation unless two layers agree in shapes and output once they hold the same values."""
     for tensor, value in values.items():
         if tensor not in ours.names:
-            raise Unverified(f"the subject's {name} has no slot {tensor!r}")
+            raise NoSlot(f"the subject's {name} has no slot {tensor!r}", tensor)
         shape = tuple(ours.view(tensor).shape)
         context.demand(shape == tuple(value.shape), case, f"{name} {tensor}", tuple(value.shape), shape)
     ours.write(values)
@@ -358,7 +358,9 @@ def carry(variant: Variant, values: dict[tuple[str, str], Tensor], ours: Adapted
     for (name, tensor), value in carried.items():
         layer = ours.layers[name]
         if tensor not in layer.names or layer.view(tensor).shape != value.shape:
-            raise Unverified(f"the subject's {name} has no slot {tensor!r} of the shape {tuple(value.shape)}")
+            raise NoSlot(
+                f"the subject's {name} has no slot {tensor!r} of the shape {tuple(value.shape)}", tensor
+            )
     ours.write(carried)
 
 

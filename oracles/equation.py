@@ -35,6 +35,8 @@ class EquationLayer(nn.Module):
         super().__init__()
         self.base, self.spec, self.form = base, spec, form
         base.requires_grad_(False)
+        if form.do.trainable_base:
+            base.requires_grad_(True)
         if form.do.trainable_base_bias and base.bias is not None:
             base.bias.requires_grad_(True)
         self.names = tuple(values)

@@ -71,8 +71,8 @@ class Catalog:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """The variants that are cited for, in the catalogue's order."""
-        return tuple(dict.fromkeys(cite.variant for cite in self.cites))
+        """Those with cites, in the catalogue's order."""
+        return tuple(dict.fromkeys(c.variant for c in self.cites))
 
     def reference(self, alias: str) -> Reference:
         """The reference called ``alias``. Raises CatalogError."""
@@ -162,7 +162,7 @@ def _cites(data: Mapping[str, Any], files: Mapping[str, Reference]) -> list[Cite
     for variant, aspects in data.items():
         for aspect, targets in aspects.items():
             if aspect not in ASPECTS:
-                raise CatalogError(f"cites of `{variant}.{aspect}`: there is no aspect `{aspect}`")
+                raise CatalogError(f"cites of `{variant}.{aspect}`: unknown aspect")
             for alias, symbol, anchor in map(parse_target, targets):
                 if alias not in files:
                     raise CatalogError(f"cites of `{variant}.{aspect}`: there is no reference `{alias}`")

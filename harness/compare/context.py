@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from harness.cases.layer_cases import Case
 from harness.cases.recorded_cases import Recorded
 from harness.compare import rounding
+from harness.compare.abilities import Abilities, abilities_of
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
-from harness.compare.outcome import Described, Deviation, Unverified
+from harness.compare.outcome import Described, Deviation, NoSlot, OracleRefused, Unverified
 from harness.compare.rounding import coarser
 from harness.compare.thresholds import THRESHOLDS
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
@@ -118,7 +119,12 @@ class Context:
             self.left_out = str(why)
             raise Refused from why
         except SubjectRaised as error:
-            raise Unverified(f"the oracle refused: {error}") from error
+            raise OracleRefused(f"the oracle refused: {error}") from error
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the subject takes at all."""
+        return abilities_of(self.subject, self.variant.id)
 
     @property
     def forward(self) -> paper.Forward:
@@ -161,7 +167,7 @@ class Context:
             if left is not None:
                 theirs.write({tensor.name: left})
             elif tensor.exact is None:
-                raise Unverified(f"the subject has no slot {tensor.name!r} of the canonical shape")
+                raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
 
     def residual(self, case: Case, ours: Layer) -> Tensor | None:
         """The base weight (out, in) that the subject's own factors leave, float64; None where it does not show them."""
@@ -247,7 +253,7 @@ class Context:
         above the floor: a ratio of at most one may be an overestimate.
         """
         if not bool(torch.isfinite(exact).all()):
-            raise Unverified(f"{self.oracle.name} has no finite {name} here")
+            raise OracleRefused(f"{self.oracle.name} has no finite {name} here")
         threshold = THRESHOLDS[kind]
         ratio = rounding.ratio(actual, exact, floor)
         if ratio > 1 and noise is not None:

@@ -7,7 +7,6 @@ import random
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from harness.compare.ear import listening
 
 # Generous: a claim takes about a tenth of a second. Only a hang gets there.
 CLAIM_SECONDS = 60.0
@@ -92,8 +93,7 @@ def global_state() -> Iterator[None]:
     before = _facts()
     generators = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with listening():
             yield
         after = _facts()
     finally:

@@ -11,11 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from harness import clock
+from harness.compare.blame import Place, place_of
+from harness.compare.ear import speaking
 from harness.compare.isolation import ClaimTimeout
+from harness.compare.outcome import without_numbers
 from oracles.implementation import Adapted, Implementation, Slot, Unsupported
 
 # Who counts as an oracle when time is charged; everybody else is the subject.
 BUCKETS: dict[str, str] = {}
+# The implementations by name, so that a frame can be told to be the wrapper's or the library's.
+SUBJECTS: dict[str, Implementation] = {}
 
 
 FOLDER = re.compile(r"[^\s'\"(\[=]*/audit-[a-z0-9_]{8}/")
@@ -23,11 +28,20 @@ ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,16}\b")
 
 
 class SubjectRaised(Exception):
-    """The implementation ``who`` raised where it should have answered; the text is the finding."""
+    """The implementation ``who`` raised where it should have answered; the text is the finding.
 
-    def __init__(self, who: str, what: str) -> None:
-        self.who = who
-        super().__init__(f"{who} {what}")
+    ``kind``: what crashes of one kind share, whatever they were tried on: the type, and where it arose or, where that
+    is not known, the method and the words without their numbers. ``place``: where in the subject.
+    """
+
+    def __init__(self, who: str, said: str, kind: str, place: Place | None = None) -> None:
+        self.who, self.kind, self.place = who, without_numbers(kind) if place is None else kind, place
+        super().__init__(f"{who} {said}" + (f" (at {place})" if place else ""))
+
+    @property
+    def is_of_the_wrapper(self) -> bool:
+        """Whether the subject file itself raised, and not the library behind it."""
+        return self.place is not None and self.place.wrapper
 
 
 class BadAnswer(Exception):
@@ -35,21 +49,34 @@ class BadAnswer(Exception):
 
 
 @contextmanager
-def answering(who: str, what: str) -> Iterator[None]:
-    """Exceptions of the implementation become :class:`SubjectRaised`; Unsupported passes."""
+def answering(who: str, what: str, of: str = "") -> Iterator[None]:
+    """Exceptions of the implementation become :class:`SubjectRaised`; Unsupported passes.
+
+    ``what`` it does, ``of`` which of many like things.
+    """
     try:
-        with clock.charge(BUCKETS.get(who, "subject")):
+        with clock.charge(BUCKETS.get(who, "subject")), speaking(who):
             yield
     except (Unsupported, SubjectRaised, BadAnswer):
         raise
     except Exception as error:
-        raise SubjectRaised(who, f"raised {type(error).__name__} in {what}: {said(error)}") from error
+        raise _raised(who, error, what, of) from error
     except SystemExit as error:
-        raise SubjectRaised(who, f"called sys.exit({error.code!r}) in {what}") from error
+        where = f"{what} of {of}" if of else what
+        raise SubjectRaised(
+            who, f"called sys.exit({error.code!r}) in {where}", f"sys.exit in {what}"
+        ) from error
     except (KeyboardInterrupt, ClaimTimeout):
         raise  # the user's, and the audit's own
     except BaseException as error:
-        raise SubjectRaised(who, f"raised {type(error).__name__} in {what}: {said(error)}") from error
+        raise _raised(who, error, what, of) from error
+
+
+def _raised(who: str, error: BaseException, what: str, of: str) -> SubjectRaised:
+    where = f"{what} of {of}" if of else what
+    name, words, place = type(error).__name__, said(error), place_of(error, SUBJECTS.get(who))
+    kind = f"{name} at {place}" if place else f"{name} in {what}: {words}"
+    return SubjectRaised(who, f"raised {name} in {where}: {words}", kind, place)
 
 
 def said(error: BaseException) -> str:
@@ -86,10 +113,9 @@ class Layer:
         return self.slots[name].tensor
 
     def view(self, name: str) -> Tensor:
-        """The live tensor in the canonical layout (a view)."""
-        slot = self.slots[name]
-        with answering(self.who, f"the view of slot {name!r}"), torch.no_grad():
-            return slot.view(slot.tensor)
+        """The slot's value in the canonical layout: a view of the live tensor, or what its ``read`` makes of it."""
+        with answering(self.who, f"reading slot {name!r}"):
+            return self.slots[name].canonical()
 
     def value(self, name: str) -> Tensor:
         """A copy of a slot's value in float64, canonical layout."""
@@ -101,18 +127,18 @@ class Layer:
 
     def write(self, values: Mapping[str, Tensor]) -> None:
         """Write canonical values into the slots that exist with the same shape; the others keep theirs."""
-        with torch.no_grad():
-            for name, value in values.items():
-                if name in self.slots and self.view(name).shape == value.shape:
-                    self.view(name).copy_(value)
+        for name, value in values.items():
+            if name in self.slots and self.view(name).shape == value.shape:
+                with answering(self.who, f"writing slot {name!r}"):
+                    self.slots[name].put(value)
 
     def gradient(self, name: str) -> Tensor:
         """∂L/∂slot in float64, canonical layout; zeros where autograd left None."""
-        slot = self.slots[name]
-        if slot.tensor.grad is None:
+        with answering(self.who, f"the gradient of slot {name!r}"):
+            found = self.slots[name].canonical_gradient()
+        if found is None:
             return torch.zeros_like(self.view(name), dtype=torch.float64)
-        with answering(self.who, f"the view of the gradient of slot {name!r}"):
-            return slot.view(slot.tensor.grad).detach().double().clone()
+        return found.detach().double().clone()
 
     def clear_gradients(self) -> None:
         """Forget every accumulated gradient of the slots and of the module."""

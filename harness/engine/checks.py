@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from harness.cases.layer_cases import Domain
-from oracles.variants import Variant
-from reports.model import CheckInfo, Severity
+from harness.cases.layer_cases import DTYPES, Domain
+from oracles import registry
+from oracles.variants import VARIANTS, Variant
+from refs.vocabulary import ASPECTS, SEVERITIES, Severity
+from reports.model import CheckInfo
 
 QUESTIONS = Path(__file__).parents[1]
 EXAMPLES = -1  # as many as the profile says
@@ -40,6 +42,10 @@ class Check:
         return self.info.id
 
 
+class BadCheck(Exception):
+    """A check that is registered with something that does not exist; the text is one sentence."""
+
+
 class Runnable(Protocol):
     """A claim that can be asked."""
 
@@ -51,10 +57,37 @@ CHECKS: dict[str, Check] = {}
 
 @functools.cache
 def load_checks() -> dict[str, Check]:
-    """Every check, by importing the test modules; in file order."""
+    """Every check, by importing the test modules; in file order. Raises BadCheck."""
     for file in sorted(QUESTIONS.glob("test_*.py")):
         importlib.import_module(f"harness.{file.stem}")
+    validate(CHECKS)
     return CHECKS
+
+
+def validate(checks: Mapping[str, Check]) -> None:
+    """Whether every name that a check is registered with exists: a mistyped one would make it vanish unnoticed.
+
+    Raises BadCheck, which names the check and what is wrong with it.
+    """
+    for entry in checks.values():
+        info = entry.info
+        _known(info, "aspect", [info.aspect], ASPECTS)
+        _known(info, "severity", [info.severity], SEVERITIES)
+        _known(info, "dtypes", entry.domain.dtypes, DTYPES)
+        _known(info, "follows", info.follows, [id_ for id_ in checks if id_ != info.id])
+        if entry.against is not None:
+            _known(info, "against", entry.against, registry.ids())
+        if entry.against == () or not any(map(entry.applies, VARIANTS.values())):
+            nobody = "of no oracle" if entry.against == () else "of no variant"
+            raise BadCheck(f"check {info.id} is asked {nobody}")
+
+
+def _known(info: CheckInfo, what: str, given: Iterable[str], expected: Iterable[str]) -> None:
+    known = list(expected)
+    for name in given:
+        if name not in known:
+            wanted = "another check's id" if what == "follows" else f"one of {', '.join(known)}"
+            raise BadCheck(f"check {info.id} has {what} {name!r}, expected {wanted}")
 
 
 def check(
@@ -95,6 +128,8 @@ def check(
             diagnose,
             explained_by or function,
         )
+        if id_ in CHECKS:
+            raise BadCheck(f"check {id_} is registered twice: the second would take the first one's place")
         CHECKS[id_] = entry
         return _as_test(function, entry)
 

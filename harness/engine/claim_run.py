@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from unittest import SkipTest
 
 import pytest
@@ -18,20 +19,32 @@ from harness import clock
 from harness.cases import example_database
 from harness.cases.layer_cases import Case
 from harness.cases.profiles import Profile
-from harness.cases.recorded_cases import cases_of
+from harness.cases.recorded_cases import Recorded, cases_of
 from harness.compare import isolation
 from harness.compare.context import Context, Refused
+from harness.compare.ear import heard
 from harness.compare.layer import BadAnswer, SubjectRaised
-from harness.compare.outcome import Deviation, NotApplicable, Unverified
+from harness.compare.outcome import (
+    Deviation,
+    ModeMissing,
+    NotApplicable,
+    NotOffered,
+    NotTold,
+    ReferencesDisagree,
+    ToldElsewhere,
+    Unverified,
+    without_numbers,
+)
 from harness.engine.checks import EXAMPLES, Check
-from harness.engine.diagnosis import diagnose
+from harness.engine.failure import Failure
 from harness.engine.preflight import Broken
 from oracles import disagreements
 from oracles.implementation import Implementation, Unsupported
 from oracles.oracle import NotRecorded, Oracle
 from oracles.variants import Variant
-from reports.judge.grouping import DISAGREE
-from reports.model import Claim, Declaration, Diagnosis
+from refs.vocabulary import Cause
+from reports.judge.grouping import covering
+from reports.model import Claim, Declaration, Key, Witness
 from reports.text import one_line
 
 QUIET = [
@@ -45,6 +58,14 @@ QUIET = [
 # Cases without an answer before a claim is given up: a whole method that is not there shows soon, a restriction on
 # the spec (no bias, even ranks only) leaves some of the cases.
 PATIENCE_WITH_METHOD, PATIENCE_WITH_SPEC = 6, 40
+
+
+# What a library does that is no answer and no exception of its own.
+MISBEHAVIOUR: dict[type[BaseException], Cause] = {
+    BadAnswer: "bad_answer",
+    isolation.StateChanged: "state_changed",
+    isolation.ClaimTimeout: "hangs",
+}
 
 
 class Enough(SkipTest):
@@ -66,14 +87,20 @@ class ClaimRun:
     broken_wrapper: Callable[[str], Broken | None]
     record: Callable[[Claim], None]
     ref: str = "lora_lite"
+    others: Callable[[], Mapping[str, Oracle]] = dict
+    last: Any = field(default=None, init=False)  # the case that was asked last
     answered: int = field(default=0, init=False)
-    not_offered: list[str] = field(default_factory=list, init=False)
+    not_offered: list[NotApplicable] = field(default_factory=list, init=False)
+
+    @property
+    def key(self) -> Key:
+        """Which claim this is."""
+        return Key(self.check.id, self.variant.id, self.mode, self.oracle_id)
 
     @property
     def id(self) -> str:
-        """``check[variant-oracle]``, with the mode where there is one."""
-        mode = f"-{self.mode}" if self.mode else ""
-        return f"{self.check.id}[{self.variant.id}{mode}-{self.oracle_id}]"
+        """The claim's id."""
+        return self.key.id
 
     def run(self) -> None:
         """Ask, record the claim, and end the pytest test accordingly."""
@@ -90,13 +117,14 @@ class ClaimRun:
         context = Context(self.subject, self.oracle, self.variant)
         claim = Claim(
             self.id, self.variant.id, self.check.info.aspect, self.check.id, self.oracle_id, "pass",
-            examples=self.examples,
+            examples=self.examples, mode=self.mode,
         )  # fmt: skip
         changes = self._outcome(context)
         if changes["outcome"] == "pass":
             changes |= {"ratio": context.worst.ratio, "threshold": context.worst.threshold}
             if self.known:
-                changes["reason"] = f"{DISAGREE} ({self.known.id}): the subject agrees with this one"
+                reason = f"the references disagree here ({self.known.id}): the subject agrees with this one"
+                changes |= {"reason": reason, "cause": "references_disagree", "detail": self.known.id}
         if changes.get("reason"):
             changes["reason"] = one_line(str(changes["reason"]))
         claim = dataclasses.replace(claim, **changes)  # type: ignore[arg-type]
@@ -105,11 +133,10 @@ class ClaimRun:
     @property
     def replay(self) -> str:
         """The command that asks this claim alone, on the same cases: they follow from its id and the seed."""
-        label = self.id.partition("[")[2]
         where = f"{self.check.function.__module__.replace('.', '/')}.py::{self.check.function.__name__}"
         options = f"--subject {shlex.quote(self.ref)} --audit-profile {self.profile.name}"
         seed = f" --hypothesis-seed {self.profile.seed}" if self.profile.seed else ""
-        return f"pytest {shlex.quote(f'{where}[{label}')} {options}{seed}"
+        return f"pytest {shlex.quote(f'{where}[{self.key.label}]')} {options}{seed}"
 
     @property
     def examples(self) -> int:
@@ -121,37 +148,62 @@ class ClaimRun:
 
     def _outcome(self, context: Context) -> dict[str, object]:
         if broken := self.broken_wrapper(self.variant.id):
-            return {"outcome": broken.outcome, "reason": broken.sentence, "examples": 0}
+            why = _because(broken.cause, broken.sentence)
+            return {"outcome": broken.outcome, "examples": 0, **why}
         try:
             with isolation.global_state(), isolation.time_limit():
                 asked = self._drive(context)
         except Deviation as found:
-            return self._excused() or self._failed(context, found)
-        except NotRecorded as why:
-            return {"outcome": "unverified", "reason": str(why), "examples": 0}
-        except SubjectRaised as error:
-            theirs = error.who != self.subject.name  # the oracle, which the subject cannot be blamed for
-            return {"outcome": "unverified" if theirs else "error", "reason": str(error)}
-        except (BadAnswer, isolation.StateChanged, isolation.ClaimTimeout) as error:
-            return {"outcome": "error", "reason": str(error)}
-        except Flaky:
-            return {"outcome": "error", "reason": f"{self.subject.name} answers differently to the same call"}
+            failure = Failure(self.check, context, self.oracle_id, self.others())
+            return self._excused() or failure.told(found, self.replay)
         except Unverified as why:
-            return self._excused() or {"outcome": "unverified", "reason": str(why)}
-        except (NotApplicable, Unsupported) as why:
-            return {"outcome": "not_applicable", "reason": str(why), "examples": 0}
+            return self._excused() or {"outcome": "unverified", **_told(why)}
+        except NotApplicable as why:
+            return {"outcome": "not_applicable", "examples": 0, **_told(why)}
+        except NotRecorded as why:
+            return {"outcome": "unverified", "examples": 0, **_because("oracle_silent", why)}
+        except Unsupported as why:
+            return {"outcome": "not_applicable", "examples": 0, **_because("not_offered", why)}
+        except SubjectRaised as error:
+            return self._raised(error)
+        except tuple(MISBEHAVIOUR) as error:
+            told = _because(MISBEHAVIOUR[type(error)], error, without_numbers(error))
+            return {"outcome": "error", "witness": self._where(str(error)), **told}
+        except Flaky:
+            reason = f"{self.subject.name} answers differently to the same call"
+            return {"outcome": "error", **_because("unsteady", reason)}
         except Unsatisfiable:
-            if self.not_offered:
-                return {"outcome": "not_applicable", "reason": self.not_offered[0], "examples": 0}
-            if context.left_out:
-                return {"outcome": "not_applicable", "reason": context.left_out, "examples": 0}
-            return {"outcome": "unverified", "reason": "the subject refused every case"}
+            return self._unanswered(context)
         except Exception as error:  # the audit's own mistake must not be laid at the subject's door
-            return {
-                "outcome": "unverified",
-                "reason": f"the audit itself failed: {type(error).__name__}: {error}",
-            }
+            name = type(error).__name__
+            reason = f"the audit itself failed: {name}: {error}"
+            return {"outcome": "unverified", **_because("audit_failed", reason, name)}
         return {"outcome": "pass", "examples": asked}
+
+    def _raised(self, error: SubjectRaised) -> dict[str, object]:
+        """Of a claim that ended in an exception: whose it is decides."""
+        if error.who != self.subject.name:  # the oracle, which the subject cannot be blamed for
+            return {"outcome": "unverified", **_because("oracle_refused", error)}
+        witness = self._where(str(error))
+        if error.is_of_the_wrapper:
+            reason = f"the subject file, not the library behind it: {error}"
+            return {"outcome": "unverified", "witness": witness, **_because("wrapper", reason, error.kind)}
+        return {"outcome": "error", "witness": witness, **_because("raised", error, error.kind)}
+
+    def _where(self, what: str) -> Witness | None:
+        """The case that was asked last: what Hypothesis has shrunk a crash to."""
+        if self.last is None:
+            return None
+        case, said = self.last.describe(), heard(self.subject.name)
+        return Witness(case, "the answer", "an answer", what, replay=self.replay, heard=said)
+
+    def _unanswered(self, context: Context) -> dict[str, object]:
+        """Of a claim without a single case that could be asked."""
+        if self.not_offered:
+            return {"outcome": "not_applicable", "examples": 0, **_told(self.not_offered[0])}
+        if context.left_out:
+            return {"outcome": "not_applicable", "examples": 0, **_because("outside", context.left_out)}
+        return {"outcome": "unverified", **_because("refused_all", "the subject refused every case")}
 
     @property
     def known(self) -> disagreements.Disagreement | None:
@@ -162,8 +214,12 @@ class ClaimRun:
         """A subject that differs where the references do is judged against the reference of record alone."""
         if self.known is None:
             return None
-        reason = f"{DISAGREE} ({self.known.id}): judged against {self.known.of_record}"
-        return {"outcome": "not_applicable", "reason": reason, "examples": 0}
+        reason = f"the references disagree here ({self.known.id}): judged against {self.known.of_record}"
+        return {
+            "outcome": "not_applicable",
+            "examples": 0,
+            **_told(ReferencesDisagree(reason, self.known.id)),
+        }
 
     def _drive(self, context: Context) -> int:
         """Ask the check on its cases; how many there were."""
@@ -171,7 +227,10 @@ class ClaimRun:
         # is never an accident of what was drawn.
         question = f"{self.profile.seed}:{self.check.id}[{self.variant.id}-{self.mode}"
         number = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big")
-        domain = dataclasses.replace(self.check.domain, mode=self.mode)
+        taken = tuple(d for d in self.check.domain.dtypes if d in context.abilities.dtypes)
+        if not taken:
+            raise ToldElsewhere("none of the dtypes asked about is taken: see dtype.taken", "dtype.taken")
+        domain = dataclasses.replace(self.check.domain, mode=self.mode, dtypes=taken)
         offered, count = cases_of(self.oracle, self.check.info, self.variant, domain)
         asked = count or self.examples
 
@@ -185,9 +244,10 @@ class ClaimRun:
             with clock.charge("hypothesis"):
                 example()
         except Enough:
-            raise NotApplicable(self.not_offered[0]) from None
+            raise self.not_offered[0] from None
         if len(self.not_offered) > self.answered:
-            raise NotApplicable(f"mode missing: most cases are not offered: {self.not_offered[0]}")
+            first = self.not_offered[0]
+            raise ModeMissing(f"most cases are not offered: {first}", first.detail or self.mode)
         return asked
 
     def _settings(self, asked: int) -> settings:
@@ -201,6 +261,11 @@ class ClaimRun:
         )
 
     def _ask_one(self, context: Context, case: Case) -> None:
+        fitted = context.abilities.fitted(case)
+        assume(
+            fitted is case or not isinstance(case, Recorded)
+        )  # what was recorded cannot be asked otherwise
+        case = self.last = fitted
         try:
             with clock.charge("checks"):
                 self.check.function(context, case)
@@ -214,48 +279,26 @@ class ClaimRun:
 
     def _pass_over(self, why: Unsupported | NotApplicable) -> None:
         """Leave one case out; Enough where so many have been that none is going to be answered."""
-        self.not_offered.append(str(why))
+        self.not_offered.append(why if isinstance(why, NotApplicable) else NotOffered(why))
         patience = PATIENCE_WITH_METHOD if isinstance(why, NotApplicable) else PATIENCE_WITH_SPEC
         if not self.answered and len(self.not_offered) >= patience:
             raise Enough(str(why))
         assume(False)
 
-    def _failed(self, context: Context, found: Deviation) -> dict[str, object]:
-        return {
-            "outcome": "fail",
-            "ratio": found.ratio,
-            "threshold": found.threshold,
-            "witness": dataclasses.replace(found.witness, replay=self.replay),
-            "diagnosis": found.diagnosis or self._diagnosis(context, found.case),
-            "reason": str(found),
-        }
-
-    def _diagnosis(self, context: Context, case: Case | None) -> Diagnosis | None:
-        """The catalogue's explanation, if there is one and the subject does not misbehave when asked again."""
-        if not self.check.diagnose or case is None:
-            return None
-        try:
-            with isolation.global_state(), isolation.time_limit():
-                return diagnose(self.check, context, case)
-        except (SubjectRaised, isolation.StateChanged, isolation.ClaimTimeout):
-            return None
-
     def _as_declared(self, claim: Claim) -> Claim:
         if claim.outcome not in ("fail", "error"):
             return claim
-        for declared in self.declarations:
-            if covers(declared, claim):
-                return dataclasses.replace(claim, outcome="declared", reason=declared.reason)
-        return claim
+        declared = covering(self.declarations, claim)
+        return dataclasses.replace(claim, outcome="declared", reason=declared.reason) if declared else claim
 
 
-def covers(declared: Declaration, claim: Claim) -> bool:
-    """Whether the declaration speaks of this claim; an oracle of "*" means every oracle."""
-    return (
-        declared.check == claim.check
-        and declared.variant == claim.variant
-        and declared.oracle in ("*", claim.oracle)
-    )
+def _because(cause: Cause, why: object, detail: str | None = None) -> dict[str, object]:
+    """Why there is no answer, in a sentence and in fields."""
+    return {"reason": str(why), "cause": cause, "detail": detail}
+
+
+def _told(why: NotTold) -> dict[str, object]:
+    return _because(why.cause, why, why.detail)
 
 
 def message(claim: Claim) -> str:

@@ -1,135 +1,294 @@
-"""A failing claim explained: the catalogued mistake that, put in the oracle's place, the subject agrees with."""
+"""A failing claim explained: the smallest set of catalogued mistakes that computes what the subject computes.
+
+The subject's portrait (:mod:`harness.compare.portrait`) is held against the right equation's: what differs is wrong. A
+set of mistakes explains it that reproduces every wrong quantity that it touches, on every case, and is right wherever
+the subject is right. What no set reproduces stays unexplained, and is told as what is equal and what is not.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from harness.cases.layer_cases import Case
+from harness.compare.abilities import abilities_of
 from harness.compare.context import Context, Worst
-from harness.engine.checks import CHECKS, Check
+from harness.compare.portrait import Sitting, Value, Values, same
+from harness.engine.checks import Check
 from oracles.equation import Equation
-from oracles.implementation import Implementation
+from oracles.implementation import AdapterSpec, Implementation
 from oracles.mistakes import Mistake, mistaken, mistakes_of
-from oracles.oracle import Oracle
+from oracles.variants import VARIANTS, Variant
 from reports.model import Diagnosis
 
-# Small enough to be quick, large enough that few mistakes coincide: distinct sizes, even rank, α ≠ r.
+# Small enough to be quick, large enough that few mistakes coincide: distinct sizes, even rank, α ≠ r, with and
+# without a bias.
 GENERIC = (
-    {"in_features": 6, "out_features": 5, "rank": 4, "alpha": 3.0, "batch": (5,), "seed": 1},
-    {"in_features": 4, "out_features": 7, "rank": 2, "alpha": 8.0, "batch": (3,), "seed": 2},
+    {"in_features": 6, "out_features": 5, "rank": 4, "alpha": 3.0, "batch": (5,), "seed": 1, "bias": False},
+    {"in_features": 4, "out_features": 7, "rank": 2, "alpha": 8.0, "batch": (3,), "seed": 2, "bias": True},
 )
-# Where several mistakes explain a claim, these tell them apart: a mistake is a whole implementation.
-BATTERY = (
-    "init.deterministic",
-    "init.principal",
-    "init.pairs",
-    "step0.dead_parameters",
-    "forward.random_parameters",
-    "forward.gradients",
-    "forward.input_gradient",
-    "dropout.placement",
-    "dropout.off_in_eval",
-    "dropout.expectation",
+MOST_PAIRED, MOST_TRIPLED = 24, 14
+
+Key = tuple[int, str, str]  # case, part, quantity
+Set = tuple[Mistake, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Parts of a portrait that are explained together, and what the mistakes that can explain them speak of."""
+
+    parts: tuple[str, ...]
+    speaks_of: frozenset[str]
+
+
+STAGES = (
+    Stage(("function",), frozenset({"output", "gradient"})),
+    Stage(("start", "law"), frozenset({"start"})),
+    Stage(("roles",), frozenset({"roles"})),
+    Stage(("dropout",), frozenset({"dropout"})),
+    Stage(("dtype",), frozenset({"dtype"})),
 )
 
-# Facts of an implementation by itself: here subject and mistake agree when both hold or both fail.
-OWN_FACTS = ("init.identity", "init.residual")
+
+@dataclass(frozen=True)
+class Explanation:
+    """``mistakes`` together compute what the subject computes, but for ``unexplained``; ``equal`` is right."""
+
+    mistakes: tuple[Mistake, ...]
+    unexplained: tuple[str, ...]
+    equal: tuple[str, ...]
+    reach: Mapping[str, int] = field(
+        default_factory=dict
+    )  # mistake -> how many quantities it changes by itself
+
+    @property
+    def words(self) -> str:
+        """What is the reference's and what is not, for a finding that nothing explains."""
+        if not self.unexplained:
+            return ""
+        equal = f"; equal: {', '.join(self.equal)}" if self.equal else ""
+        return f"not the reference's: {', '.join(self.unexplained)}{equal}"
 
 
-def diagnose(check: Check, context: Context, failing: Case) -> Diagnosis | None:
-    """The mistake whose values equal the subject's at the failing case and two more; None if none does.
+class Portraits:
+    """The portraits of one implementation on the cases, part by part, each taken once."""
 
-    It must fail the check itself, against the same oracle, where the subject does: otherwise it explains nothing.
+    def __init__(self, who: Implementation, cases: Sequence[Case], held: Sequence[dict | None]) -> None:
+        self.sittings = [Sitting(who, case, at) for case, at in zip(cases, held, strict=True)]
+        self._taken: dict[tuple[int, str], Values | None] = {}
+
+    def part(self, case: int, name: str) -> Values | None:
+        """One part on one case; a law is the same whatever the case."""
+        if name == "law" and case:
+            return None
+        key = (case, name)
+        if key not in self._taken:
+            self._taken[key] = self.sittings[case].part(name)
+        return self._taken[key]
+
+    def value(self, key: Key) -> Value | None:
+        """One quantity; None where the part says nothing."""
+        return (self.part(key[0], key[1]) or {}).get(key[2])
+
+
+class Search:
+    """The search for what explains one subject, of one variant in one of its modes, stage by stage.
+
+    What the function is does not depend on where it starts, nor what dropout does to it on its dtype: each stage adds
+    to the mistakes found so far the smallest set that reproduces most of what is still wrong there, and undoes nothing.
     """
-    tried = [failing, *others(failing)]
-    explaining = [m for m in mistakes_of(context.variant.id) if _explains(m, check, context, tried)]
-    if not explaining:
+
+    def __init__(self, subject: Implementation, variant: Variant, spec: AdapterSpec) -> None:
+        self.variant = variant
+        abilities = abilities_of(subject, variant.id)
+        self.cases = [abilities.fitted(_generic(spec, generic)) for generic in GENERIC]
+        self.held = [_held(subject, case) for case in self.cases]
+        self.subject = Portraits(subject, self.cases, self.held)
+        self.right = Portraits(Equation(), self.cases, self.held)
+
+    def portraits(self, mistakes: Set) -> Portraits:
+        """Of the equation with these mistakes, at the subject's parameters."""
+        if not mistakes:
+            return self.right
+        return Portraits(mistaken(*(m.id for m in mistakes)), self.cases, self.held)
+
+    def told(self, parts: Sequence[str]) -> list[Key]:
+        """Every quantity of these parts on which the subject and the right equation both say something."""
+        keys = []
+        for name, case in itertools.product(parts, range(len(self.cases))):
+            mine, right = self.subject.part(case, name), self.right.part(case, name)
+            if mine is not None and right is not None:
+                keys += [(case, name, quantity) for quantity in dict.fromkeys([*right, *mine])]
+        return keys
+
+    def same(self, key: Key, a: Value | None, b: Value | None) -> bool:
+        """Whether two values of a quantity are the same, its size being the right one's."""
+        if a is None and b is None:
+            return True  # neither has such a tensor
+        right = self.right.value(key)
+        return same(a, b, key[1], 0.0 if right is None or isinstance(right, str) else float(right.norm()))
+
+    def wrong(self, found: Set, parts: Sequence[str]) -> list[Key]:
+        """The quantities in which the subject is not what it would be with the mistakes found."""
+        theirs = self.portraits(found)
+        return [k for k in self.told(parts) if not self.same(k, self.subject.value(k), theirs.value(k))]
+
+    def explanation(self) -> Explanation:
+        """What explains the subject, and what is left."""
+        found: Set = ()
+        for number, stage in enumerate(STAGES):
+            found += self._stage(found, stage, [p for s in STAGES[:number] for p in s.parts])
+        parts = [p for stage in STAGES for p in stage.parts]
+        left, wrong = _quantities(self.wrong(found, parts)), _quantities(self.wrong((), parts))
+        reach = {m.id: self._reach(m, parts) for m in found}
+        equal = tuple(q for q in _quantities(self.told(parts)) if q not in wrong)
+        return Explanation(found, left, equal, reach)
+
+    def _reach(self, mistake: Mistake, parts: Sequence[str]) -> int:
+        """How many quantities of the right equation a mistake changes."""
+        theirs = self.portraits((mistake,))
+        return sum(not self.same(k, theirs.value(k), self.right.value(k)) for k in self.told(parts))
+
+    def _stage(self, found: Set, stage: Stage, before: Sequence[str]) -> Set:
+        """The smallest set to add that explains most of a stage; the first in the catalogue's order of several."""
+        wrong = frozenset(self.wrong(found, stage.parts))
+        best: Set = ()
+        most = 0
+        for added in self._candidates(found, stage, wrong) if wrong else ():
+            covered = self._covered(found, added, wrong, [*stage.parts, *before])
+            if covered > most:
+                best, most = added, covered
+            if most == len(wrong):
+                break
+        return best
+
+    def _candidates(self, found: Set, stage: Stage, wrong: frozenset[Key]) -> Iterator[Set]:
+        """Every single entry that speaks of the stage, then pairs and triples of those that touch what is wrong."""
+        entries = [
+            m for m in mistakes_of(self.variant.id) if m not in found and m.speaks_of & stage.speaks_of
+        ]
+        yield from ((m,) for m in entries)
+        touching = [m for m in entries if self._touches(found, m, stage, wrong)]
+        for size, most in ((2, MOST_PAIRED), (3, MOST_TRIPLED)):
+            yield from (c for c in itertools.combinations(touching[:most], size) if _of_different_parts(c))
+
+    def _covered(self, found: Set, added: Set, wrong: frozenset[Key], parts: Sequence[str]) -> int:
+        """How many of the wrong quantities the set reproduces; 0 where it computes what the subject does not."""
+        theirs, before, covered = self.portraits((*found, *added)), self.portraits(found), 0
+        for key in self.told(parts):
+            value = theirs.value(key)
+            if self.same(key, self.subject.value(key), value):
+                covered += key in wrong
+            elif not self.same(key, value, before.value(key)):
+                return 0
+        return covered
+
+    def _touches(self, found: Set, mistake: Mistake, stage: Stage, wrong: frozenset[Key]) -> bool:
+        """Whether the mistake changes something wrong, and nothing in which the subject is right."""
+        theirs, before, touched = self.portraits((*found, mistake)), self.portraits(found), False
+        for key in self.told(stage.parts):
+            if not self.same(key, theirs.value(key), before.value(key)):
+                if key not in wrong:
+                    return False
+                touched = True
+        return touched
+
+
+def _of_different_parts(mistakes: Set) -> bool:
+    """Whether no two of them replace the same part of the equation."""
+    parts = [part for m in mistakes for part in m.parts]
+    return len(parts) == len(set(parts))
+
+
+def _quantities(keys: Sequence[Key]) -> tuple[str, ...]:
+    """The names of quantities, each once."""
+    return tuple(dict.fromkeys(key[2] for key in keys))
+
+
+def _generic(spec: AdapterSpec, generic: dict) -> Case:
+    """One of the small cases, in the modes of the failing one."""
+    sizes = {k: v for k, v in generic.items() if k not in ("rank", "alpha")}
+    made = dataclasses.replace(spec, rank=generic["rank"], alpha=generic["alpha"], dropout=0.0)
+    return Case(made, **sizes)
+
+
+def _held(subject: Implementation, case: Case) -> dict | None:
+    """The subject's own parameters far from its start, as it holds them; None where it does not answer."""
+    try:
+        layer = Sitting(subject, case).moved()
+        return layer.values()
+    except Exception:
         return None
-    best = (
-        max(explaining, key=lambda m: _agreement(m, context, failing))
-        if len(explaining) > 1
-        else explaining[0]
+
+
+@lru_cache(maxsize=64)
+def _searched(subject: Implementation, variant: str, modes: tuple[str, ...]) -> Search:
+    record, spec = VARIANTS[variant], AdapterSpec(variant)
+    for mode in modes:
+        spec = record.option(mode).put(spec, True)
+    return Search(subject, record, spec)
+
+
+@lru_cache(maxsize=64)
+def explanation_of(subject: Implementation, variant: str, modes: tuple[str, ...] = ()) -> Explanation:
+    """What explains a subject; asked once per variant and mode."""
+    return _searched(subject, variant, modes).explanation()
+
+
+def explanation_at(subject: Implementation, variant: Variant, case: Case) -> Explanation:
+    """What explains a subject in the modes of a case."""
+    return explanation_of(
+        subject, variant.id, tuple((m, True) for m in variant.modes if getattr(case.spec, m))
     )
-    return described(best, len(tried))
+
+
+def diagnose(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ...]:
+    """The mistakes that explain the failure, the one that it is due to first; empty if none does.
+
+    Each fails the check by itself: at the failing case, or where the subject fails, too, at one of the small ones.
+    """
+    found = explanation_at(context.subject, context.variant, failing)
+    at = [context.abilities.fitted(case) for case in (failing, *others(failing))]
+    due = [(m, [fails(check, context, m, case) for case in at]) for m in found.mistakes]
+    due = [(m, where) for m, where in due if any(where)]
+    # The one that changes least is what the claim is due to: a wrong function also has wrong gradients.
+    due.sort(key=lambda entry: (not entry[1][0], found.reach[entry[0].id]))
+    return tuple(described(m, sum(where), len(at)) for m, where in due)
 
 
 def others(failing: Case) -> list[Case]:
-    """Two more cases. Shrinking leaves a bias only where it takes one to fail; without, no other defect comes in."""
-    return [failing.but(**{**generic, "bias": failing.bias}) for generic in GENERIC]
+    """The small cases, with what the failing one has beside its sizes."""
+    dtype = "float32" if failing.dtype == "float64" else failing.dtype
+    return [failing.but(**generic, dtype=dtype) for generic in GENERIC]
 
 
-def _explains(mistake: Mistake, check: Check, context: Context, tried: list[Case]) -> bool:
-    other = mistaken(mistake.id)
-    if check.id in OWN_FACTS and mistake.agrees_with:
-        return _is_of_this_form(other, check, context, tried)
-    if not all(holds(check, _with(context, oracle=other), case) for case in tried):
-        return False
-    return not all(holds(check, _with(context, subject=other), case) for case in tried)
-
-
-def _is_of_this_form(other: Equation, check: Check, context: Context, tried: list[Case]) -> bool:
-    """Of a question that no oracle has a part in: a reference's form explains it that fails it, too, and that the
-    subject agrees with everywhere else."""
-    function = CHECKS["forward.random_parameters"]
-    return not any(holds(check, _with(context, subject=other), case) for case in tried) and all(
-        holds(function, _with(context, oracle=other), case) for case in tried
-    )
-
-
-def _agreement(mistake: Mistake, context: Context, failing: Case) -> int:
-    """In how many questions of the battery the subject and the mistake agree."""
-    other = mistaken(mistake.id)
-    stand_in = _with(context, oracle=other)
-    case = failing.but(**GENERIC[0], bias=True, dropout=0.0)
-    same = sum(
-        holds(c, context, case) == holds(c, _with(context, subject=other), case) for c in _facts(context)
-    )
-    return same + sum(
-        holds(check, stand_in, failing.but(**{**GENERIC[0], "bias": True, **_domain(check)}))
-        for check in _battery(context)
-    )
-
-
-def _facts(context: Context) -> list[Check]:
-    return [c for id_ in OWN_FACTS if (c := CHECKS.get(id_)) and c.applies(context.variant)]
-
-
-def _battery(context: Context) -> list[Check]:
-    return [c for id_ in BATTERY if (c := CHECKS.get(id_)) and c.applies(context.variant)]
-
-
-def _domain(check: Check) -> dict[str, object]:
-    if not check.domain.dropout:
-        return {"dropout": 0.0}
-    return {"dropout": check.domain.dropout, "in_features": 3, "batch": (16,), "dtype": "float32"}
-
-
-def _with(
-    context: Context, *, subject: Implementation | None = None, oracle: Oracle | None = None
-) -> Context:
-    return dataclasses.replace(
-        context, subject=subject or context.subject, oracle=oracle or context.oracle, worst=Worst()
-    )
+def fails(check: Check, context: Context, mistake: Mistake, case: Case) -> bool:
+    """Whether the equation with that mistake alone fails the check at a case, against the same oracle."""
+    return not holds(check, dataclasses.replace(context, subject=mistaken(mistake.id), worst=Worst()), case)
 
 
 def holds(check: Check, context: Context, case: Case) -> bool:
     """Whether the check passes at one case; anything but a pass counts as not."""
     try:
-        (check.explained_by if context.explains else check.function)(context, case)
+        check.function(context, case)
     except Exception:
         return False
     return True
 
 
-def described(mistake: Mistake, tried: int) -> Diagnosis:
-    """The catalogue's words on a mistake that matched in every case tried."""
+def described(mistake: Mistake, matched: int, tried: int) -> Diagnosis:
+    """The catalogue's words on a mistake, and at how many of the cases tried it makes the check fail."""
     return Diagnosis(
         mistake.id,
         mistake.summary,
         mistake.failure_mode,
-        tried,
+        matched,
         tried,
         mistake.agrees_with,
         mistake.documented,
         mistake.severity,
+        remedy=mistake.remedy,
     )

@@ -9,10 +9,12 @@ import torch
 
 from harness.cases.layer_cases import Case
 from harness.compare import isolation
+from harness.compare.abilities import abilities_of
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt, said
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
 from oracles.seeding import seed_torch
 from oracles.variants import Variant
+from refs.vocabulary import Cause
 
 
 @dataclass(frozen=True)
@@ -24,20 +26,20 @@ class Broken:
     """
 
     outcome: Literal["unverified", "error", "not_applicable"]
+    cause: Cause
     sentence: str
 
 
 def broken_wrapper(subject: Implementation, variant: Variant) -> Broken | None:
     """What keeps a variant from being audited at all, or None. Anything else that is wrong is the claims' to say."""
+    found = abilities_of(subject, variant.id)
     case = Case(AdapterSpec(variant.id, rank=2, alpha=3.0), 5, 4, bias=True, batch=(3,))
     try:
-        return _broken(subject, case)
-    except Unsupported:
-        pass
-    try:
-        return _broken(subject, case.but(bias=False, alpha=2.0))
+        return _broken(subject, found.ordinary or case)
     except Unsupported as why:
-        return Broken("not_applicable", f"{subject.name} offers no ordinary {variant.title}: {said(why)}")
+        return Broken(
+            "not_applicable", "no_variant", f"{subject.name} offers no ordinary {variant.title}: {said(why)}"
+        )
 
 
 def _broken(subject: Implementation, case: Case) -> Broken | None:
@@ -48,14 +50,14 @@ def _broken(subject: Implementation, case: Case) -> Broken | None:
     except BadAnswer as error:
         sentence = str(error)
     except isolation.ClaimTimeout as error:
-        return Broken("error", f"{subject.name} hangs on a small layer: {error}")
+        return Broken("error", "hangs", f"{subject.name} hangs on a small layer: {error}")
     except (SubjectRaised, isolation.StateChanged):
         return None
     except Unsupported:
         raise
     except Exception as error:
         sentence = f"looking at the slots raised {type(error).__name__}: {said(error)}"
-    return Broken("unverified", f"broken wrapper: {sentence}") if sentence else None
+    return Broken("unverified", "wrapper", f"broken wrapper: {sentence}") if sentence else None
 
 
 def _inspect(layer: Layer, case: Case) -> str | None:
@@ -76,8 +78,21 @@ def _inspect_slot(layer: Layer, name: str) -> str | None:
     view = layer.view(name)
     if not isinstance(view, torch.Tensor):
         return f"the view of slot {name!r} returns a {type(view).__name__}, expected a Tensor"
+    if not layer.slots[name].is_view:
+        return _inspect_functions(layer, name)
     if view.numel() and view.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
         return f"the view of slot {name!r} does not share storage with its tensor: writes do not go through"
+    return None
+
+
+def _inspect_functions(layer: Layer, name: str) -> str | None:
+    """A slot whose value is a function of its tensor: what is written has to be read back."""
+    before = layer.value(name)
+    layer.write({name: before + 1})
+    gap = float((layer.value(name) - before - 1).abs().max()) if before.numel() else 0.0
+    layer.write({name: before})
+    if not gap < 1e-3:
+        return f"what is written to slot {name!r} is not read back: {gap:.3g} away; expected `write` to undo `read`"
     return None
 
 

@@ -133,6 +133,7 @@ COMMON_PARTS: Mapping[str, Any] = {
     "not_saved": frozenset(),
     "renamed_on_save": dict,
     "trainable_base_bias": False,
+    "trainable_base": False,
     "dead_until_step": 0,
     "hidden": frozenset(),  # tensors that get no slot
     "copies": {},  # hidden tensor -> the slot whose start it keeps
@@ -234,6 +235,7 @@ SPEAKS_OF: dict[str, Subject] = {
     "residual": "start",
     "role": "roles",
     "trainable_base_bias": "roles",
+    "trainable_base": "roles",
     "place": "dropout",
     "mask": "dropout",
     "not_saved": "saved",

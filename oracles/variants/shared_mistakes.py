@@ -286,6 +286,13 @@ def common(variant: str) -> list[Mistake]:
             "freeze the base layer's bias with its weight",
         ),
         Mistake(
+            f"{variant}.trainable_base",
+            "the base layer's weight and bias stay trainable",
+            "an optimiser over all trainable parameters would move the base model, which the saved adapter leaves out",
+            {"trainable_base": True},
+            "freeze the base layer's parameters when the adapter is made",
+        ),
+        Mistake(
             f"{variant}.dead_first_step",
             "no gradient reaches the adapter on the first step",
             "the first optimiser step is lost, and warm-up schedules are off by one",

@@ -21,7 +21,6 @@ from oracles.variants.record import COMMON_PARTS, Form
 from refs import catalog as catalogue
 from refs.errors import RefsError
 from refs.locate import locate
-from reports.judge.grouping import DISAGREE
 
 FINDINGS = Path(__file__).parents[2] / "docs" / "reference_findings.md"
 ENTRIES = disagreements()
@@ -87,7 +86,7 @@ def test_a_subject_on_the_authors_side_fails_peft_and_passes_the_author() -> Non
     found = {(c.check, c.oracle): c.outcome for c in claims}
     assert {found[check, "author"] for check in wanted} == {"pass"}
     assert {found[check, "peft"] for check in wanted} == {"fail"}
-    assert all(DISAGREE in (c.reason or "") for c in claims if c.oracle == "author")
+    assert all(c.cause == "references_disagree" for c in claims if c.oracle == "author")
 
 
 def test_the_findings_are_written_from_the_catalogue() -> None:

@@ -13,7 +13,7 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from reports import text
+from reports import facts, text
 from reports.judge.judgement import judge
 from reports.model import Audit, PriorFinding, Witness
 from reports.render import html, markdown, sarif
@@ -97,6 +97,25 @@ def test_a_bug_says_everything():
     ):
         assert words in review
     assert "nothing in the mistakes catalogue" in markdown.render(judge(run(claim(FORWARD, outcome="fail"))))
+
+
+def test_a_fix_is_the_remedy_where_one_is_known():
+    def fix(**more: str) -> str:
+        failing = claim(FORWARD, outcome="fail", diagnosis=diagnosis(**more))
+        return markdown.render(judge(run(failing))).partition("## What to fix next")[2]
+
+    assert "compute what the references compute" in fix().lower()
+    assert "divide by the norm of each row" in fix(remedy="divide by the norm of each row").lower()
+    assert "compute what the references compute" not in fix(remedy="divide by the norm of each row").lower()
+
+
+def test_a_declaration_says_which_docstrings_were_searched():
+    made = run(claim("dtype.output", outcome="declared"), declarations=(declaration("dtype.*"),))
+    review = markdown.render(judge(made))
+    assert (
+        'its docstring says so ("by design"); searched: the docstring of the subject\'s class and' in review
+    )
+    assert "`Sample.forward` in tests/reports/sample.py" in review
 
 
 def test_quotes_are_at_most_ten_lines_and_as_they_stand_in_the_file():
@@ -241,4 +260,4 @@ def test_the_html_page_loads_nothing():
 
 
 def test_no_upstream_line_is_committed_here():
-    assert "kaiming_uniform_" not in Path(markdown.__file__).with_name("facts.toml").read_text()
+    assert "kaiming_uniform_" not in Path(facts.__file__).with_name("facts.toml").read_text()

@@ -207,7 +207,7 @@ def test_a_symbolic_link_in_the_cache_is_refused_and_left_alone(tmp_path):
 
 
 def test_another_schema_version_is_refused_everywhere(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps({"schema_version": 2, "complete": True}))
+    (tmp_path / "a.json").write_text(json.dumps({"schema_version": 3, "complete": True}))
     for read in (audit_json.read, audit_json.read_partial, audit_json.read_shard, load_prior):
         with pytest.raises(OtherSchema, match="only 1"):
             read(tmp_path / "a.json")

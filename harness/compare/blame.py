@@ -1,0 +1,80 @@
+"""Whose an exception is: where it arose, and whether that is the library or the file that wraps it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType, TracebackType
+
+import torch
+
+from oracles.implementation import Implementation
+
+HERE = Path(__file__).parents[2]
+OURS = tuple(str(HERE / folder) for folder in ("harness", "oracles", "reports", "refs"))
+TORCH = str(Path(torch.__file__).parent)
+
+
+@dataclass(frozen=True)
+class Place:
+    """``file:Lline`` in the subject, as a reader of it writes it; ``wrapper``: in the subject file's own methods."""
+
+    file: str
+    line: int
+    wrapper: bool
+
+    def __str__(self) -> str:
+        return f"{self.file}:L{self.line}"
+
+
+def place_of(error: BaseException, who: Implementation | None) -> Place | None:
+    """The innermost frame that is neither torch's nor the audit's; None where there is none."""
+    found: Place | None = None
+    trace: TracebackType | None = error.__traceback__
+    own = _methods(type(who)) if who is not None else frozenset()
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if not _is_foreign(code.co_filename):
+            found = Place(_shown(code.co_filename), trace.tb_lineno, code in own)
+        trace = trace.tb_next
+    return found
+
+
+def _is_foreign(file: str) -> bool:
+    """Whether the frame is torch's, Python's or the audit's: no place to look for the subject's mistake."""
+    if file.startswith("<"):
+        return True
+    shipped = str(HERE / "harness" / "subjects")
+    return file.startswith(TORCH) or (file.startswith(OURS) and not file.startswith(shipped))
+
+
+def _shown(file: str) -> str:
+    """The path below site-packages or the present folder, else the file's name."""
+    path = Path(file)
+    if "site-packages" in path.parts:
+        parts = path.parts
+        return Path(*parts[len(parts) - parts[::-1].index("site-packages") :]).as_posix()
+    here = Path(os.path.realpath("."))
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
+
+
+@lru_cache(maxsize=64)
+def _methods(cls: type) -> frozenset[CodeType]:
+    """The code of the methods of a subject's class and of its bases, nested functions included."""
+    found: set[CodeType] = set()
+    for base in cls.__mro__:
+        if base in (Implementation, object):
+            continue
+        for member in vars(base).values():
+            function = inspect.unwrap(getattr(member, "__func__", member))
+            if inspect.isfunction(function):
+                found |= set(_nested(function.__code__))
+    return frozenset(found)
+
+
+def _nested(code: CodeType) -> list[CodeType]:
+    inner = [c for c in code.co_consts if isinstance(c, CodeType)]
+    return [code, *(n for c in inner for n in _nested(c))]

@@ -1,0 +1,59 @@
+"""What a subject says aloud, its warnings and log records, kept while a claim is asked: part of what it does."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["heard", "listening", "speaking"]
+
+_speakers: list[str] = []
+_heard: dict[str, dict[str, None]] = {}
+LONGEST = 300
+
+
+def heard(who: str) -> tuple[str, ...]:
+    """What ``who`` has said since the claim began, each sentence once."""
+    return tuple(_heard.get(who, ()))
+
+
+@contextmanager
+def speaking(who: str) -> Iterator[None]:
+    """What is said inside is said by ``who``."""
+    _speakers.append(who)
+    try:
+        yield
+    finally:
+        _speakers.pop()
+
+
+def _hear(words: str) -> None:
+    if _speakers:
+        _heard.setdefault(_speakers[-1], {})[" ".join(words.split())[:LONGEST]] = None
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _hear(record.getMessage())
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Warnings and log records (from WARNING on) are kept inside, and shown to nobody."""
+    _heard.clear()
+    handler = _Handler(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+
+    def show(message: Any, *more: Any, **named: Any) -> None:
+        _hear(str(message))
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = show
+            yield
+    finally:
+        logging.getLogger().removeHandler(handler)

@@ -1,0 +1,39 @@
+"""What a subject does not take at all, told by one check each: a missing mode, a crash, or another shape."""
+
+from __future__ import annotations
+
+from harness.compare.abilities import Kind, Lack
+from harness.compare.context import Context
+from harness.compare.layer import adapt
+from harness.compare.outcome import Deviation, ModeMissing
+
+WORDS = {
+    "spec": "specs of the references",
+    "dtype": "dtypes of the references",
+    "input": "inputs of the references",
+}
+
+
+def nothing_lacks(context: Context, kind: Kind) -> None:
+    """Raise for what the subject does not take: ModeMissing where it says so, else what happens where it is asked."""
+    lacks = [lack for lack in context.abilities.of(kind) if not _refused_by_all(context, lack)]
+    for lack in lacks:
+        if lack.how in ("raised", "wrong shape"):
+            _ask_again(context, lack)
+    if lacks:
+        what = ", ".join(lack.what for lack in lacks)
+        reasons = "; ".join(dict.fromkeys(lack.reason for lack in lacks))
+        raise ModeMissing(f"{what}: {reasons}", what)
+
+
+def _refused_by_all(context: Context, lack: Lack) -> bool:
+    """Whether the reference of record refuses that dtype itself."""
+    return lack.kind == "dtype" and lack.what.split()[0] in context.variant.refuses_dtypes
+
+
+def _ask_again(context: Context, lack: Lack) -> None:
+    """The crash itself, with its place; or the shape that came."""
+    layer = adapt(context.subject, lack.case.base(), lack.case.spec)
+    shape, expected = tuple(layer(lack.case.x).shape), (*lack.case.batch, lack.case.out_features)
+    if shape != expected:
+        raise Deviation(lack.case, f"shape of y for {lack.what}", str(expected), str(shape))

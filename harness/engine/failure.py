@@ -1,0 +1,99 @@
+"""A deviation on its way into a claim's record: its case, what explains it, who agrees, where it begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harness.cases.layer_cases import Case
+from harness.compare import isolation
+from harness.compare.context import Context, Worst
+from harness.compare.ear import heard
+from harness.compare.layer import SubjectRaised
+from harness.compare.outcome import Deviation
+from harness.engine import diagnosis
+from harness.engine.checks import Check
+from harness.engine.regime import regime
+from oracles.oracle import Oracle
+from reports.model import Diagnosis, Witness
+
+MISBEHAVES = (SubjectRaised, isolation.StateChanged, isolation.ClaimTimeout)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One check that failed against one oracle; ``others``: the further oracles that can be asked about its case."""
+
+    check: Check
+    context: Context
+    oracle_id: str
+    others: Mapping[str, Oracle]
+
+    def told(self, found: Deviation, replay: str) -> dict[str, object]:
+        """The fields of the claim that fails."""
+        known = (found.diagnosis,) if found.diagnosis else self._diagnoses(found.case)
+        witness = dataclasses.replace(found.witness, replay=replay, heard=heard(self.context.subject.name))
+        if found.case is not None:
+            witness = self._placed(witness, found.case, bool(known))
+        return {
+            "outcome": "fail",
+            "ratio": found.ratio,
+            "threshold": found.threshold,
+            "witness": witness,
+            "diagnosis": known[0] if known else None,
+            "further": known[1:],
+            "reason": str(found),
+        }
+
+    def _diagnoses(self, case: Case | None) -> tuple[Diagnosis, ...]:
+        """The catalogue's explanation, if there is one and the subject does not misbehave when asked again."""
+        if not self.check.diagnose or case is None:
+            return ()
+        try:
+            with isolation.global_state(), isolation.time_limit():
+                return diagnosis.diagnose(self.check, self.context, case)
+        except MISBEHAVES:
+            return ()
+
+    def _placed(self, witness: Witness, case: Case, explained: bool) -> Witness:
+        """The witness with who agrees on its case and, where nothing explains it, what else is and is not right."""
+        notes = [witness.note]
+        try:
+            with isolation.global_state(), isolation.time_limit():
+                agree, differ, not_asked = self._standing(case)
+                if not explained:
+                    notes += [regime(case, self._holds), self._facts(case)]
+        except MISBEHAVES:
+            return witness
+        note = "; ".join(n for n in notes if n)
+        return dataclasses.replace(witness, note=note, agree=agree, differ=differ, not_asked=not_asked)
+
+    def _holds(self, case: Case) -> bool:
+        return diagnosis.holds(self.check, dataclasses.replace(self.context, worst=Worst()), case)
+
+    def _facts(self, case: Case) -> str:
+        """What of the subject equals the reference and what does not, on ordinary cases."""
+        if not self.check.diagnose:
+            return ""
+        return diagnosis.explanation_at(self.context.subject, self.context.variant, case).words
+
+    def _standing(self, case: Case) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """(agree, differ, not asked): every oracle of the check, on the failing case itself."""
+        said = {id_: self._says(oracle, case) for id_, oracle in self.others.items()}
+        said[self.oracle_id] = False
+        sides: tuple[list[str], list[str], list[str]] = ([], [], [])
+        for id_, agrees in said.items():
+            sides[2 if agrees is None else 0 if agrees else 1].append(id_)
+        return tuple(sides[0]), tuple(sides[1]), tuple(sides[2])
+
+    def _says(self, oracle: Oracle, case: Case) -> bool | None:
+        """Whether the subject agrees with another oracle there; None where that one cannot be asked."""
+        context = dataclasses.replace(self.context, oracle=oracle, worst=Worst(), left_out="")
+        try:
+            self.check.function(context, case)
+        except Deviation:
+            return False
+        except Exception:  # refused, not recorded, not offered, or a mistake of its own: it says nothing
+            return None
+        return True

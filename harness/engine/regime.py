@@ -1,0 +1,75 @@
+"""Where a failure begins: which of a case's sizes or settings it takes, found by changing one at a time.
+
+A shrunken case is as small as the failure allows, so a step below it holds; whether the steps above fail, too, tells a
+threshold ("only for rank > 8") from a remainder ("only where in is no multiple of 16") or a single value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from harness.cases.layer_cases import Case
+
+Holds = Callable[[Case], bool]
+MULTIPLES = (64, 32, 16, 8, 4)
+SIZES = {"rank": "rank", "in_features": "in", "out_features": "out"}
+# Below these a size is no regime: most mistakes need two rows or a second feature to show.
+ORDINARY = {"rank": 4, "in_features": 5, "out_features": 5, "rows": 5}
+
+
+def regime(case: Case, holds: Holds) -> str:
+    """Where the failure at ``case`` begins, in words; empty where it takes nothing special."""
+    found = [*_sizes(case, holds), *_rows(case, holds), *_settings(case, holds)]
+    return f"only {' and '.join(found)}" if found else ""
+
+
+def _sizes(case: Case, holds: Holds) -> Iterator[str]:
+    values = {"rank": case.spec.rank, "in_features": case.in_features, "out_features": case.out_features}
+    for name, value in values.items():
+        if value > ORDINARY[name] and (words := _threshold(value, _resized(case, name, holds))):
+            yield f"for {SIZES[name]} {words}"
+
+
+def _resized(case: Case, name: str, holds: Holds) -> Callable[[int], bool]:
+    return lambda value: holds(case.but(**{name: value}))
+
+
+def _rows(case: Case, holds: Holds) -> Iterator[str]:
+    rows = 1
+    for size in case.batch:
+        rows *= size
+    if rows > ORDINARY["rows"]:
+        words = _threshold(rows, lambda v: holds(case.but(batch=(v,))))
+        if words:
+            yield f"for a number of rows {words}"
+    elif len(case.batch) > 2 and holds(case.but(batch=(rows,))):
+        yield f"for x of {len(case.batch) + 1} dimensions"
+
+
+def _threshold(value: int, holds: Callable[[int], bool]) -> str:
+    """``> 8``, ``no multiple of 16``, ``= 17``; empty where a smaller value fails as well."""
+    if not _answered(holds, value - 1):
+        return ""
+    above = [_answered(holds, v) for v in (value + 1, 2 * value + 1)]
+    for multiple in MULTIPLES:
+        near = multiple * (value // multiple + 1)
+        if value % multiple and _answered(holds, near) and not any(above[:1]):
+            return f"that is no multiple of {multiple}"
+    return f"> {value - 1}" if not any(above) else f"= {value}"
+
+
+def _answered(holds: Callable[[int], bool], value: int) -> bool:
+    return value >= 1 and holds(value)
+
+
+def _settings(case: Case, holds: Holds) -> Iterator[str]:
+    """Bias, dtype and what the spec has beside its sizes."""
+    plain: dict[str, tuple[Any, str]] = {}
+    if case.bias:
+        plain["bias"] = (False, "with a bias")
+    if case.dtype != "float32":
+        plain["dtype"] = ("float32", f"in {case.dtype}")
+    for name, (value, words) in plain.items():
+        if holds(case.but(**{name: value})):
+            yield words
