@@ -15,7 +15,6 @@ from harness.compare.thresholds import (
     MASK_ENTRY,
     MASK_SHARE,
     NOTHING_DROPPED,
-    SAME_DRAWS,
     SAME_MASK,
     STANDARD_ERRORS,
     WHOLE_MASK,
@@ -126,33 +125,6 @@ def _varies(context: Context, case: Case) -> bool:
     return not alike(trained(theirs, case, 1), trained(theirs, case, 2), SAME_MASK)
 
 
-def same_draws(context: Context, case: Case) -> None:
-    """Against a mistake: from the same seeds, the same outputs. Another place draws other masks."""
-    _same_outputs(context, case, training=True)
-
-
-def same_in_evaluation(context: Context, case: Case) -> None:
-    """Against a mistake: in evaluation mode, from the same seeds, the same outputs."""
-    _same_outputs(context, case, training=False)
-
-
-def _same_outputs(context: Context, case: Case, training: bool) -> None:
-    layer, theirs = dropping(context, case), context.reference(case)
-    theirs.write({n: layer.value(n) for n in layer.names})
-    for each in (layer, theirs):
-        each.train(training)
-    for seed in range(3):
-        mine, other = trained(layer, case, seed), trained(theirs, case, seed)
-        gap = float((mine - other).abs().max())
-        context.demand(
-            gap <= SAME_DRAWS * float(other.abs().max()),
-            case,
-            "output with dropout",
-            "equal",
-            f"{gap:.3g} apart",
-        )
-
-
 @check(
     "dropout",
     "critical",
@@ -162,7 +134,6 @@ def _same_outputs(context: Context, case: Case, training: bool) -> None:
     applies=_has_dropout,
     examples=3,
     against=("peft",),
-    explained_by=same_in_evaluation,
 )
 def test_off_in_eval(context: Context, case: Case) -> None:
     """In evaluation mode the output is deterministic and equals that of a layer without dropout."""
@@ -199,7 +170,6 @@ def _steady(layer: Layer, case: Case) -> bool:
     examples=4,
     against=("peft",),
     follows=("dropout.active",),
-    explained_by=same_draws,
 )
 def test_placement(context: Context, case: Case) -> None:
     """What the adapter branch was given is read back from its contribution: every entry is 0 or x/(1 − p).
@@ -261,7 +231,6 @@ def describe(masks: list[Tensor | None]) -> str:
     examples=2,
     against=("peft",),
     follows=("dropout.active", "dropout.placement", "dropout.off_in_eval"),
-    explained_by=same_draws,
 )
 def test_expectation(context: Context, case: Case) -> None:
     """Averaged over masks the training output is the evaluation output, within five standard errors."""

@@ -21,6 +21,7 @@ ASKED = (
     "init.principal",
     "init.pairs",
     "forward.gradients",
+    "forward.input_gradient",
     "dropout.placement",
     "dropout.off_in_eval",
     "dropout.expectation",
