@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -27,8 +28,18 @@ TALL_ENOUGH = Domain(dtypes=("float32",), sizes=(6, 12), ranks=(1, 4))
 DRAWS = 40
 
 
+def _random(variant: Variant) -> list[Canonical]:
+    """What is drawn from torch's own generator."""
+    return [t for t in variant.tensors if t.uniform and t.drawn_from == "global"]
+
+
+def _keyed(variant: Variant) -> list[Canonical]:
+    """What is drawn from a generator that a key in the spec seeds."""
+    return [t for t in variant.tensors if t.uniform and t.drawn_from == "spec"]
+
+
 def _has_random(variant: Variant) -> bool:
-    return any(t.uniform for t in variant.tensors)
+    return bool(_random(variant))
 
 
 def _is_factorised(variant: Variant) -> bool:
@@ -131,7 +142,7 @@ def test_distribution(context: Context, case: Case) -> None:
 
     A ~ U(±1/√in) (kaiming_uniform with a = √5); U ~ U(±1/√(r/2)) in equal pairs of columns.
     """
-    for tensor in (t for t in context.variant.tensors if t.uniform):
+    for tensor in _random(context.variant):
         ours = _draws(context.layer, case, tensor.name)
         theirs = _draws(_reference_draw(context), case, tensor.name)
         try:
@@ -282,7 +293,7 @@ def _equal_columns(U: Tensor) -> list[list[int]]:
 )
 def test_seeded(context: Context, case: Case) -> None:
     """The same torch seed gives the same random tensors, another seed gives others."""
-    for tensor in (t for t in context.variant.tensors if t.uniform):
+    for tensor in _random(context.variant):
         first, again, other = (context.layer(case, seed) for seed in (1, 1, 2))
         if tensor.name not in first.names:
             raise NoSlot(f"the subject has no slot {tensor.name!r}", tensor.name)
@@ -290,6 +301,32 @@ def test_seeded(context: Context, case: Case) -> None:
         context.demand(same, case, f"{tensor.name} drawn twice from one seed", "equal", "different")
         differs = not torch.equal(first.value(tensor.name), other.value(tensor.name))
         context.demand(differs, case, f"{tensor.name} drawn from two seeds", "different", "equal")
+
+
+@check(
+    "init",
+    "critical",
+    title="what a key in the configuration determines is not what the reference draws from it",
+    failure_mode="checkpoints that leave these tensors out, or carry the key alone, give another model",
+    domain=TALL_ENOUGH,
+    applies=lambda variant: bool(_keyed(variant)),
+    examples=3,
+    against=("peft", "paper"),
+    follows=("shapes.canonical",),
+)
+def test_keyed(context: Context, case: Case) -> None:
+    """What is drawn from a generator of the spec's own is the reference's for each key, whatever torch's seed."""
+    for option in (o for o in context.variant.options if o.key):
+        drawn = {key: dataclasses.replace(case, spec=option.put(case.spec, key)) for key in (3, 4)}
+        for tensor in _keyed(context.variant):
+            first, other = (context.layer(c, seed) for seed, c in enumerate(drawn.values()))
+            if tensor.name not in first.names:
+                raise NoSlot(f"the subject has no slot {tensor.name!r}", tensor.name)
+            exact = context.reference(drawn[3]).value(tensor.name)
+            noise = value_noise(first, tensor, exact, case)
+            context.judge(case, f"{tensor.name} of one key", first.value(tensor.name), exact, noise, "value")
+            differs = not torch.equal(first.value(tensor.name), other.value(tensor.name))
+            context.demand(differs, case, f"{tensor.name} of two keys", "different", "equal")
 
 
 @check(
