@@ -15,7 +15,6 @@ from harness.compare.thresholds import (
     MASK_ENTRY,
     MASK_SHARE,
     NOTHING_DROPPED,
-    SAME_DRAWS,
     SAME_MASK,
     STANDARD_ERRORS,
     WHOLE_MASK,
@@ -49,7 +48,7 @@ def dropping(context: Context, case: Case) -> Layer:
 
 
 def trained(layer: Layer, case: Case, seed: int) -> Tensor:
-    """One output in training mode, the mask drawn from ``seed``; float64."""
+    """One output in the mode that the layer is in, a mask drawn from ``seed``; float64."""
     seed_torch(seed)
     with torch.no_grad():
         return layer(case.x).double()
@@ -161,23 +160,6 @@ def _steady(layer: Layer, case: Case) -> bool:
     return all(torch.equal(first, evaluated(layer, case)) for _ in range(2))
 
 
-def same_draws(context: Context, case: Case) -> None:
-    """Against a mistake: from the same seeds, the same outputs. Another place draws other masks."""
-    layer, theirs = dropping(context, case), context.reference(case)
-    theirs.train()
-    theirs.write({n: layer.value(n) for n in layer.names})
-    for seed in range(3):
-        mine, other = trained(layer, case, seed), trained(theirs, case, seed)
-        gap = float((mine - other).abs().max())
-        context.demand(
-            gap <= SAME_DRAWS * float(other.abs().max()),
-            case,
-            "output with dropout",
-            "equal",
-            f"{gap:.3g} apart",
-        )
-
-
 @check(
     "dropout",
     "major",
@@ -188,7 +170,6 @@ def same_draws(context: Context, case: Case) -> None:
     examples=4,
     against=("peft",),
     follows=("dropout.active",),
-    explained_by=same_draws,
 )
 def test_placement(context: Context, case: Case) -> None:
     """What the adapter branch was given is read back from its contribution: every entry is 0 or x/(1 − p).
@@ -250,7 +231,6 @@ def describe(masks: list[Tensor | None]) -> str:
     examples=2,
     against=("peft",),
     follows=("dropout.active", "dropout.placement", "dropout.off_in_eval"),
-    explained_by=same_draws,
 )
 def test_expectation(context: Context, case: Case) -> None:
     """Averaged over masks the training output is the evaluation output, within five standard errors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -27,8 +28,18 @@ TALL_ENOUGH = Domain(dtypes=("float32",), sizes=(6, 12), ranks=(1, 4))
 DRAWS = 40
 
 
+def _random(variant: Variant) -> list[Canonical]:
+    """What is drawn from torch's own generator."""
+    return [t for t in variant.tensors if t.uniform and t.drawn_from == "global"]
+
+
+def _keyed(variant: Variant) -> list[Canonical]:
+    """What is drawn from a generator that a key in the spec seeds."""
+    return [t for t in variant.tensors if t.uniform and t.drawn_from == "spec"]
+
+
 def _has_random(variant: Variant) -> bool:
-    return any(t.uniform for t in variant.tensors)
+    return bool(_random(variant))
 
 
 def _is_factorised(variant: Variant) -> bool:
@@ -96,23 +107,12 @@ def _random_in_both(context: Context, case: Case, name: str) -> bool:
     )
 
 
-def _starts_as_the_mistake(context: Context, case: Case) -> None:
-    """Against a mistake: also what the references draw starts at zero in both or in neither."""
-    _deterministic(context, case)
-    ours, theirs = context.layer(case), context.evaluator(case)
-    for tensor in (t for t in context.variant.tensors if t.uniform):
-        if tensor.name in ours.names and tensor.name in theirs.names:
-            mine, other = (not layer.value(tensor.name).any() for layer in (ours, theirs))
-            context.demand(mine == other, case, f"{tensor.name} starts at zero", other, mine)
-
-
 @check(
     "init",
     "critical",
     title="a tensor does not start at the reference's value",
     failure_mode="the first steps of training are others than the reference's",
     applies=lambda variant: any(t.exact for t in variant.tensors),
-    explained_by=_starts_as_the_mistake,
 )
 def test_deterministic(context: Context, case: Case) -> None:
     """Tensors that the reference sets start at its value: B = 0, l = 1, m = ‖W‖_row, λ = λ₀, w_norm = ‖W‖_col."""
@@ -126,18 +126,6 @@ def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> fl
     return unit * float(torch.linalg.vector_norm(exact)) * (1 + math.log2(max(case.weight.shape)))
 
 
-def _same_distribution_or_zero(context: Context, case: Case) -> None:
-    """Against a mistake: what it leaves at zero is zero in the subject, and the rest follows its law."""
-    drawn = [t for t in context.variant.tensors if t.uniform]
-    for tensor in drawn:
-        mine, other = (_draws(make, case, tensor.name) for make in (context.layer, _reference_draw(context)))
-        if not other.any():
-            context.demand(not mine.any(), case, f"{tensor.name} at the start", "zero", "not zero")
-        else:
-            _same_law(context, case, tensor, mine, other)
-            _same_independence(context, case, tensor.name, mine, other)
-
-
 @check(
     "init",
     "critical",
@@ -148,14 +136,13 @@ def _same_distribution_or_zero(context: Context, case: Case) -> None:
     examples=2,
     against=("peft",),
     follows=("init.pairs", "init.deterministic", "init.seeded"),
-    explained_by=_same_distribution_or_zero,
 )
 def test_distribution(context: Context, case: Case) -> None:
     """Random tensors follow the reference's law: exact support, second moment, and a Kolmogorov-Smirnov test.
 
     A ~ U(±1/√in) (kaiming_uniform with a = √5); U ~ U(±1/√(r/2)) in equal pairs of columns.
     """
-    for tensor in (t for t in context.variant.tensors if t.uniform):
+    for tensor in _random(context.variant):
         ours = _draws(context.layer, case, tensor.name)
         theirs = _draws(_reference_draw(context), case, tensor.name)
         try:
@@ -306,7 +293,7 @@ def _equal_columns(U: Tensor) -> list[list[int]]:
 )
 def test_seeded(context: Context, case: Case) -> None:
     """The same torch seed gives the same random tensors, another seed gives others."""
-    for tensor in (t for t in context.variant.tensors if t.uniform):
+    for tensor in _random(context.variant):
         first, again, other = (context.layer(case, seed) for seed in (1, 1, 2))
         if tensor.name not in first.names:
             raise NoSlot(f"the subject has no slot {tensor.name!r}", tensor.name)
@@ -314,6 +301,32 @@ def test_seeded(context: Context, case: Case) -> None:
         context.demand(same, case, f"{tensor.name} drawn twice from one seed", "equal", "different")
         differs = not torch.equal(first.value(tensor.name), other.value(tensor.name))
         context.demand(differs, case, f"{tensor.name} drawn from two seeds", "different", "equal")
+
+
+@check(
+    "init",
+    "critical",
+    title="what a key in the configuration determines is not what the reference draws from it",
+    failure_mode="checkpoints that leave these tensors out, or carry the key alone, give another model",
+    domain=TALL_ENOUGH,
+    applies=lambda variant: bool(_keyed(variant)),
+    examples=3,
+    against=("peft", "paper"),
+    follows=("shapes.canonical",),
+)
+def test_keyed(context: Context, case: Case) -> None:
+    """What is drawn from a generator of the spec's own is the reference's for each key, whatever torch's seed."""
+    for option in (o for o in context.variant.options if o.key):
+        drawn = {key: dataclasses.replace(case, spec=option.put(case.spec, key)) for key in (3, 4)}
+        for tensor in _keyed(context.variant):
+            first, other = (context.layer(c, seed) for seed, c in enumerate(drawn.values()))
+            if tensor.name not in first.names:
+                raise NoSlot(f"the subject has no slot {tensor.name!r}", tensor.name)
+            exact = context.reference(drawn[3]).value(tensor.name)
+            noise = value_noise(first, tensor, exact, case)
+            context.judge(case, f"{tensor.name} of one key", first.value(tensor.name), exact, noise, "value")
+            differs = not torch.equal(first.value(tensor.name), other.value(tensor.name))
+            context.demand(differs, case, f"{tensor.name} of two keys", "different", "equal")
 
 
 @check(
@@ -396,19 +409,6 @@ def _left(context: Context, ours: Layer) -> Tensor:
     return ours.value(base.name)
 
 
-def _left_as_by_the_mistake(context: Context, case: Case) -> None:
-    """Against a mistake: its own residual, which no gauge of the factors touches, is what the subject leaves."""
-    left, theirs = _left(context, context.layer(case)), context.reference(case)
-    _same_residual(context, case, left, _left(context, theirs))
-
-
-def _same_residual(context: Context, case: Case, actual: Tensor, exact: Tensor) -> None:
-    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
-    size = float(torch.linalg.vector_norm(case.weight.double())) * (1 + math.sqrt(case.spec.rank))
-    name = context.variant.base.name if context.variant.base else ""
-    context.judge(case, f"the residual weight {name}", actual, exact, unit * size)
-
-
 @check(
     "init",
     "critical",
@@ -416,7 +416,6 @@ def _same_residual(context: Context, case: Case, actual: Tensor, exact: Tensor) 
     failure_mode="base plus adapter is another function than the base model",
     applies=_is_factorised,
     follows=("init.principal",),
-    explained_by=_left_as_by_the_mistake,
 )
 def test_residual(context: Context, case: Case) -> None:
     """The frozen weight is exactly ``W_res = W − (α/r) B A`` (PiSSA Eq. (4)), in the base's dtype."""
@@ -426,7 +425,10 @@ def test_residual(context: Context, case: Case) -> None:
     if exact is None:
         names = " and ".join(context.variant.factorised.names if context.variant.factorised else ())
         raise NoSlot(f"the subject shows no slots {names}", names)
-    _same_residual(context, case, left, exact)
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
+    size = float(torch.linalg.vector_norm(case.weight.double())) * (1 + math.sqrt(case.spec.rank))
+    name = context.variant.base.name if context.variant.base else ""
+    context.judge(case, f"the residual weight {name}", left, exact, unit * size)
 
 
 @check(

@@ -58,7 +58,7 @@ def _slots(module: nn.Module, spec: AdapterSpec) -> dict[str, Slot]:
     tensors = {name: _resolve(module, path) for name, path in binding.paths.items()}
     if binding.view is None:
         return {name: Slot(tensor) for name, tensor in tensors.items()}
-    return {name: Slot(tensor, binding.view(name, spec, tensor)) for name, tensor in tensors.items()}
+    return {name: Slot(tensor, binding.view(name, spec, module)) for name, tensor in tensors.items()}
 
 
 class Peft(Oracle):

@@ -74,11 +74,6 @@ class Context:
     worst: Worst = field(default_factory=Worst)
     left_out: str = ""  # why the oracle could not be asked of some case
 
-    @property
-    def explains(self) -> bool:
-        """Whether the oracle is an entry of the mistakes catalogue, tried as the explanation of a failure."""
-        return self.oracle.kind == "mistake"
-
     def layer(self, case: Case, seed: int = 0) -> Layer:
         """The subject on a fresh base of ``case``, torch's generator seeded from the case.
 

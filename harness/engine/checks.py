@@ -22,10 +22,7 @@ EXAMPLES = -1  # as many as the profile says
 
 @dataclass(frozen=True)
 class Check:
-    """A registered check. ``examples``: EXAMPLES, or a fixed number where more would ask nothing new.
-
-    ``explained_by``: what is asked of the subject instead when a catalogued mistake stands in the oracle's place.
-    """
+    """A registered check. ``examples``: EXAMPLES, or a fixed number where more would ask nothing new."""
 
     info: CheckInfo
     function: Callable[..., None]
@@ -35,7 +32,6 @@ class Check:
     examples: int
     modes: bool
     diagnose: bool
-    explained_by: Callable[..., None]
 
     @property
     def id(self) -> str:
@@ -103,14 +99,12 @@ def check(
     follows: tuple[str, ...] = (),
     modes: bool = False,
     diagnose: bool = True,
-    explained_by: Callable[..., None] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register ``test_name(context, case)`` as the check ``aspect.name``; pytest then runs it once per claim.
 
     ``against``: the oracles it can be asked of (None: every one that is there); ("paper",) marks what follows from
     the equation being a function of its inputs. ``modes``: asked once per mode of the variant. ``diagnose``:
-    whether the mistakes catalogue can explain a failure by taking the oracle's place; ``explained_by`` is what a
-    mistake is asked then, where that is another question than the references are asked.
+    whether the mistakes catalogue is searched for what explains a failure.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -126,7 +120,6 @@ def check(
             examples,
             modes,
             diagnose,
-            explained_by or function,
         )
         if id_ in CHECKS:
             raise BadCheck(f"check {id_} is registered twice: the second would take the first one's place")

@@ -122,10 +122,10 @@ def _model(
         tick = _tick(bars, task, spec.variant)
         found.compared.append(compare(subject, Peft(), given, spec, options.steps, tick))
         bars.update(task, completed=per_variant, description=spec.variant)
-    pissa = next((c for c in found.compared if c.spec.variant == "pissa"), None)
-    if pissa is not None and (names := list(pissa.peft.by_layer.get("bf16", {}))):
-        task = bars.add_task("PiSSA's parts", total=1)
-        found.parts, found.sweeps = parts(given, names, pissa.spec)
+    factorised = next((c for c in found.compared if VARIANTS[c.spec.variant].factorised), None)
+    if factorised is not None and (names := list(factorised.peft.by_layer.get("bf16", {}))):
+        task = bars.add_task(f"{VARIANTS[factorised.spec.variant].title}'s parts", total=1)
+        found.parts, found.sweeps = parts(given, names, factorised.spec)
         bars.advance(task)
     return found
 

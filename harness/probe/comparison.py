@@ -22,7 +22,6 @@ from oracles.variants import VARIANTS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RATE = 1e-3
-KEEPS_MATRICES = frozenset({"hra"})  # PEFT's keeps some d × d matrices for each reflection: gigabytes
 Say = Callable[[str], None]
 
 
@@ -132,7 +131,7 @@ def identity(
 
 def start_of(layers: Mapping[str, Layer], spec: AdapterSpec) -> dict[str, dict[str, Tensor]]:
     """Every slot's value, to start the other side from; none for PiSSA, whose start is its own and no draw."""
-    if VARIANTS[spec.variant].tensor("W") is not None:
+    if VARIANTS[spec.variant].factorised is not None:
         return {}
     return {name: layer.values() for name, layer in layers.items()}
 
@@ -158,11 +157,13 @@ def train(
 
 @contextmanager
 def recomputed(model: nn.Module, spec: AdapterSpec) -> Iterator[None]:
-    """Blocks recomputed in the backward pass, on both sides, for variants in KEEPS_MATRICES.
+    """Blocks recomputed in the backward pass, on both sides, where PEFT keeps some d × d matrices: gigabytes.
 
     Only the blocks are in training mode, which is what switches it on: dropout inside them stays off.
     """
-    offered = getattr(model, "supports_gradient_checkpointing", False) and spec.variant in KEEPS_MATRICES
+    binding = VARIANTS[spec.variant].peft
+    large = binding is not None and binding.keeps_matrices
+    offered = large and getattr(model, "supports_gradient_checkpointing", False)
     if offered:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         for block in model.modules():
@@ -250,7 +251,8 @@ def carry(start: dict[str, dict[str, Tensor]], layers: Mapping[str, Layer]) -> N
 
 def _stored(layers: Mapping[str, Layer]) -> list[Tensor]:
     # PEFT's file: every slot but the base weight.
-    return [layer.raw(n) for layer in layers.values() for n in layer.names if n != "W"]
+    bases = {v.base.name for v in VARIANTS.values() if v.base}
+    return [layer.raw(n) for layer in layers.values() for n in layer.names if n not in bases]
 
 
 def attempt(side: Side, ask: Callable[..., None], *args: object) -> None:

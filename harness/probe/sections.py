@@ -10,6 +10,7 @@ from harness.probe.comparison import DTYPES, Compared, Gap, Side
 from harness.probe.memory import Cost
 from harness.probe.spectrum import Part, Sweep
 from harness.probe.stream import Streamed
+from oracles.variants import VARIANTS
 
 MIB = 2**20
 BEGIN, END = "<!-- probe: begin -->", "<!-- probe: end -->"
@@ -94,7 +95,7 @@ def _spread(values: dict[str, float] | None) -> str:
 def _parts(parts: list[Part], compared: list[Compared]) -> Table:
     rows = [(p.source, number(p.gap.largest), number(p.gap.relative)) for p in parts]
     for variant, side in _sides(compared):
-        if parts and variant == "pissa" and (found := side.logits.get("bf16")):
+        if parts and VARIANTS[variant].factorised and (found := side.logits.get("bf16")):
             rows.append(
                 (f"all together: {side.who} in bfloat16", number(found.largest), number(found.relative))
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from harness.compare.layer import Layer, SubjectRaised, answering
 from harness.probe.comparison import gap
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
 from oracles.seeding import seed_torch
+from oracles.variants import VARIANTS
 
 ROWS = 512  # of a weight, read at once
 INPUTS = 8
@@ -79,15 +79,14 @@ def _in_file(file: Path) -> Iterator[Place]:
 
 
 def default_targets(folder: Path, variant: str) -> tuple[list[str], list[str]]:
-    """PEFT's table for the folder's model type: endings, and those that (IA)³ gates at the input."""
+    """PEFT's table for the folder's model type: endings, and those on the other side of a method that has two."""
     config = folder / "config.json"
     kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
-    lora = tables.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    ia3 = tables.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
-    table = ia3 if variant == "ia3" else lora
+    binding = VARIANTS[variant].peft
+    table, *other = [getattr(tables, name) for name in binding.tables] if binding else [{}]
     if kind not in table:
         raise NoWeights(f"{folder} names no model type with default targets ({kind}); give --targets")
-    return table[kind], tables.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, [])
+    return table[kind], other[0].get(kind, []) if other else []
 
 
 def chosen(places: list[Place], endings: list[str]) -> list[Place]:
@@ -107,7 +106,8 @@ def plan(folder: Path, specs: list[AdapterSpec], targets: list[str] | None) -> d
     for spec in specs:
         endings, inner = (targets, []) if targets is not None else default_targets(folder, spec.variant)
         for place in chosen(places, endings):
-            sided = dataclasses.replace(spec, feedforward=spec.variant == "ia3" and ends(place.layer, inner))
+            side = VARIANTS[spec.variant].side
+            sided = side.put(spec, ends(place.layer, inner)) if side else spec
             asked.setdefault(place, []).append(sided)
     if not asked:
         raise NoWeights(f"no weight in {folder} ends with {targets}")

@@ -348,6 +348,7 @@ VARIANT = Variant(
             "init": (LAYER, "HRALayer.reset_hra_parameters"),
             "forward": (LAYER, "HRALinear.forward"),
         },
+        keeps_matrices=True,
     ),
     options=(Option("gram_schmidt", False, mode=True),),
     is_singular=_near_zero,

@@ -203,7 +203,7 @@ def _config(spec: AdapterSpec, targets: Targets) -> peft.PeftConfig:
     return peft.IA3Config(target_modules=targets, feedforward_modules=targets if spec.feedforward else [])
 
 
-def _view(name: str, spec: AdapterSpec, live: Tensor) -> View:
+def _view(name: str, spec: AdapterSpec, layer: nn.Module) -> View:
     """PEFT's gate is (out, 1), or (1, in) on feed-forward layers."""
     return _first_row if spec.feedforward else _first_column
 
@@ -253,6 +253,10 @@ VARIANT = Variant(
         view=_view,
         defaults=("target_modules", "feedforward_modules"),
         sided=_sided,
+        tables=(
+            "TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING",
+            "TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING",
+        ),
     ),
     options=(Option("feedforward", False, mode=True, side=True),),
     has_rank=False,

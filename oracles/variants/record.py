@@ -72,7 +72,8 @@ class Option:
     """What a spec can say of one method only: a field of AdapterSpec, or a key of its ``options``.
 
     ``values``: what the cases draw it from. ``mode``: it is off by default, and asked on its own. ``side``: it says on
-    which side of a layer the adapter acts, where a model's layers have theirs by default.
+    which side of a layer the adapter acts, where a model's layers have theirs by default. ``key``: it seeds the
+    generator that tensors with ``drawn_from="spec"`` come from.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Option:
     values: tuple[Any, ...] = ()
     mode: bool = False
     side: bool = False
+    key: bool = False
 
     def of(self, spec: AdapterSpec) -> Any:
         """Its value in ``spec``."""
@@ -300,17 +302,23 @@ class Binding:
     """How a method is asked of PEFT, and where its canonical tensors live on the tuner layer.
 
     ``defaults``: fields of the config that are None where PEFT is to choose the targets. ``sided``: the spec of one
-    layer of a model. ``evaluated_as``: the method as which PEFT is asked in a dtype in which it refuses this one, the
-    start written in. ``sources``: aspect -> file under `peft/tuners` and symbol.
+    layer of a model. ``tables``: the names in `peft.utils.constants` of PEFT's default targets by type of model and, of
+    a method with two sides, of those that are adapted on the other one. ``keeps_matrices``: its forward pass keeps
+    d × d matrices for the backward one. ``evaluated_as``: the method as which PEFT is asked in a dtype in which it
+    refuses this one, the start written in. ``sources``: aspect -> file under `peft/tuners` and symbol.
     """
 
     config: Callable[[AdapterSpec, Targets], peft.PeftConfig]
     paths: Mapping[str, str]
     sources: Mapping[str, tuple[str, str]]
-    view: Callable[[str, AdapterSpec, Tensor], View] | None = None
+    view: Callable[[str, AdapterSpec, Any], View] | None = (
+        None  # (tensor's name, spec, tuner layer) -> its view
+    )
     defaults: tuple[str, ...] = ("target_modules",)
     sided: Callable[[nn.Module, AdapterSpec], AdapterSpec] = lambda layer, spec: spec
     evaluated_as: str | None = None
+    tables: tuple[str, ...] = ("TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",)
+    keeps_matrices: bool = False
 
 
 # The whole record

@@ -90,21 +90,20 @@ HIDES: dict[str, tuple[str, ...]] = {
     # no dropout acts anywhere
     "*.dropout_ignored": ("*.dropout_on_*",),
     # a mask of whole samples is the same before and after a linear map
-    "*.dropout_rows": ("*.dropout_on_update", "*.dropout_on_hidden"),
+    "*.dropout_rows": ("*.dropout_on_update", "lora.dropout_on_hidden", "pissa.dropout_on_hidden",
+                       "delora.dropout_on_hidden"),
     # without the branch in the graph it does not matter on which step its parameters would get a gradient
     "*.branch_cut": ("*.dead_first_step", "*.no_gradient", "*.norm_attached", "*.xi_detached"),
     "*.no_gradient": ("*.norm_attached", "*.xi_detached", "*.constant_norm"),
     # with s = 1 what is multiplied by s, or lacks it, is the same
-    "*.no_scale": ("*.bias_scaled", "dora.unscaled_norm", "pissa.no_scale_compensation", "pissa.scaled_residual",
+    "*.no_scale": ("lora.bias_scaled", "dora.unscaled_norm", "pissa.no_scale_compensation", "pissa.scaled_residual",
                    "pissa.compensated_in_one_factor"),
     "dora.scale_outside": ("dora.unscaled_norm",),
     # the norm of the frozen weight has no gradient
     "dora.norm_of_base": ("dora.norm_attached",),
-    # on the other side there is no output gate
-    "ia3.scalar_gate": ("ia3.bias_gated_by_mean",),
     # sums have no order
     "hra.all_at_once": ("hra.reversed",),
-    "hra.first_only": ("hra.all_at_once",),
+    "hra.first_only": ("hra.all_at_once", "hra.gram_schmidt_always"),
     # orthonormal vectors have length one, and their reflections commute
     "hra.gram_schmidt_always": ("hra.reversed", "hra.not_normalised", "hra.constant_norm", "hra.norm_not_squared",
                                 "hra.all_at_once"),

@@ -17,6 +17,7 @@ from harness.subjects import resolve
 from oracles import registry
 from oracles.authors import available, recordings
 from oracles.authors.replay import Absent, Replay
+from oracles.variants import VARIANTS
 from refs import catalog as catalogue
 from refs.locate import cache_path
 from reports.model import Claim
@@ -33,8 +34,8 @@ def test_author_means_all_of_the_authors() -> None:
 
 
 def test_every_variant_has_peft_the_equations_and_an_author() -> None:
-    for variant in ("lora", "pissa", "dora", "ia3", "hra", "delora"):
-        for id_ in ("peft", "paper", "author"):
+    for variant in VARIANTS:
+        for id_ in ("peft", "paper", *(("author",) if available(variant) else ())):
             assert variant in registry.find(id_, variant).variants
     with pytest.raises(KeyError, match="author_nlu"):
         registry.find("author_nlu", "lora")

@@ -47,7 +47,7 @@ def parameters(layer: Any, variant: str, adapter: str, spec: AdapterSpec) -> dic
         if record.role == "parameter":
             with torch.no_grad():
                 node.copy_(torch.randn(node.shape) * 0.5 + 0.7)
-        view = binding.view(name, spec, node) if binding.view else (lambda t: t)
+        view = binding.view(name, spec, layer) if binding.view else (lambda t: t)
         found[name] = view(node).detach().double()
     return found
 
