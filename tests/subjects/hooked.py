@@ -18,6 +18,7 @@ class Hooked(nn.Module):
     def __init__(self, layer: nn.Linear, spec: AdapterSpec) -> None:
         super().__init__()
         assert spec.rank > 0, "rank must be positive"
+        self.spec = spec
         self.scale, self.rank, self.p = spec.alpha / spec.rank, spec.rank, spec.dropout
         self.dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
         self.build(layer.weight.data.to(self.dtype), spec)
@@ -156,7 +157,7 @@ class Library(InTorchFile):
         if "W" in slots:
             with torch.no_grad():
                 base.weight -= (adapter.scale * adapter.B @ adapter.A).to(base.weight.dtype)
-        base.adapter = adapter
+        base.adapter = adapter.train(base.training)
 
         def enter(layer: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (adapter.before(layer, args[0]), *args[1:])
@@ -182,9 +183,12 @@ class Library(InTorchFile):
         layer = adapted.module
         dtype = layer.weight.dtype
         layer.to(layer.adapter.dtype)
+        training = layer.training
+        layer.eval()
         with torch.no_grad():
             zero = layer(torch.zeros(1, layer.in_features, dtype=layer.weight.dtype))[0]
             eye = layer(torch.eye(layer.in_features, dtype=layer.weight.dtype))
+        layer.train(training)
         merged = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, dtype=dtype)
         with torch.no_grad():
             merged.weight.copy_((eye - zero).T)

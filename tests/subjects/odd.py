@@ -51,7 +51,7 @@ class SinglePrecision(InSafetensors):
     variants = frozenset({"lora", "ia3"})
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
-        layer = Single(base, spec)
+        layer = Single(base, spec).train(base.training)
         return Adapted(layer, {name: Slot(p) for name, p in layer.named_parameters(recurse=False)})
 
 
@@ -99,7 +99,7 @@ class OwnBackward(InSafetensors):
     variants = frozenset({"lora"})
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
-        layer = OwnBackwardLayer(base, spec)
+        layer = OwnBackwardLayer(base, spec).train(base.training)
         return Adapted(layer, {"A": Slot(layer.A), "B": Slot(layer.B)})
 
 
@@ -139,7 +139,7 @@ class Functional(InSafetensors):
     variants = frozenset({"dora"})
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
-        layer = Called(base, spec)
+        layer = Called(base, spec).train(base.training)
         slots = {"A": layer.down.weight, "B": layer.up.weight, "m": layer.magnitude}
         return Adapted(layer, {name: Slot(tensor) for name, tensor in slots.items()})
 
@@ -152,7 +152,7 @@ class CachedDora(Implementation):
     variants = frozenset({"dora"})
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
-        layer = VersionedLayer(base, spec)
+        layer = VersionedLayer(base, spec).train(base.training)
         slots = {"A": layer.down.weight, "B": layer.up.weight, "m": layer.magnitude}
         return Adapted(layer, {name: Slot(tensor) for name, tensor in slots.items()})
 

@@ -201,6 +201,7 @@ class Library(InStateDict):
             raise ValueError("rank is too large for this layer")
         layer = LINEARS[spec.variant](base, spec)
         layer.taken_from = (base,)
+        layer.train(base.training)
         return Adapted(layer, layer.slots())
 
     def merge(self, adapted: Adapted) -> nn.Linear:

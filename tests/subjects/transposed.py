@@ -139,5 +139,5 @@ class Library(InSafetensors):
             raise ValueError("rank must be even")
         if spec.variant == "pissa" and spec.rank > min(base.weight.shape):
             raise ValueError("rank above min(in, out)")
-        layer = RowVectors(base, spec)
+        layer = RowVectors(base, spec).train(base.training)
         return Adapted(layer, layer.slots())

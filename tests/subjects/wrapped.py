@@ -36,6 +36,7 @@ class Wrapped(nn.Module):
         self.drop = nn.Dropout(spec.dropout)
         self.dtype = wide(base.weight.dtype)
         self.build()
+        self.train(base.training)
 
     @property
     def s(self) -> float:
