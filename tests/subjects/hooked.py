@@ -100,6 +100,9 @@ class Hra(Hooked):
     def build(self, W: Tensor, spec: AdapterSpec) -> None:
         self.gram_schmidt = spec.gram_schmidt
         bound = max(spec.rank // 2, 1) ** -0.5
+        if spec.gram_schmidt:  # pairs would leave nothing that is orthogonal to one another
+            self.U = nn.Parameter(torch.empty(W.shape[1], spec.rank, dtype=W.dtype).uniform_(-bound, bound))
+            return
         columns = (spec.rank + 1) // 2
         half = torch.empty(W.shape[1], columns, dtype=W.dtype).uniform_(-bound, bound)
         self.U = nn.Parameter(half.repeat_interleave(2, 1)[:, : spec.rank].contiguous())
@@ -137,6 +140,16 @@ class Delora(Hooked):
         return (y + h @ self.B.T).to(y.dtype)
 
 
+def enter(layer: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Forward pre-hook; the adapter is found on the layer, so that a copy of the layer has its own."""
+    return (layer.adapter.before(layer, args[0]), *args[1:])
+
+
+def leave(layer: Any, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+    """Forward hook."""
+    return layer.adapter.after(layer, args[0], y)
+
+
 ADAPTERS: dict[str, type[Hooked]] = {
     "lora": Lora, "pissa": Pissa, "dora": Dora, "ia3": Ia3, "hra": Hra, "delora": Delora,
 }  # fmt: skip
@@ -159,12 +172,6 @@ class Library(InTorchFile):
                 base.weight -= (adapter.scale * adapter.B @ adapter.A).to(base.weight.dtype)
         base.adapter = adapter.train(base.training)
 
-        def enter(layer: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (adapter.before(layer, args[0]), *args[1:])
-
-        def leave(layer: Any, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-            return adapter.after(layer, args[0], y)
-
         adapter.handles = [base.register_forward_pre_hook(enter), base.register_forward_hook(leave)]
         adapter.weight_before = [before]  # in a list, out of the state dict
         return Adapted(base, slots)
@@ -184,7 +191,11 @@ class Library(InTorchFile):
         dtype = layer.weight.dtype
         layer.to(layer.adapter.dtype)
         training = layer.training
+<<<<<<< HEAD
         layer.eval()
+=======
+        layer.eval()  # asked in training mode it would drop some of the answers
+>>>>>>> 8118bdf (Contexts: one check each for evaluation mode, no gradients, accumulation, checkpointing, autocast, compile, copies and casts)
         with torch.no_grad():
             zero = layer(torch.zeros(1, layer.in_features, dtype=layer.weight.dtype))[0]
             eye = layer(torch.eye(layer.in_features, dtype=layer.weight.dtype))

@@ -1,8 +1,12 @@
-"""Odd but right: single precision throughout, a backward of one's own, functional calls, caches."""
+"""Odd but right: single precision throughout, a backward of one's own, functional calls, caches.
+
+Answers are in the dtype of x, under autocast too.
+"""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,17 +58,22 @@ class SinglePrecision(InSafetensors):
         layer = Single(base, spec).train(base.training)
         return Adapted(layer, {name: Slot(p) for name, p in layer.named_parameters(recurse=False)})
 
+    def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
+        return Path(__file__), "Single"
+
 
 class LowRankProduct(torch.autograd.Function):
     """s x Aᵀ Bᵀ with the backward written out, as fused kernels do."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
         ctx.save_for_backward(x, A, B)
         ctx.s = s
         return s * (x @ A.T) @ B.T
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, A, B = ctx.saved_tensors
         s, rows = ctx.s, x.reshape(-1, x.shape[-1])
@@ -143,6 +152,9 @@ class Functional(InSafetensors):
         slots = {"A": layer.down.weight, "B": layer.up.weight, "m": layer.magnitude}
         return Adapted(layer, {name: Slot(tensor) for name, tensor in slots.items()})
 
+    def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
+        return Path(__file__), "Called"
+
 
 class CachedDora(Implementation):
     """DoRA alone, no files: W' is kept between evaluations and made anew when a parameter's version has moved."""
@@ -155,6 +167,9 @@ class CachedDora(Implementation):
         layer = VersionedLayer(base, spec).train(base.training)
         slots = {"A": layer.down.weight, "B": layer.up.weight, "m": layer.magnitude}
         return Adapted(layer, {name: Slot(tensor) for name, tensor in slots.items()})
+
+    def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
+        return Path(__file__), "VersionedLayer"
 
 
 class VersionedLayer(Called):
