@@ -43,6 +43,7 @@ ROUNDOFFS = {
 # Facts that are read off numbers, where right and wrong lie far apart.
 SCALE_FACTOR = 1e-3  # the factor on the contribution, relative: α/r against α/√r, not digits
 DEAD_GRADIENT = 50.0  # a gradient below this multiple of its rounding noise is no gradient
+SINGULAR = 1e5  # roundings that one rounding of the start moves the output by: a division by noise
 SAME_FUNCTION = 1e-4  # outputs of order one by which an ignored option is told from one that acts
 BASE_CHANGED = 1e-4  # outputs of order one by which a base that was replaced is told from one that was not
 EVALUATION_GAP = 1e-5  # evaluation with p > 0 against p = 0, relative to the largest entry
