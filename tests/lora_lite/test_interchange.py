@@ -67,12 +67,18 @@ def test_peft_reads_what_it_wrote(variant: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_rslora": True}, "use_rslora=True, which lora_lite does not have"),
-        ({"rank_pattern": {"a": 2}}, "rank_pattern"),
+        ({"use_qalora": True}, "use_qalora=True, which lora_lite does not have"),
+        ({"lora_bias": True}, "lora_bias=True, which lora_lite does not have"),
+        ({"modules_to_save": ["b"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"some_future_option": 1}, "some_future_option=1, which lora_lite does not have"),
+        ({"rank_pattern": {"a": 2}}, r"a.lora_A.weight: the file has shape \(4, 12\), expected \(2, 12\)"),
+        ({"target_modules": ["a"]}, "has tensors for 'b', which its target_modules do not name"),
+        ({"target_modules": "a|b", "exclude_modules": ["b"]}, "has tensors for 'b'"),
         ({"init_lora_weights": "olora"}, "olora"),
         ({"peft_type": "LOHA"}, "peft_type 'LOHA'; lora_lite reads LORA"),
         ({"r": 3}, r"shape \(4, 12\), expected \(3, 12\)"),
-        ({"use_dora": True}, r"expected \['A', 'B', 'm'\]"),
+        ({"use_dora": True}, r"expected \['lora_A.weight', 'lora_B.weight', 'lora_magnitude_vector'\]"),
     ],
 )
 def test_what_it_cannot_take_changes_nothing(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from ..config import DoRAConfig
-from ..variant import add, bias_of, full_precision, register, weight_of
+from ..variant import Variant, add, bias_of, full_precision, register, weight_of
 from .lora import LoRA
 
 __all__ = ["DoRA"]
@@ -20,9 +19,11 @@ class DoRA(LoRA):
     Equation
         V = W + s B A,  s = α / r,  g = m / ‖V‖_row with ‖V‖_row held constant (detached):
         y = x Wᵀ + b + (g - 1) ⊙ drop(x) Wᵀ + g ⊙ s drop(x) Aᵀ Bᵀ.
-        Without dropout that is x (diag(g) V)ᵀ + b; merged: diag(g) V. The bias is not scaled by g.
+        Without dropout that is x (diag(g) V)ᵀ + b; merged: diag(g) V. The bias is not scaled by g. Several
+        active ones add what each changes of the base: W + Σ (diag(g_i) V_i - W).
     Shapes
-        A (r, in), B (out, r), m (out,): one magnitude for each output, the norm of a row of W (out, in).
+        A (r, in), B (out, r), m (out,): one magnitude for each output, the norm of a row of W (out, in); of
+        an embedding, the norm of one dimension over all tokens. A and B of other kinds of layers as LoRA.
     Initialisation
         A, B as LoRA; m = ‖W‖_row: g is exactly 1 and step 0 is the base bit for bit.
     What detaching the norm means
@@ -50,6 +51,16 @@ class DoRA(LoRA):
 
     Config = DoRAConfig
     needs_weight = True
+    takes_quantised = False
+
+    def _check_weight(self, layer: nn.Module) -> None:
+        super()._check_weight(layer)
+        if problem := self.kind.merge_problem(layer):
+            raise ValueError(f"dora needs W + s B A, but {problem}")
+
+    def conflict(self, other: Variant) -> str | None:
+        """PiSSA leaves a residual of the W that DoRA scales."""
+        return other.conflict(self) if other.Config.variant == "pissa" else super().conflict(other)
 
     def build(self) -> None:
         """A (r, in), B (out, r), m (out,)."""
@@ -73,7 +84,7 @@ class DoRA(LoRA):
         return torch.cat(norms)
 
     def _combine(self, W: Tensor, B: Tensor) -> Tensor:
-        return torch.addmm(W.to(B.dtype), B, self.A, alpha=self.scale)
+        return torch.addmm(W.to(B.dtype), B.flatten(1), self.A.flatten(1), alpha=self.scale)
 
     def gain(self, W: Tensor) -> Tensor:
         """g = m / ‖V‖_row (out,), and m + 1 for a zero row."""
@@ -83,18 +94,22 @@ class DoRA(LoRA):
 
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """y + (g - 1) ⊙ (z + v) + v with z = drop(x) Wᵀ and v = s drop(x) Aᵀ Bᵀ."""
+        return add(y, self.change(layer, x, y))
+
+    def change(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """(g - 1) ⊙ (z + v) + v (..., out)."""
         dropped = self.dropped(x)
         z = self._base_product(layer, dropped, y)
-        v = self.low_rank(dropped)
-        return add(y, (self.gain(weight_of(layer)) - 1) * (z + v) + v)
+        v = self.kind.up(layer, self.coordinates(layer, dropped), self.B)
+        return self.kind.per_output(self.gain(weight_of(layer)) - 1) * (z + v) + v
 
     def _base_product(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """x Wᵀ (..., out); where nothing was dropped it is in y already."""
-        if self.training and self.config.dropout > 0:
+        if self.drops:
             W = weight_of(layer)
-            return linear(x.to(W.dtype), W)
+            return self.kind.apply(layer, x.to(W.dtype), W)
         b = bias_of(layer)
-        return y if b is None else y - b
+        return y if b is None else y - self.kind.per_output(b)
 
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """diag(g) (W + s B A), bias unchanged."""
