@@ -162,7 +162,7 @@ def _is_the_base(model: nn.Module, key: str, tensor: Tensor) -> bool:
         return False
     if found is not None and not torch.equal(tensor.to(found.dtype), found.detach().cpu()):
         raise ValueError(
-            f"the PEFT checkpoint holds another {name!r} than the base's, and lora_lite trains no base weight"
+            f"the PEFT checkpoint holds a {name!r} of its own, and lora_lite trains no base weight"
         )
     return found is not None
 
