@@ -77,8 +77,8 @@ class DeLoRA(Variant):
         return dropout(x, self.config.dropout) if active else x
 
     def coordinates(self, x: Tensor) -> Tensor:
-        """(drop(x) ⊙ w_norm) Aᵀ diag((λ/r) Ξ) (..., r)."""
-        return linear(self.dropped(x) * self.w_norm, self.A) * self.scale()
+        """(drop(x) ⊙ w_norm) Aᵀ diag((λ/r) Ξ) (..., r), w_norm taken to A, which is smaller than x."""
+        return linear(self.dropped(x).to(self.A.dtype), self.A * self.w_norm) * self.scale()
 
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """y + (drop(x) ⊙ w_norm) Aᵀ diag((λ/r) Ξ) Bᵀ."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,35 @@ from ..variant import Variant, add, bias_of, full_precision, register, weight_of
 from .lora import LoRA
 
 __all__ = ["DoRA"]
+
+
+class Scale(torch.autograd.Function):
+    """g ⊙ u + (1 - g) ⊙ b (n, out) and u = y + h Bᵀ (n, out), from y (n, out), h (n, r), B (out, r), g and b (out,).
+
+    The backward pass is what autograd would do, in three passes over the output instead of eight.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, h: Tensor, B: Tensor, g: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        u = torch.addmm(y, h, B.t())
+        return torch.addcmul((1 - g) * b, u, g), u
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[1:], output[1])
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, du: Tensor | None) -> tuple[Tensor | None, ...]:
+        h, B, g, b, u = ctx.saved_tensors
+        if dout is None:
+            return (None,) * 5 if du is None else (du, du @ B, du.t() @ h, None, None)
+        with full_precision(dout):
+            d = dout * g if du is None else torch.addcmul(du, dout, g)
+            dg = (dout * u).sum(0) - b * dout.sum(0)
+            return d if ctx.needs_input_grad[0] else None, d @ B, d.t() @ h, dg, None
 
 
 @register
@@ -31,9 +62,10 @@ class DoRA(LoRA):
         V is (m/‖V‖) ∇W' (Eq. (11)) without the projection onto the complement of V of Eq. (6): less memory,
         and A and B also receive the part of the gradient that only rescales a row.
     Cost
-        The norms are computed from W + s B A a block of rows at a time; the whole is never built. Where no
-        dropout is active, x Wᵀ is taken from the layer's own output instead of being computed again, and one
-        tensor of the output's size is kept for the backward pass.
+        The norms come from W Aᵀ and A Aᵀ, or, where that would cancel and on other devices than the CPU, from
+        W + s B A a block of rows at a time; the whole is never built. Where no dropout is active, x Wᵀ is taken
+        from the layer's own output instead of being computed again, and one tensor of the output's size is
+        kept for the backward pass.
 
     References
         https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/dora.py
@@ -75,13 +107,33 @@ class DoRA(LoRA):
 
     @torch.no_grad()
     def row_norm(self, W: Tensor) -> Tensor:
-        """‖W + s B A‖_row (out,), detached: the norm of each eighth of the rows in turn."""
-        # Expanding the square needs no V at all, is as cheap, and cancels where s B A is close to -W.
-        rows = max(64, -(-self.out_features // 8))
+        """‖W + s B A‖_row (out,), detached."""
         with full_precision(W):
-            blocks = zip(W.split(rows), self.B.split(rows), strict=True)
-            norms = [self._combine(w, b).norm(dim=1) for w, b in blocks]
-        return torch.cat(norms)
+            # Elsewhere than on the CPU, looking at the result would wait for the device.
+            if W.device.type == "cpu" and not torch.compiler.is_compiling():
+                square, terms = self._expanded(W)
+                if (square >= terms / 4).all():
+                    return square.sqrt()
+            blocks = zip(self._blocks(W), self.B.split(self._rows), strict=True)
+            return torch.cat([self._combine(w, b).norm(dim=1) for w, b in blocks])
+
+    def _expanded(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        """‖w + s b A‖² (out,) as ‖w‖² + 2 s ⟨w Aᵀ, b⟩ + s² ⟨b A Aᵀ, b⟩, and the sum of the first and last term,
+        beside which it is small where s B A is close to -W and digits are lost."""
+        A, B = self.A.flatten(1), self.B.flatten(1) * self.scale
+        product = (
+            W @ A.t() if W.dtype == A.dtype else torch.cat([w.to(A.dtype) @ A.t() for w in self._blocks(W)])
+        )
+        terms = torch.linalg.vector_norm(W, dim=1, dtype=B.dtype).square() + (B * (B @ (A @ A.t()))).sum(1)
+        return terms + 2 * (B * product).sum(1), terms
+
+    @property
+    def _rows(self) -> int:
+        return max(64, -(-self.out_features // 8))
+
+    def _blocks(self, W: Tensor) -> tuple[Tensor, ...]:
+        """An eighth of the rows at a time."""
+        return W.split(self._rows)
 
     def _combine(self, W: Tensor, B: Tensor) -> Tensor:
         return torch.addmm(W.to(B.dtype), B.flatten(1), self.A.flatten(1), alpha=self.scale)
@@ -93,8 +145,19 @@ class DoRA(LoRA):
         return (self.m + zero) / (norm + zero)
 
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """y + (g - 1) ⊙ (z + v) + v with z = drop(x) Wᵀ and v = s drop(x) Aᵀ Bᵀ."""
-        return add(y, self.change(layer, x, y))
+        """y + (g - 1) ⊙ (z + v) + v with z = drop(x) Wᵀ and v = s drop(x) Aᵀ Bᵀ; undropped, z is y - b."""
+        if self.drops or not self.kind.sums_in_one:
+            return add(y, self.change(layer, x, y))
+        h = self.coordinates(layer, x.to(self.A.dtype))
+        with full_precision(y):
+            g, b = self.gain(weight_of(layer)), bias_of(layer)
+            b = torch.zeros_like(g) if b is None else b.to(g.dtype)
+            rows = y.reshape(-1, self.out_features).to(g.dtype)
+            return (
+                Scale.apply(rows, h.reshape(-1, self.rank).to(g.dtype), self.B, g, b)[0]
+                .view(y.shape)
+                .to(y.dtype)
+            )
 
     def change(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """(g - 1) ⊙ (z + v) + v (..., out)."""
