@@ -106,11 +106,21 @@ class Residual(LowRank):
         W = torch.cat([rows for _, rows in blocks()])
         U, S, Vh = torch.linalg.svd(W, full_matrices=False)
         self._out = (U[:, : self.principal] * S[: self.principal], Vh[: self.principal])
+        self._singular = S
+
+    def amplification(self) -> float:
+        """How much more than one rounding of W the principal part can feel: two singular values that are near."""
+        S, r = self._singular, self.principal
+        return float(S[r - 1] / (S[r - 1] - S[r])) if 0 < r < len(S) else 1.0
+
+    def residual(self, W: Tensor, start: int) -> Tensor:
+        """Rows of ``W_res``."""
+        left, right = self._out
+        return W - left[start : start + W.shape[0]] @ right
 
     def rows(self, W: Tensor, start: int) -> Tensor:
         """``W_res + left right``."""
-        left, right = self._out
-        return super().rows(W, start) - left[start : start + W.shape[0]] @ right
+        return super().rows(self.residual(W, start), start)
 
     def times(self, factor: float) -> Residual:
         """The same residual, ``left right`` times ``factor``."""
@@ -166,6 +176,14 @@ class Reflect(Update):
     U: Tensor
     gram_schmidt: bool = False
     reverse: bool = False
+
+    def amplification(self) -> float:
+        """How much more than one rounding of U the product can feel: vectors that all but cancel in Gram-Schmidt."""
+        if not self.gram_schmidt:
+            return 1.0
+        U = self.U.double()
+        left = (orthonormal(U) * U).sum(0).abs()
+        return float((torch.linalg.vector_norm(U, dim=0) / left.clamp(min=1e-300)).max())
 
     def rows(self, W: Tensor, start: int) -> Tensor:
         """Every row meets H₁ first: ``(w H₁) H₂ …``."""
