@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from harness.checkpoints.judgement import VERIFIED, Judgement
+from harness.checkpoints.merge_judgement import VERIFIED, Judgement
 from harness.checkpoints.verify_merge import Verification, exit_code
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from harness.checkpoints import judgement
+from harness.checkpoints import merge_judgement as judgement
 from harness.checkpoints.adapter_folder import AdapterFolder
 from harness.checkpoints.base_checkpoint import BaseCheckpoint
-from harness.checkpoints.judgement import Judgement, Question, Rows
+from harness.checkpoints.merge_judgement import Judgement, Question, Rows
 from harness.checkpoints.rounding_replay import Dtypes
 from harness.checkpoints.tensor_folder import Unreadable
 from oracles.vectors.meaning import AdaptedModule

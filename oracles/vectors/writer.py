@@ -86,8 +86,9 @@ def _numbers(expected: Expected) -> dict[str, Tensor]:
 
 
 def _described(draft: Draft, expected: Expected | None) -> Config:
-    methods = sorted({m.method for m in draft.modules} - {"replace"}) or [draft.config["peft_type"].lower()]
     config = draft.config
+    method = "dora" if config.get("use_dora") else config["peft_type"].lower()
+    methods = sorted({m.method for m in draft.modules} - {"replace"}) or [method]
     flags: Config = {
         "method": methods[0],
         "layers": sorted({m.kind for m in draft.modules}),

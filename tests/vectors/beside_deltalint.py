@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from harness.checkpoints import judgement
+from harness.checkpoints import merge_judgement as judgement
 from harness.checkpoints.verify_merge import Verification, exit_code
 
 Tensors = dict[str, Tensor]
@@ -162,12 +162,16 @@ def merges(home: Path) -> Iterator[Merge]:
             yield Merge(f"{method}, another adapter ({kind})", right.base, right.adapter, other.merged, False)
     place = home / "small"
     small = _made("LoRA", torch.bfloat16, 0.001, place)
-    yield Merge("LoRA below bfloat16's rounding, as PEFT merges it", small.base, small.adapter, small.merged, True)
+    yield Merge(
+        "LoRA below bfloat16's rounding, as PEFT merges it", small.base, small.adapter, small.merged, True
+    )
     yield _spoiled(small, "below the rounding, not applied", _share(0))
     large = _made("LoRA", torch.bfloat16, 3.0, home / "grid")
     yield _spoiled_right(large, "on a 4-bit grid afterwards")
     yield _spoiled(
-        large, "the base on a 4-bit grid, the update lost", lambda base, _: {n: _four_bits(t) for n, t in base.items()}
+        large,
+        "the base on a 4-bit grid, the update lost",
+        lambda base, _: {n: _four_bits(t) for n, t in base.items()},
     )
 
 
@@ -175,13 +179,18 @@ def _spoiled_right(right: Merge, name: str) -> Merge:
     """Quantised and still holding the update in the tensors that are adapted."""
     base, merged = (load_file(folder / "model.safetensors") for folder in (right.base, right.merged))
     coarse = {n: _four_bits(t) if n.startswith(tuple(QK)) else base[n] for n, t in merged.items()}
-    return Merge(f"LoRA, {name}", right.base, right.adapter, _write(right.merged.parent / "grid", coarse), True)
+    return Merge(
+        f"LoRA, {name}", right.base, right.adapter, _write(right.merged.parent / "grid", coarse), True
+    )
 
 
 def _second(method: str) -> str:
-    return {"lora_bias": "q_proj.bias", "embedding": "embed", "modules_to_save": "head", "Conv2d": "conv"}.get(
-        method, "k_proj"
-    )
+    return {
+        "lora_bias": "q_proj.bias",
+        "embedding": "embed",
+        "modules_to_save": "head",
+        "Conv2d": "conv",
+    }.get(method, "k_proj")
 
 
 def _ours(merge: Merge) -> str:
@@ -195,7 +204,17 @@ def _ours(merge: Merge) -> str:
 
 
 def _theirs(tool: str, merge: Merge) -> str:
-    command = [tool, "check", "--base", merge.base, "--adapter", merge.adapter, "--merged", merge.merged, "--json"]
+    command = [
+        tool,
+        "check",
+        "--base",
+        merge.base,
+        "--adapter",
+        merge.adapter,
+        "--merged",
+        merge.merged,
+        "--json",
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     try:
         layers = json.loads(done.stdout)["layers"]
@@ -213,7 +232,10 @@ def main() -> None:
     print("| merge | right | deltalint 0.1.0 | verify-merge |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as home:
         for merge in merges(Path(home)):
-            print(f"| {merge.name} | {'yes' if merge.right else 'no'} | {_theirs(tool, merge)} | {_ours(merge)} |", flush=True)
+            print(
+                f"| {merge.name} | {'yes' if merge.right else 'no'} | {_theirs(tool, merge)} | {_ours(merge)} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.checkpoints import judgement
+from harness.checkpoints import merge_judgement as judgement
 from harness.checkpoints.__main__ import main
-from harness.checkpoints.judgement import Judgement
+from harness.checkpoints.merge_judgement import Judgement
 from harness.checkpoints.verify_merge import Verification, exit_code
 from oracles.vectors.corpus import Vector, vectors
 
