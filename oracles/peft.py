@@ -61,6 +61,14 @@ def _slots(module: nn.Module, spec: AdapterSpec) -> dict[str, Slot]:
     return {name: Slot(tensor, binding.view(name, spec, module)) for name, tensor in tensors.items()}
 
 
+def _whole(model: nn.Module) -> Any:
+    """The PeftModel around an adapted model; raises Unsupported for a model that PEFT has not adapted."""
+    tuned = vars(model).get("_audited_whole")
+    if tuned is None:
+        raise Unsupported("PEFT has not adapted this model")
+    return tuned
+
+
 class Peft(Oracle):
     """The installed PEFT release, as an oracle and as a subject."""
 
@@ -150,11 +158,41 @@ class Peft(Oracle):
                 tuned = peft.get_peft_model(model, config)
             except TypeError as error:
                 raise Unsupported(f"PEFT: {error}") from error
+        object.__setattr__(model, "_audited_whole", tuned)
         return {
             name: Adapted(layer, _slots(layer, BINDINGS[spec.variant].sided(layer, spec)))
             for name, layer in tuned.base_model.model.named_modules()
             if isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer)
         }
+
+    def load_peft(self, model: nn.Module, folder: Path) -> Mapping[str, Adapted]:
+        """``PeftModel.from_pretrained`` around the model, whose layers it replaces in place, trainable.
+
+        The layers come without slots: a file is of any method that PEFT has.
+        """
+        import peft
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tuned = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
+        object.__setattr__(model, "_audited_whole", tuned)
+        return {
+            name: Adapted(layer, {})
+            for name, layer in tuned.base_model.model.named_modules()
+            if isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer)
+        }
+
+    def save_peft(self, model: nn.Module, folder: Path) -> None:
+        """``PeftModel.save_pretrained``."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _whole(model).save_pretrained(str(folder))
+
+    def merge_model(self, model: nn.Module) -> nn.Module:
+        """``merge_and_unload``."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _whole(model).merge_and_unload()
 
     def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
         """The tuner's layer file and the method that carries the aspect."""

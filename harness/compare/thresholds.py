@@ -35,6 +35,7 @@ GAUSSIAN_SIGMA = (
 # Where the noise is not measured: roundoffs of its own size that an output may be off by, before "formula" is applied.
 ROUNDOFFS = {
     "another base": 100.0,  # the same function by another weight: W_res and B A cancel differently
+    "checkpoint": 100.0,  # a chain of layers; PEFT factorises a PiSSA base again, in float32
     "interchange": 10.0,  # two libraries, two orders of the same sums
     "layer of a model": 10.0,  # sums of a few dozen terms, and cancellations of reflections
     "shared layer": 1000.0,  # "acts once" against "acts twice": nothing in between
