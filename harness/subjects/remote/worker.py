@@ -493,7 +493,7 @@ def slot_view(slot, torch):
     """How the canonical tensor lies in the live one: None (all of it), strides, a computed value, or an error."""
     view = getattr(slot, "view", None)
     if getattr(slot, "read", None) is not None:
-        return {"computed": True, "write": slot.write is not None, "gradient": slot.gradient is not None}
+        return None
     if view is INTERFACE.identity:
         return None
     tensor = slot.tensor
@@ -629,20 +629,19 @@ class TorchServer:
         """∂L/∂inputs and ∂L/∂tensors of a call from ∂L/∂outputs."""
         outputs, inputs, world = self.calls[header["call"]]
         given = [None if g is None else self.tensors.tensor(raws[g]) for g in header["gradients"]]
-        leaves = dict(world.live, **{-1_000_000_000 - i: t for i, t in enumerate(inputs)})
-        leaves = {n: t for n, t in leaves.items() if t.requires_grad and t.is_leaf}
-        for leaf in leaves.values():
+        live = [(n, t) for n, t in world.live.items() if t.requires_grad and t.is_leaf]
+        leaves = [t for _, t in live] + [t for t in inputs if t.requires_grad]
+        for leaf in leaves:
             leaf.grad = None
         pairs = [(y, g) for y, g in zip(outputs, given) if g is not None and y.requires_grad]
         self.torch.autograd.backward([y for y, _ in pairs], [g for _, g in pairs], retain_graph=True)
-        found = {n: t.grad for n, t in leaves.items()}
-        for leaf in leaves.values():
-            leaf.grad = None
-        of_inputs = [found.get(-1_000_000_000 - i) for i in range(len(inputs))]
-        return {
-            "inputs": [None if g is None else parcel.add(g) for g in of_inputs],
-            "tensors": [[n, parcel.add(g)] for n, g in found.items() if g is not None and n > -1_000_000_000],
+        reply = {
+            "inputs": [None if t.grad is None else parcel.add(t.grad) for t in inputs],
+            "tensors": [[n, parcel.add(t.grad)] for n, t in live if t.grad is not None],
         }
+        for leaf in leaves:
+            leaf.grad = None
+        return reply
 
     def do_slot(self, header, raws, parcel):
         """``read``, ``write`` or ``gradient`` of a slot whose canonical value is computed."""
@@ -781,7 +780,9 @@ class TorchServer:
         usable[name] = slot
         if id(slot.tensor) not in self.world.number_of:
             self.world.loose.append(slot.tensor)
-        return {"live": self.world.number(slot.tensor)}
+        computed = getattr(slot, "read", None) is not None
+        told = {"live": self.world.number(slot.tensor), "whole": slot.view is INTERFACE.identity and not computed}
+        return dict(told, computed=[slot.write is not None, slot.gradient is not None]) if computed else told
 
     def state(self, header, parcel):
         """What has changed on this side: the tree of the request's world, torch's generator."""
@@ -1248,6 +1249,7 @@ def watch(parent):
 
 def main():
     """Serve until the audit is gone."""
+    sys.path.pop(0)  # this file's folder: its neighbours must not stand in for a library's modules
     channel = Channel(int(sys.argv[1]), int(sys.argv[2]))
     for descriptor in (channel.read_fd, channel.write_fd):
         os.set_inheritable(descriptor, False)
