@@ -97,6 +97,7 @@ class World:
         self.tensors: dict[int, Tensor] = {}
         self.memories: dict[int, Memory] = {}
         self.told: dict[int, dict[str, Any]] = {}  # tensors' geometry and flags, as the worker has them
+        self.trains: set[int] = set()  # modules whose ``train`` is torch's, all the way down
         self.flags: dict[int, bool] = {}  # modules' training flags, likewise
         self.children: dict[int, dict[str, nn.Module | None]] = {}
         self.views: dict[tuple[int, str], Any] = {}
@@ -228,6 +229,7 @@ class World:
             module.__class__ = wanted
         module.__dict__.update({k: v for k, v in told["attributes"].items() if not k.startswith("_")})
         self.flags[number] = module.training = bool(told["training"])
+        (self.trains.add if told["trains"] else self.trains.discard)(number)
         tables = (("_parameters", told["parameters"]), ("_buffers", told["buffers"]))
         for table, entries in tables:
             _refill(module.__dict__[table], {e[0]: None if e[1] is None else self.tensors[e[1]] for e in entries})
@@ -561,7 +563,9 @@ class Mirror:
         return world._make_sense(world.decoded, result, raws)
 
     def train(self, mode: bool = True) -> Any:
-        """``train`` there: libraries merge and unmerge in it."""
+        """``train`` there, where a library has its own (it merges and unmerges in it); else flags that go there."""
+        if _link(self).number in _link(self).world.trains:
+            return super().train(mode)  # type: ignore[misc]
         return self._method("train", mode)
 
     def to(self, *arguments: Any, **named: Any) -> Any:

@@ -62,6 +62,7 @@ class Worker:
         self.numbers = itertools.count(1)
         self.released: deque[int] = deque()
         self.rng = b""
+        self.marked = True  # whether it knows that a claim has begun
         self.dead: str | None = None
         self.seconds = command.limits.start
         self._start()
@@ -142,6 +143,8 @@ class Worker:
             header["rng"] = parcel.add_bytes(rng)
         if set_modes := modes():
             header["modes"] = set_modes
+        if not self.marked:
+            header["mark"] = self.marked = True
         if self.released:
             header["release"] = [self.released.popleft() for _ in range(len(self.released))]
         header["seconds"] = self.command.limits.seconds

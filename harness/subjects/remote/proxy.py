@@ -25,12 +25,12 @@ class Elsewhere:
         self.connection = connection
 
     def mark(self) -> None:
-        """A claim begins; a process that has died is replaced."""
-        self.connection.plain("mark")
+        """A claim begins: the next request says so."""
+        self.connection.worker.marked = False
 
     def restore(self) -> list[tuple[str, Any, Any]]:
         """A claim ends: (what, before, after) of the state that was left changed, which is put back."""
-        if self.connection.worker.dead:
+        if self.connection.worker.dead or not self.connection.worker.marked:
             return []
         try:
             return [(what, was, now) for what, was, now in self.connection.plain("restore")]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import gc
 import importlib.util
 import inspect
 import itertools
@@ -70,6 +71,7 @@ class Channel:
 
     def __init__(self, read_fd, write_fd, wait=None):
         self.read_fd, self.write_fd, self.wait = read_fd, write_fd, wait
+        self.ahead = b""  # read already, of the message at hand
 
     def send(self, header, raws):
         """One message. ``raws``: the tensors that the header speaks of by their place in this list."""
@@ -100,18 +102,20 @@ class Channel:
         return decoded(body, header_size)
 
     def _exactly(self, size, what):
-        data = bytearray(size)
-        view, got = memoryview(data), 0
+        chunks, got = [self.ahead[:size]], min(len(self.ahead), size)
+        self.ahead = self.ahead[size:]
         while got < size:
             if self.wait is not None:
                 self.wait(self.read_fd)
-            count = os.readv(self.read_fd, [view[got : got + (1 << 20)]])
-            if not count:
+            chunk = os.read(self.read_fd, 1 << 20)
+            if not chunk:
                 if got == 0 and what.startswith("the frame"):
                     return None
                 raise BadMessage("half a message: %s ends after %d of %d bytes" % (what, got, size))
-            got += count
-        return data
+            chunks.append(chunk[: size - got])
+            self.ahead = chunk[size - got :]
+            got += len(chunk)
+        return b"".join(chunks)
 
 
 def decoded(body, header_size):
@@ -356,11 +360,12 @@ class World:
         return {key: value for key, value in said.items() if value}
 
     def _modules(self, modules):
-        plain = {}
+        plain, trains, usual = {}, {}, self.tensors.torch.nn.Module.train
         for number, module in modules.items():
             told = (
                 bool(module.training),
                 self.is_plain(module, plain),
+                is_usual(module, "train", usual, trains),
                 tuple((name, child if child is None else self.number(child)) for name, child in module._modules.items()),
                 tuple((name, t if t is None else self.number(t)) for name, t in module._parameters.items()),
                 tuple((name, t if t is None else self.number(t), name not in module._non_persistent_buffers_set)
@@ -452,6 +457,18 @@ class World:
             self.told_storages.pop(told[0], None)
 
 
+def is_usual(module, name, usual, known):
+    """Whether a method of a module and of all below it is the one that torch gives it."""
+    found = known.get(id(module))
+    if found is None:
+        found = known[id(module)] = (
+            getattr(type(module), name) is usual
+            and name not in vars(module)
+            and all(child is None or is_usual(child, name, usual, known) for child in module._modules.values())
+        )
+    return found
+
+
 def module_module():
     """torch's own module of modules, which holds the hooks of every module."""
     return sys.modules["torch.nn.modules.module"]
@@ -470,13 +487,14 @@ def keep_originals(torch):
 
 def described(module, told):
     """A module's description for the audit, which builds its stand-in from it."""
-    training, plain, children, parameters, buffers, kind = told
+    training, plain, trains, children, parameters, buffers, kind = told
     facts = {k: v for k, v in vars(module).items() if k[:1] != "_" and k != "training" and is_simple(v)}
     return {
         "class": kind.__name__,
         "bases": ["%s.%s" % (c.__module__, c.__qualname__) for c in kind.__mro__],
         "training": training,
         "plain": plain,
+        "trains": trains,
         "children": children,
         "parameters": parameters,
         "buffers": buffers,
@@ -552,6 +570,8 @@ class TorchServer:
             self.rng = raws[header["rng"]].data
             self.torch.set_rng_state(self.tensors.tensor(raws[header["rng"]]))
         self.world = None
+        if header.get("mark"):
+            self.mark()
         if "world" in header:
             self.world = self.worlds.setdefault(header["world"], World(self.tensors))
             for base in header.get("bases", ()):
@@ -672,7 +692,7 @@ class TorchServer:
                  and id(memo[id(t)]) in self.world.number_of]  # fmt: skip
         return {"module": self.world.number(module), "twins": twins}
 
-    def do_mark(self, header, raws, parcel):
+    def mark(self):
         """A claim begins: note the state that is everybody's, and seed the generators that are not handed over."""
         random.seed(0)
         if "numpy" in sys.modules:
@@ -839,7 +859,7 @@ class TorchServer:
                 self.world.storage_numbers[memory.data_ptr(), memory.nbytes()] = (number, memory)
             table[name] = made[number]
         given = {path for path, *_ in base["tensors"]}
-        lacking = [n for n, p in module.named_parameters(remove_duplicate=False) if n not in given]
+        lacking = [n for n, _ in module.named_parameters(remove_duplicate=False) if n not in given]
         if lacking:
             raise INTERFACE.Unsupported("%s has further tensors here: %s" % (base["recipe"]["class"], some(lacking)))
 
@@ -859,8 +879,22 @@ class TorchServer:
             for name, child in recipe["children"].items():
                 module.add_module(name, self.blank(child))
             return module
-        with self.torch.device("meta"):
-            return kind(**recipe["arguments"])
+        if kind is self.torch.nn.Linear:
+            return self.linear(**recipe["arguments"])
+        key = json.dumps(recipe, sort_keys=True)
+        if key not in self.blanks:
+            with self.torch.device("meta"):
+                self.blanks[key] = kind(**recipe["arguments"])
+        return copy.deepcopy(self.blanks[key])
+
+    def linear(self, in_features, out_features, bias):
+        """An ``nn.Linear`` whose tensors are still to come; the usual way there takes longer than an adapter."""
+        nn = self.torch.nn
+        module = nn.Linear.__new__(nn.Linear)
+        nn.Module.__init__(module)
+        module.in_features, module.out_features = in_features, out_features
+        module._parameters.update(weight=None, bias=None)
+        return module
 
     def transformer(self, recipe):
         key = json.dumps(recipe, sort_keys=True)
@@ -943,7 +977,8 @@ def restore(torch, before):
     torch.set_default_dtype(before["torch's default dtype"])
     torch.set_grad_enabled(before["torch's gradient mode"])
     torch.set_num_threads(before["torch's thread count"])
-    torch.use_deterministic_algorithms(before["torch's deterministic mode"])
+    if torch.are_deterministic_algorithms_enabled() != before["torch's deterministic mode"]:
+        torch.use_deterministic_algorithms(before["torch's deterministic mode"])  # imports a compiler, the first time
     _autocast(torch, before["torch's autocast on the CPU"])
     for name, hooks in before["torch's global module hooks"].items():
         table = getattr(module_module(), name)
@@ -977,7 +1012,7 @@ class ArrayServer:
 
     def serve(self, header, raws, parcel):
         """The result of a method, encoded; ``mark`` and ``restore`` have nothing to watch here."""
-        if header["op"] in ("mark", "restore"):
+        if header["op"] == "restore":
             return []
         arguments = [self.decoded(value, raws) for value in header["arguments"]]
         found = getattr(self.subject, header["method"])(*arguments)
@@ -1207,6 +1242,7 @@ def begin(channel):
         channel.send({"status": "failed", "protocol": PROTOCOL, "error": failure(error)}, [])
         return None
     channel.send({"status": "ok", "protocol": PROTOCOL, "result": told}, [])
+    gc.freeze()  # a few hundred thousand objects that stay: the collector need not walk them again and again
     return server
 
 
