@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from harness.subjects.arrays import from_arrays
+from oracles.array_implementation import ArrayImplementation
 from oracles.implementation import Implementation
 from oracles.variants import VARIANTS
 
@@ -37,7 +39,7 @@ class Resolved:
 
 def shipped() -> list[str]:
     """The names that `--subject` takes as they are."""
-    return sorted(p.stem for p in SHIPPED.glob("*.py") if p.stem not in ("__init__", "resolve"))
+    return sorted(p.stem for p in SHIPPED.glob("*.py") if p.stem not in ("__init__", "resolve", "arrays"))
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ def _attribute(module: ModuleType, attribute: str, ref: str) -> Any:
 
 
 def _instance(found: Any, ref: str) -> Implementation:
+    """The subject, made where it is a class; a library of arrays behind torch's interface."""
     if inspect.isclass(found):
         try:
             found = found()
@@ -165,6 +168,8 @@ def _instance(found: Any, ref: str) -> Implementation:
             raise BadSubject(
                 f"--subject {ref!r}: creating {found.__name__}() raised {_said(error)}"
             ) from error
+    if isinstance(found, ArrayImplementation):
+        found = from_arrays(found)
     if not isinstance(found, Implementation):
         raise BadSubject(
             f"--subject {ref!r} is a {type(found).__name__}, expected an Implementation (oracles/implementation.py)"

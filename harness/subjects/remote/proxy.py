@@ -100,7 +100,7 @@ def _forwarded(method: str) -> Callable[..., Any]:
     return forwarder
 
 
-def _identity(value: Any) -> Any:
+def identity_of(value: Any) -> Any:
     """A subject's word about itself; what is of a wrong type stays so, for who checks it."""
     if isinstance(value, dict):
         return frozenset(value["set"]) if "set" in value else value.get("odd")
@@ -117,7 +117,7 @@ def remote_subject(command: Command) -> Implementation:
         return remote_arrays(connection)
     offered = [m for m in greeting.get("methods", ()) if callable(getattr(Implementation, str(m), None))]
     methods: dict[str, Any] = {m: _forwarded(m) for m in offered if m != "adapt"}
-    own = {a: _identity(greeting[a]) for a in ATTRIBUTES if greeting.get(a) is not None}
+    own = {a: identity_of(greeting[a]) for a in ATTRIBUTES if greeting.get(a) is not None}
     extra = {"__doc__": greeting.get("doc") or None, "environment": greeting.get("environment", {})}
     kind = type(str(greeting.get("class"))[:100], (RemoteSubject,), {**methods, **own, **extra})
     subject: RemoteSubject = kind()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import gc
+import importlib
 import importlib.util
 import inspect
 import itertools
@@ -873,7 +874,7 @@ class TorchServer:
             return self.transformer(recipe)
         kind = getattr(self.torch.nn, recipe["class"], None)
         if recipe["kind"] == "conv1d":
-            from transformers.pytorch_utils import Conv1D as kind
+            kind = self.imported("transformers.pytorch_utils").Conv1D
         elif recipe["kind"] == "tree":
             module = kind()
             for name, child in recipe["children"].items():
@@ -896,12 +897,18 @@ class TorchServer:
         module._parameters.update(weight=None, bias=None)
         return module
 
+    def imported(self, name):
+        """A module that the audit needs here: what its import changes is not laid at the subject's door."""
+        was = facts(self.torch)
+        module = importlib.import_module(name)
+        self.before.update({what: now for what, now in facts(self.torch).items() if now != was[what]})
+        return module
+
     def transformer(self, recipe):
         key = json.dumps(recipe, sort_keys=True)
         if key not in self.blanks:
             try:
-                import transformers
-
+                transformers = self.imported("transformers")
                 config = getattr(transformers, recipe["config"])(**recipe["settings"])
                 kind = getattr(transformers, recipe["class"])
             except (ImportError, AttributeError) as error:
@@ -1029,6 +1036,8 @@ class ArrayServer:
         ((kind, content),) = value.items()
         if kind == "tensor":
             return self.tensors.tensor(raws[content])
+        if kind == "mapping":
+            return {name: self.decoded(part, raws) for name, part in content}
         if kind == "adapted":
             return self.adapted[content]
         if kind == "spec":
@@ -1044,6 +1053,8 @@ class ArrayServer:
             return {"spec": {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}}
         if isinstance(value, (tuple, list)):
             return {"tuple": [self.encoded(part, parcel) for part in value]}
+        if isinstance(value, (set, frozenset)):
+            return {"tuple": sorted(str(part) for part in value)}
         if isinstance(value, Path):
             return {"path": str(value)}
         if hasattr(value, "items"):
