@@ -16,7 +16,7 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis.errors import Flaky, Unsatisfiable
 
 from harness import clock
-from harness.cases import example_database
+from harness.cases import example_database, own_draws
 from harness.cases.layer_cases import Case
 from harness.cases.profiles import Profile
 from harness.cases.recorded_cases import Recorded, cases_of
@@ -58,6 +58,7 @@ QUIET = [
 # Cases without an answer before a claim is given up: a whole method that is not there shows soon, a restriction on
 # the spec (no bias, even ranks only) leaves some of the cases.
 PATIENCE_WITH_METHOD, PATIENCE_WITH_SPEC = 6, 40
+own_draws.ignore_local_constants()
 
 
 # What a library does that is no answer and no exception of its own.

@@ -615,7 +615,7 @@ class Mirror:
 def _link(module: Any) -> Link:
     link: Link | None = module.__dict__.get(LINK)
     if link is None:
-        raise SubjectDied("its process is gone")
+        raise SubjectDied("the subject's process is gone")
     return link
 
 

@@ -125,7 +125,7 @@ class Worker:
         except (BrokenPipeError, ConnectionError):
             found = None
         except BadMessage as error:
-            self.kill(f"its process sent no proper answer: {error}")
+            self.kill(f"the subject's process sent no proper answer: {error}")
             raise SubjectDied(self.dead) from error
         except BaseException:
             self.kill()
@@ -160,7 +160,7 @@ class Worker:
 
     def distrust(self, error: BaseException) -> SubjectDied:
         """End a process whose message cannot be made sense of; the exception to raise."""
-        self.kill(f"its process sent an answer that makes no sense: {type(error).__name__}: {error}")
+        self.kill(f"the subject's process sent an answer that makes no sense: {type(error).__name__}: {error}")
         return SubjectDied(self.dead)
 
     def _bury(self) -> None:
@@ -169,9 +169,9 @@ class Worker:
         except subprocess.TimeoutExpired:
             code = None
         words = limits.last_words(self.command.log, self.since)
-        self.kill(f"its process {limits.ending(code)}" + (f": {words}" if words else ""))
+        self.kill(f"the subject's process {limits.ending(code)}" + (f": {words}" if words else ""))
 
-    def kill(self, why: str = "its process was ended") -> None:
+    def kill(self, why: str = "the subject's process was ended") -> None:
         """End the process; it is not asked again."""
         self.dead = self.dead or why
         if self.process.poll() is None:

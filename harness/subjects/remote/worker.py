@@ -9,10 +9,10 @@ down in docs/worker.md and messages.schema.json.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import gc
-import importlib
 import importlib.util
 import inspect
 import itertools
@@ -874,7 +874,8 @@ class TorchServer:
             return self.transformer(recipe)
         kind = getattr(self.torch.nn, recipe["class"], None)
         if recipe["kind"] == "conv1d":
-            kind = self.imported("transformers.pytorch_utils").Conv1D
+            with self.ours():
+                from transformers.pytorch_utils import Conv1D as kind
         elif recipe["kind"] == "tree":
             module = kind()
             for name, child in recipe["children"].items():
@@ -897,26 +898,35 @@ class TorchServer:
         module._parameters.update(weight=None, bias=None)
         return module
 
-    def imported(self, name):
-        """A module that the audit needs here: what its import changes is not laid at the subject's door."""
+    @contextlib.contextmanager
+    def ours(self):
+        """What is done for the audit's sake: what an import changes here is not laid at the subject's door."""
         was = facts(self.torch)
-        module = importlib.import_module(name)
-        self.before.update({what: now for what, now in facts(self.torch).items() if now != was[what]})
-        return module
+        try:
+            yield
+        finally:
+            self.before.update({what: now for what, now in facts(self.torch).items() if now != was[what]})
 
     def transformer(self, recipe):
+        """A model of transformers', built once a process and copied."""
         key = json.dumps(recipe, sort_keys=True)
         if key not in self.blanks:
-            try:
-                transformers = self.imported("transformers")
-                config = getattr(transformers, recipe["config"])(**recipe["settings"])
-                kind = getattr(transformers, recipe["class"])
-            except (ImportError, AttributeError) as error:
-                raise INTERFACE.Unsupported("no %s here: %s" % (recipe["class"], one_line(error))) from error
-            before = self.torch.get_rng_state()
-            self.blanks[key] = kind(config).train()
-            self.torch.set_rng_state(before)
+            rng = self.torch.get_rng_state()
+            with self.ours():
+                self.blanks[key] = made_by_transformers(recipe)
+            self.torch.set_rng_state(rng)
         return copy.deepcopy(self.blanks[key])
+
+
+def made_by_transformers(recipe):
+    """A model of that class and config, in training mode. Raises Unsupported where this release has no such."""
+    try:
+        import transformers
+
+        config = getattr(transformers, recipe["config"])(**recipe["settings"])
+        return getattr(transformers, recipe["class"])(config).train()
+    except (ImportError, AttributeError) as error:
+        raise INTERFACE.Unsupported("no %s here: %s" % (recipe["class"], one_line(error))) from error
 
 
 def some(names):
