@@ -74,7 +74,9 @@ def _place(config: pytest.Config) -> resolve.Place:
     python = config.getoption("subject_python")
     # Not resolved: a virtual environment's interpreter is a link that has to be called by its own name.
     path = Path(python).expanduser().absolute() if python else None
-    return resolve.Place(path, config.getoption("offline"), lambda line: print(line, file=sys.stderr, flush=True))
+    return resolve.Place(
+        path, config.getoption("offline"), lambda line: print(line, file=sys.stderr, flush=True)
+    )
 
 
 class BadOption(Exception):

@@ -85,7 +85,7 @@ def _interpreter(file: Path, place: Place, ref: str) -> Path | None:
 
     try:
         metadata = environment.metadata_of(file)
-        return metadata and environment.interpreter(metadata, place.say, offline=place.offline)
+        return environment.interpreter(metadata, place.say, offline=place.offline) if metadata else None
     except (environment.BadEnvironment, OSError, UnicodeDecodeError) as error:
         raise BadSubject(f"--subject {ref!r}: {error}") from error
 

@@ -120,11 +120,17 @@ def remote_arrays(connection: Any) -> Implementation:
 
     greeting = connection.worker.greeting
     required = set(vars(RemoteArrays))
-    offered = [m for m in greeting.get("methods", ()) if hasattr(ArrayImplementation, str(m)) and m not in required]
+    offered = [
+        m for m in greeting.get("methods", ()) if hasattr(ArrayImplementation, str(m)) and m not in required
+    ]
     own = {a: identity_of(greeting[a]) for a in ATTRIBUTES if greeting.get(a) is not None}
     methods = {m: _optional(m) for m in offered}
     kind = type(str(greeting.get("class"))[:100], (RemoteArrays,), {**methods, **own})
     arrays = kind()
     arrays.connection = connection
-    more = {"__doc__": greeting.get("doc"), "environment": greeting.get("environment", {}), "connection": connection}
+    more = {
+        "__doc__": greeting.get("doc"),
+        "environment": greeting.get("environment", {}),
+        "connection": connection,
+    }
     return from_arrays(arrays, {**more, "elsewhere": Elsewhere(connection)})

@@ -78,9 +78,12 @@ def interpreter(metadata: Metadata, say: Callable[[str], None], *, offline: bool
         if (folder / COMPLETE).is_file() and python.exists():
             return python
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run left
-        say(f"making an environment for the subject in {folder} (once): {', '.join(metadata.dependencies) or 'nothing'}")
+        uv = _uv()
+        say(
+            f"making an environment for the subject in {folder} (once): {', '.join(metadata.dependencies) or 'nothing'}"
+        )
         try:
-            _make(metadata, folder, python, offline)
+            _make(uv, metadata, folder, python, offline)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -88,8 +91,8 @@ def interpreter(metadata: Metadata, say: Callable[[str], None], *, offline: bool
     return python
 
 
-def _make(metadata: Metadata, folder: Path, python: Path, offline: bool) -> None:
-    uv, more = _uv(), ["--offline"] if offline else []
+def _make(uv: str, metadata: Metadata, folder: Path, python: Path, offline: bool) -> None:
+    more = ["--offline"] if offline else []
     _run([uv, "venv", "--quiet", *more, "--python", metadata.requires_python or _this_python(), str(folder)])
     if metadata.dependencies:
         _run([uv, "pip", "install", *more, "--python", str(python), *metadata.dependencies])
@@ -103,14 +106,18 @@ def _uv() -> str:
     except (ImportError, FileNotFoundError):
         found = shutil.which("uv")
     if found is None:
-        raise BadEnvironment("uv is not installed: pip install uv, or name an interpreter with --subject-python")
+        raise BadEnvironment(
+            "uv is not installed: pip install uv, or name an interpreter with --subject-python"
+        )
     return found
 
 
 def _run(command: list[str]) -> None:
     """Run uv, its progress on the terminal's stderr as it comes; its last words are the reason where it fails."""
     process = subprocess.Popen(
-        command, stdout=sys.stderr.fileno() if _is_real(sys.stderr) else subprocess.DEVNULL, stderr=subprocess.PIPE
+        command,
+        stdout=sys.stderr.fileno() if _is_real(sys.stderr) else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
     said: list[str] = []

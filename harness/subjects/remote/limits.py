@@ -58,7 +58,7 @@ NOISE = re.compile(r"^(Current thread|Thread|Extension modules:|$)")
 
 
 def last_words(log: Path, since: int, lines: int = 3) -> str:
-    """The last lines that a process wrote, from byte ``since`` of its log; where it crashed, the fault's first lines."""
+    """The last lines that a process wrote, from byte ``since`` of its log; of a crash, the fault's first lines."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(since, log.stat().st_size - 8192))

@@ -19,7 +19,18 @@ from typing import Any
 from harness.subjects.remote.worker import PROTOCOL, BadMessage, Channel, Parcel, Raw, TorchTensors
 from oracles.implementation import Unsupported
 
-__all__ = ["PROTOCOL", "BadMessage", "Channel", "Parcel", "Raw", "TorchTensors", "opaque", "raise_for", "reissue", "schema"]
+__all__ = [
+    "PROTOCOL",
+    "BadMessage",
+    "Channel",
+    "Parcel",
+    "Raw",
+    "TorchTensors",
+    "opaque",
+    "raise_for",
+    "reissue",
+    "schema",
+]
 
 SCHEMA = Path(__file__).with_name("messages.schema.json")
 

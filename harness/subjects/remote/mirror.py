@@ -84,7 +84,9 @@ class Memory:
 
     def bytes(self) -> bytes:
         """What is in it now."""
-        return ctypes.string_at(self.storage.data_ptr(), self.storage.nbytes()) if self.storage.nbytes() else b""
+        return (
+            ctypes.string_at(self.storage.data_ptr(), self.storage.nbytes()) if self.storage.nbytes() else b""
+        )
 
 
 class World:
@@ -209,7 +211,9 @@ class World:
                 else value.requires_grad_(grad)
             )
             return
-        if known is None or any(known[k] != told[k] for k in ("storage", "dtype", "shape", "stride", "offset")):
+        if known is None or any(
+            known[k] != told[k] for k in ("storage", "dtype", "shape", "stride", "offset")
+        ):
             tensor.grad = None
             tensor.data = self._laid_out(told)
         tensor.requires_grad_(bool(told["requires_grad"]))
@@ -224,7 +228,7 @@ class World:
     def _absorb_module(self, number: int, told: dict[str, Any]) -> None:
         module = self.modules[number]
         kind = self.kinds[number] if number in self.kinds else _ancestor(told["bases"])
-        wanted = kind if told["plain"] else mirror_of(kind, told["class"])
+        wanted = kind if told["plain"] else mirror_of(kind, told["class"])  # type: ignore[arg-type]
         if type(module) is not wanted:
             module.__class__ = wanted
         module.__dict__.update({k: v for k, v in told["attributes"].items() if not k.startswith("_")})
@@ -232,7 +236,9 @@ class World:
         (self.trains.add if told["trains"] else self.trains.discard)(number)
         tables = (("_parameters", told["parameters"]), ("_buffers", told["buffers"]))
         for table, entries in tables:
-            _refill(module.__dict__[table], {e[0]: None if e[1] is None else self.tensors[e[1]] for e in entries})
+            _refill(
+                module.__dict__[table], {e[0]: None if e[1] is None else self.tensors[e[1]] for e in entries}
+            )
         module._non_persistent_buffers_set = {e[0] for e in told["buffers"] if not e[2]}
         children = {name: None if child is None else self.modules[child] for name, child in told["children"]}
         _refill(module._modules, children)
@@ -288,13 +294,16 @@ class World:
                 yield path, known[id(tensor)], is_parameter
 
     def _lay_down(self, number: int, tensor: Tensor) -> None:
-        if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+        if (
+            not tensor.is_contiguous()
+            or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+        ):
             tensor.data = tensor.data.contiguous().clone()
         self.memories[number] = Memory(tensor.untyped_storage(), b"")
         kind = "parameter" if isinstance(tensor, nn.Parameter) else "tensor"
         self.told[number] = {
-            "storage": number, "dtype": str(tensor.dtype)[6:], "shape": list(tensor.shape), "stride": list(tensor.stride()),
-            "offset": 0, "requires_grad": tensor.requires_grad, "kind": kind,
+            "storage": number, "dtype": str(tensor.dtype)[6:], "shape": list(tensor.shape),
+            "stride": list(tensor.stride()), "offset": 0, "requires_grad": tensor.requires_grad, "kind": kind,
         }  # fmt: skip
 
     def _adopt(self, number: int, module: nn.Module) -> int:
@@ -380,7 +389,9 @@ class World:
                 write=(lambda live, value: ask("write", value)) if write else None,
                 gradient=(lambda grad: ask("gradient", grad)) if gradient else None,
             )
-        return Slot(tensor, identity if told["whole"] else functools.partial(self._view, adapted, name, told["live"]))
+        return Slot(
+            tensor, identity if told["whole"] else functools.partial(self._view, adapted, name, told["live"])
+        )
 
     def _computed(self, adapted: int, name: str, action: str, value: Tensor | None = None) -> Any:
         parcel = Parcel(TORCH)
@@ -416,21 +427,28 @@ class World:
             "named": {k: self.encoded(v, parcel, inputs) for k, v in named.items()},
         }
         result, raws = self.ask("call", parcel, call=number, **coded)
+        return self._make_sense(self._answer, number, result, raws, inputs)
+
+    def _answer(self, call: int, result: dict[str, Any], raws: list[Raw], inputs: list[Tensor]) -> Any:
         outputs: list[Tensor] = []
-        self._make_sense(lambda: _tensors(result["value"], raws, outputs))
+        _tensors(result["value"], raws, outputs)
         with torch.no_grad():
             for i, place in result.get("written", ()):
                 inputs[i].copy_(TORCH.tensor(raws[place]))
         if any(result["flows"]) and torch.is_grad_enabled():
-            outputs = list(self._joined(number, outputs, result["flows"], inputs))
-        return self._make_sense(self.decoded, result["value"], raws, iter(outputs))
+            outputs = list(self._joined(call, outputs, result["flows"], inputs))
+        return self.decoded(result["value"], raws, iter(outputs))
 
-    def _joined(self, call: int, outputs: list[Tensor], flows: list[bool], inputs: list[Tensor]) -> Iterable[Tensor]:
+    def _joined(
+        self, call: int, outputs: list[Tensor], flows: list[bool], inputs: list[Tensor]
+    ) -> Iterable[Tensor]:
         leaves = {n: t for n, t in self.tensors.items() if t.requires_grad}
         held = Call(self, call, outputs, flows, list(leaves), len(inputs))
         given = [*inputs, *leaves.values()]
         if not any(t.requires_grad for t in given):
-            given.append(torch.zeros((), requires_grad=True))  # what it flows to there is not to be seen from here
+            given.append(
+                torch.zeros((), requires_grad=True)
+            )  # what it flows to there is not to be seen from here
         found: tuple[Tensor, ...] = RemoteCall.apply(held, *given)
         return found
 
@@ -466,17 +484,14 @@ def _tensors(value: Any, raws: list[Raw], found: list[Tensor]) -> None:
 
 def spec_told(spec: AdapterSpec) -> dict[str, Any]:
     """A spec for a message."""
-    return {name: getattr(spec, name) for name in AdapterSpec.__dataclass_fields__} | {"options": dict(spec.options)}
+    return {name: getattr(spec, name) for name in AdapterSpec.__dataclass_fields__} | {
+        "options": dict(spec.options)
+    }
 
 
 def _refill(table: dict[str, Any], entries: dict[str, Any]) -> None:
-    if table != entries or list(table) != list(entries) if not any(map(_is_tensor, table.values())) else True:
-        table.clear()
-        table.update(entries)
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
+    table.clear()
+    table.update(entries)
 
 
 class Answer(OrderedDict[str, Any]):
@@ -503,6 +518,12 @@ class Call:
     def __post_init__(self) -> None:
         weakref.finalize(self, self.world.worker.released.append, self.number)
 
+    def gradients(self, result: dict[str, Any], raws: list[Raw]) -> list[Tensor | None]:
+        """What a backward request answered, for the inputs and then the tensors that this call depends on."""
+        of_tensors = dict(result["tensors"])
+        found = [*result["inputs"], *(of_tensors.get(n) for n in self.leaves)]
+        return [None if place is None else TORCH.tensor(raws[place]) for place in found]
+
 
 class RemoteCall(torch.autograd.Function):
     """Outputs that were computed there, their gradients asked for there."""
@@ -510,7 +531,8 @@ class RemoteCall(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, held: Call, *given: Tensor) -> tuple[Tensor, ...]:
         """The outputs of ``held``, depending on its inputs and on the world's trainable tensors."""
-        ctx.held, ctx.set = held, ctx.set_materialize_grads(False)
+        ctx.held = held
+        ctx.set_materialize_grads(False)
         outputs, held.outputs = held.outputs, []
         ctx.mark_non_differentiable(*(y for y, flows in zip(outputs, held.flows, strict=True) if not flows))
         return tuple(outputs)
@@ -523,11 +545,9 @@ class RemoteCall(torch.autograd.Function):
         parcel = Parcel(TORCH)
         places = [None if g is None else parcel.add(g) for g in gradients]
         result, raws = held.world.ask("backward", parcel, call=held.number, gradients=places)
-        of_tensors = dict(result["tensors"])
-        of_leaves = [of_tensors.get(n) for n in held.leaves]
         wanted = len(ctx.needs_input_grad) - 1
-        found = [*result["inputs"], *of_leaves, *[None] * wanted][:wanted]
-        return (None, *(None if place is None else TORCH.tensor(raws[place]) for place in found))
+        found: list[Tensor | None] = held.world._make_sense(held.gradients, result, raws)
+        return (None, *[*found, *[None] * wanted][:wanted])
 
 
 # Classes of stand-ins
@@ -592,7 +612,9 @@ class Mirror:
         """``requires_grad_`` there."""
         return self._method("requires_grad_", requires_grad)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """``load_state_dict`` there."""
         return self._method("load_state_dict", dict(state_dict), strict=strict, assign=assign)
 
@@ -627,7 +649,7 @@ def mirror_of(kind: type[nn.Module], name: str) -> type[nn.Module]:
 
 @functools.cache
 def _from_torch(qualified: str) -> type[nn.Module] | None:
-    """A module class of torch's own by its full name; None for any other, and for those that keep books of their own."""
+    """A module class of torch's own by its full name; None for any other, and for those that keep own books."""
     module, _, name = qualified.rpartition(".")
     if not module.startswith("torch.nn.") or name.startswith(("Parameter", "Buffer", "Lazy")):
         return None

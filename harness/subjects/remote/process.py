@@ -32,6 +32,7 @@ IMPLEMENTATION = ROOT / "oracles" / "implementation.py"
 ARRAYS = ROOT / "oracles" / "array_implementation.py"
 LOGS = ROOT / "reports" / "out"
 TORCH = TorchTensors()
+STATUSES = ("ok", "unsupported", "failed")
 
 
 class NoWorker(Exception):
@@ -102,13 +103,12 @@ class Worker:
         if found.get("protocol") != PROTOCOL:
             self.kill()
             raise NoWorker(
-                f"the worker speaks protocol {found.get('protocol')!r}, the audit {PROTOCOL}: they belong to different versions"
+                f"the worker speaks protocol {found.get('protocol')!r}, the audit {PROTOCOL}: two versions"
             )
         if found.get("status") != "ok":
             self.kill()
             error = found.get("error") or {}
-            where = f" ({Path(str(error['file'])).name}, line {error.get('line')})" if error.get("file") else ""
-            raise NoWorker(f"{self.command.subject.name} raised {error.get('type')}: {error.get('text')}{where}")
+            raise NoWorker(f"{self.command.subject.name}: {told(error)}")
         result = found.get("result")
         if not isinstance(result, dict):
             self.kill()
@@ -147,8 +147,12 @@ class Worker:
             header["mark"] = self.marked = True
         if self.released:
             header["release"] = [self.released.popleft() for _ in range(len(self.released))]
-        header["seconds"] = self.command.limits.seconds
+        header |= {"id": next(self.numbers), "seconds": self.command.limits.seconds}
         reply, raws = self._exchange(header, parcel.raws)
+        if reply.get("status") not in STATUSES or reply.get("id") != header["id"]:
+            raise self.distrust(
+                ValueError(f"status {reply.get('status')!r}, in answer to {reply.get('id')!r}")
+            )
         try:
             if "rng" in reply:
                 self.rng = raws[reply["rng"]].data
@@ -160,7 +164,9 @@ class Worker:
 
     def distrust(self, error: BaseException) -> SubjectDied:
         """End a process whose message cannot be made sense of; the exception to raise."""
-        self.kill(f"the subject's process sent an answer that makes no sense: {type(error).__name__}: {error}")
+        self.kill(
+            f"the subject's process sent an answer that makes no sense: {type(error).__name__}: {str(error)[:200]}"
+        )
         return SubjectDied(self.dead)
 
     def _bury(self) -> None:
@@ -186,6 +192,14 @@ class Worker:
     def __del__(self) -> None:
         if getattr(self, "process", None) is not None:
             self.kill()
+
+
+def told(error: dict[str, Any]) -> str:
+    """Why a subject could not be loaded: the worker's own word, or what the file raised and where."""
+    if error.get("type") == BadMessage.__name__:
+        return str(error.get("text"))
+    where = f" ({Path(str(error['file'])).name}, line {error.get('line')})" if error.get("file") else ""
+    return f"running it raised {error.get('type')}: {error.get('text')}{where}"
 
 
 def generator_state() -> bytes:

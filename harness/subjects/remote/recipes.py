@@ -16,7 +16,7 @@ KEPT: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
     nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
     nn.Dropout: ("p",),
-    **{kind: () for kind in (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Flatten)},
+    **dict.fromkeys((nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Flatten), ()),
 }
 BIASED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LayerNorm)
 TREES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -13,6 +13,7 @@ import contextlib
 import copy
 import ctypes
 import gc
+import importlib
 import importlib.util
 import inspect
 import itertools
@@ -96,7 +97,9 @@ class Channel:
         if magic != MAGIC:
             raise BadMessage("expected a message, got the bytes %r" % bytes(frame[:8]))
         if header_size > LARGEST_HEADER or payload_size > LARGEST_PAYLOAD:
-            raise BadMessage("a message of %d + %d bytes is announced: too large" % (header_size, payload_size))
+            raise BadMessage(
+                "a message of %d + %d bytes is announced: too large" % (header_size, payload_size)
+            )
         body = self._exactly(header_size + payload_size, "a message")
         if body is None:
             raise BadMessage("half a message: it ends after its frame")
@@ -126,7 +129,15 @@ def decoded(body, header_size):
         if not isinstance(header, dict):
             raise ValueError("the header is a %s, expected an object" % type(header).__name__)
         raws = unpack(memoryview(body)[header_size:], header.get("layouts", {}))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, struct.error) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        struct.error,
+    ) as error:
         raise BadMessage("a message cannot be read: %s" % one_line(error)) from error
     return header, raws
 
@@ -135,7 +146,9 @@ def pack(raws):
     """Tensors as safetensors, named 0, 1, ...; empty where there are none."""
     if not raws:
         return b""
-    order = sorted(range(len(raws)), key=lambda i: -DTYPES[raws[i].code][1])  # aligned, as safetensors does it
+    order = sorted(
+        range(len(raws)), key=lambda i: -DTYPES[raws[i].code][1]
+    )  # aligned, as safetensors does it
     entries, chunks, start = {}, [], 0
     for i in order:
         raw = raws[i]
@@ -215,7 +228,11 @@ class TorchTensors:
         if not tensor.is_contiguous():
             layout = {"shape": list(tensor.shape), "stride": list(tensor.stride())}
             tensor = tensor.as_strided((span(tensor.shape, tensor.stride()),), (1,))
-        data = ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size()) if tensor.numel() else b""
+        data = (
+            ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+            if tensor.numel()
+            else b""
+        )
         return Raw(self.code(tensor.dtype), tuple(tensor.shape), data, layout)
 
     def tensor(self, raw):
@@ -367,7 +384,7 @@ class World:
                 bool(module.training),
                 self.is_plain(module, plain),
                 is_usual(module, "train", usual, trains),
-                tuple((name, child if child is None else self.number(child)) for name, child in module._modules.items()),
+                tuple((name, c if c is None else self.number(c)) for name, c in module._modules.items()),
                 tuple((name, t if t is None else self.number(t)) for name, t in module._parameters.items()),
                 tuple((name, t if t is None else self.number(t), name not in module._non_persistent_buffers_set)
                       for name, t in module._buffers.items()),
@@ -425,9 +442,13 @@ class World:
         at = (storage.data_ptr(), storage.nbytes())
         if at not in used:
             known = self.storage_numbers.get(at)
-            used[at] = known or (next(self.numbers), storage)  # held: its address means nothing else meanwhile
+            used[at] = known or (
+                next(self.numbers),
+                storage,
+            )  # held: its address means nothing else meanwhile
         return (
-            used[at][0], str(tensor.dtype)[6:], tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset(), grad, kind,
+            used[at][0], str(tensor.dtype)[6:], tuple(tensor.shape), tuple(tensor.stride()),
+            tensor.storage_offset(), grad, kind,
         )  # fmt: skip
 
     def _storages(self, parcel):
@@ -465,7 +486,9 @@ def is_usual(module, name, usual, known):
         found = known[id(module)] = (
             getattr(type(module), name) is usual
             and name not in vars(module)
-            and all(child is None or is_usual(child, name, usual, known) for child in module._modules.values())
+            and all(
+                child is None or is_usual(child, name, usual, known) for child in module._modules.values()
+            )
         )
     return found
 
@@ -476,7 +499,7 @@ def module_module():
 
 
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
-ORIGINAL = {}  # class of torch's -> (its forward before the subject was imported, the names of its parameters)
+ORIGINAL: dict = {}  # class of torch's -> (its forward before the subject was imported, the names of its parameters)
 
 
 def keep_originals(torch):
@@ -505,7 +528,11 @@ def described(module, told):
 
 def is_simple(value):
     """Whether a value can stand in a message as it is."""
-    return value is None or type(value) in (bool, int, str) or (type(value) is float and abs(value) < float("inf"))
+    return (
+        value is None
+        or type(value) in (bool, int, str)
+        or (type(value) is float and abs(value) < float("inf"))
+    )
 
 
 def slot_view(slot, torch):
@@ -526,7 +553,8 @@ def slot_view(slot, torch):
             told = {"shape": list(found.shape), "stride": list(found.stride()), "offset": found.storage_offset(),
                     "dtype": str(found.dtype)[6:]}  # fmt: skip
             told["copy"] = bool(found.numel()) and (
-                found.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr() or found.dtype != tensor.dtype
+                found.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
+                or found.dtype != tensor.dtype
             )
             told["entries"] = _entries(view, tensor, torch)
             return told
@@ -679,7 +707,9 @@ class TorchServer:
 
     def do_state_dict(self, header, raws, parcel):
         """A module's own ``state_dict``: its tensors by number where the audit knows them."""
-        found = self.world.objects[header["module"]].state_dict(keep_vars=True, prefix=header.get("prefix", ""))
+        found = self.world.objects[header["module"]].state_dict(
+            keep_vars=True, prefix=header.get("prefix", "")
+        )
         return [[name, self.encoded(value, parcel)] for name, value in found.items()]
 
     def do_copy(self, header, raws, parcel):
@@ -688,7 +718,7 @@ class TorchServer:
         module = copy.deepcopy(old.objects[header["module"]], memo)
         self.world = self.worlds[header["into"]] = World(self.tensors)
         self.world.add_root(module)
-        _, tensors = self.world.survey()
+        self.world.survey()
         twins = [[n, self.world.number(memo[id(t)])] for n, t in old.objects.items() if id(t) in memo
                  and id(memo[id(t)]) in self.world.number_of]  # fmt: skip
         return {"module": self.world.number(module), "twins": twins}
@@ -703,7 +733,9 @@ class TorchServer:
     def do_restore(self, header, raws, parcel):
         """A claim ends: what of the state has changed, and put it back."""
         after = dict(facts(self.torch), **self.left)
-        changed = [[what, shown(was), shown(after[what])] for what, was in self.before.items() if after[what] != was]
+        changed = [
+            [what, shown(was), shown(after[what])] for what, was in self.before.items() if after[what] != was
+        ]
         restore(self.torch, self.before)
         return changed
 
@@ -802,7 +834,10 @@ class TorchServer:
         if id(slot.tensor) not in self.world.number_of:
             self.world.loose.append(slot.tensor)
         computed = getattr(slot, "read", None) is not None
-        told = {"live": self.world.number(slot.tensor), "whole": slot.view is INTERFACE.identity and not computed}
+        told = {
+            "live": self.world.number(slot.tensor),
+            "whole": slot.view is INTERFACE.identity and not computed,
+        }
         return dict(told, computed=[slot.write is not None, slot.gradient is not None]) if computed else told
 
     def state(self, header, parcel):
@@ -822,7 +857,7 @@ class TorchServer:
         """A module of the audit's, here: built from its recipe, then given the audit's tensors."""
         module = self.blank(base["recipe"])
         places = dict(module.named_modules(remove_duplicate=False))
-        numbers = dict((path, number) for path, number in base["modules"])
+        numbers = dict(base["modules"])
         if set(places) != set(numbers):
             raise INTERFACE.Unsupported("%s has other layers here: %s" % (
                 base["recipe"]["class"], some(set(places) ^ set(numbers))))  # fmt: skip
@@ -862,7 +897,9 @@ class TorchServer:
         given = {path for path, *_ in base["tensors"]}
         lacking = [n for n, _ in module.named_parameters(remove_duplicate=False) if n not in given]
         if lacking:
-            raise INTERFACE.Unsupported("%s has further tensors here: %s" % (base["recipe"]["class"], some(lacking)))
+            raise INTERFACE.Unsupported(
+                "%s has further tensors here: %s" % (base["recipe"]["class"], some(lacking))
+            )
 
     def settle(self):
         """The audit knows what it sent: it need not be told again."""
@@ -875,7 +912,7 @@ class TorchServer:
         kind = getattr(self.torch.nn, recipe["class"], None)
         if recipe["kind"] == "conv1d":
             with self.ours():
-                from transformers.pytorch_utils import Conv1D as kind
+                kind = importlib.import_module("transformers.pytorch_utils").Conv1D
         elif recipe["kind"] == "tree":
             module = kind()
             for name, child in recipe["children"].items():
@@ -980,7 +1017,9 @@ def facts(torch):
         "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),
         "torch's autocast on the CPU": _autocast(torch),
         "torch's global module hooks": {
-            name: dict(hooks) for name, hooks in table.items() if name.startswith("_global_") and name.endswith("hooks")
+            name: dict(hooks)
+            for name, hooks in table.items()
+            if name.startswith("_global_") and name.endswith("hooks")
         },
         "the working directory": _folder(),
         "the environment": dict(os.environ),
@@ -995,7 +1034,9 @@ def restore(torch, before):
     torch.set_grad_enabled(before["torch's gradient mode"])
     torch.set_num_threads(before["torch's thread count"])
     if torch.are_deterministic_algorithms_enabled() != before["torch's deterministic mode"]:
-        torch.use_deterministic_algorithms(before["torch's deterministic mode"])  # imports a compiler, the first time
+        torch.use_deterministic_algorithms(
+            before["torch's deterministic mode"]
+        )  # imports a compiler, the first time
     _autocast(torch, before["torch's autocast on the CPU"])
     for name, hooks in before["torch's global module hooks"].items():
         table = getattr(module_module(), name)
@@ -1083,7 +1124,11 @@ class ArrayServer:
 
 def failure(error):
     """What an exception is in a message: its type, its text, and where it was raised."""
-    told = {"type": type(error).__name__, "text": one_line(error), "bases": [c.__name__ for c in type(error).__mro__]}
+    told = {
+        "type": type(error).__name__,
+        "text": one_line(error),
+        "bases": [c.__name__ for c in type(error).__mro__],
+    }
     if isinstance(error, SystemExit):
         told["code"] = error.code if is_simple(error.code) else repr(error.code)
     trace = error.__traceback__
@@ -1192,21 +1237,26 @@ def loaded(implementation, arrays, subject, attribute):
         of_arrays = load_interface(arrays, "array_implementation").ArrayImplementation
     sys.path.append(str(Path(subject).resolve().parent))
     module = load_file(subject, "audited_" + Path(subject).stem)
+    if attribute and not hasattr(module, attribute):
+        raise BadMessage("it has no attribute %r" % attribute)
     found = getattr(module, attribute) if attribute else last_of(module, of_arrays)
     found = found() if inspect.isclass(found) else found
     if of_arrays is not None and isinstance(found, of_arrays):
         return ArrayServer(found)
     if isinstance(found, INTERFACE.Implementation):
         return TorchServer(found)
-    raise TypeError("%s is a %s, expected an Implementation or an ArrayImplementation" % (attribute, type(found).__name__))
+    raise BadMessage("its %s is a %s, expected an Implementation or an ArrayImplementation" % (
+        attribute, type(found).__name__))  # fmt: skip
 
 
 def last_of(module, of_arrays):
     """The last class of a file that is an implementation: what a shipped subject's file is about."""
     kinds = tuple(kind for kind in (INTERFACE.Implementation, of_arrays) if kind is not None)
-    found = [v for v in vars(module).values() if inspect.isclass(v) and issubclass(v, kinds) and v not in kinds]
+    found = [
+        v for v in vars(module).values() if inspect.isclass(v) and issubclass(v, kinds) and v not in kinds
+    ]
     if not found:
-        raise TypeError("%s defines no Implementation" % module.__file__)
+        raise BadMessage("it defines no Implementation")
     return found[-1]
 
 
@@ -1216,7 +1266,10 @@ def greeting(server):
     base = next(c for c in type(subject).__mro__ if c.__module__.startswith("oracles."))
     own = [n for n, f in vars(base).items() if callable(f) and not n.startswith("_")
            and getattr(type(subject), n, None) is not f]  # fmt: skip
-    told = {n: as_told(getattr(subject, n, None)) for n in ("name", "version", "variants", "layers", "dtypes", "inputs")}
+    told = {
+        n: as_told(getattr(subject, n, None))
+        for n in ("name", "version", "variants", "layers", "dtypes", "inputs")
+    }
     return dict(told, protocol=PROTOCOL, kind=server.kind, methods=own, doc=inspect.getdoc(type(subject)) or "",
                 **{"class": type(subject).__name__}, environment=environment())  # fmt: skip
 

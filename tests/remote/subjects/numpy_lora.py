@@ -36,7 +36,9 @@ class NumpyLora(ArrayImplementation):
 
     def forward(self, adapted, x, training, seed):
         scale = x.dtype.type(adapted["spec"].alpha / adapted["spec"].rank)
-        y = x @ adapted["W"].T + scale * (self.dropped(adapted, x, training, seed) @ adapted["A"].T @ adapted["B"].T)
+        y = x @ adapted["W"].T + scale * (
+            self.dropped(adapted, x, training, seed) @ adapted["A"].T @ adapted["B"].T
+        )
         return y if adapted["b"] is None else y + adapted["b"]
 
     def vjp(self, adapted, x, G, training, seed):
