@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
 from oracles.paper import principal_factors
+from oracles.peft_lifecycle import FIRST, Lifecycle
 
 if TYPE_CHECKING:
     import peft
@@ -126,15 +127,16 @@ def _member(node: Any, part: str) -> Any:
     return getattr(node, part) if hasattr(node, part) else node[part]
 
 
-def _slots(module: nn.Module, spec: AdapterSpec) -> dict[str, Slot]:
+def slots_of(module: nn.Module, spec: AdapterSpec, adapter: str = FIRST) -> dict[str, Slot]:
+    """The canonical tensors of one of a tuner layer's adapters."""
     binding = BINDINGS[spec.variant]
-    tensors = {name: _resolve(module, path) for name, path in binding.paths.items()}
+    tensors = {name: _resolve(module, path.replace(FIRST, adapter)) for name, path in binding.paths.items()}
     if binding.view is None:
         return {name: Slot(tensor) for name, tensor in tensors.items()}
     return {name: Slot(tensor, binding.view(spec)) for name, tensor in tensors.items()}
 
 
-class Peft(Implementation):
+class Peft(Lifecycle, Implementation):
     """The installed PEFT release, as an oracle and as a subject."""
 
     name = "peft"
@@ -172,30 +174,10 @@ class Peft(Implementation):
 
     def _adapted(self, model: peft.PeftModel, spec: AdapterSpec) -> Adapted:
         layer = model.base_model.model.layer
-        adapted = Adapted(layer, _slots(layer, spec))
+        adapted = Adapted(layer, slots_of(layer, spec))
         # The model goes with its layer: save and merge are PeftModel's.
         object.__setattr__(layer, "_audited_model", model)
         return adapted
-
-    def save(self, adapted: Adapted, path: Path) -> None:
-        """``PeftModel.save_pretrained`` into the folder ``path``."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            adapted.module._audited_model.save_pretrained(path)  # type: ignore[union-attr, operator]
-
-    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
-        """``PeftModel.from_pretrained`` on a fresh base, trainable."""
-        import peft
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = peft.PeftModel.from_pretrained(OneLayer(base), path, is_trainable=True)
-        return self._adapted(model, spec)
-
-    def merge(self, adapted: Adapted) -> nn.Linear:
-        """``merge_and_unload``."""
-        model: Any = adapted.module._audited_model
-        return model.merge_and_unload().layer
 
     def detach(self, adapted: Adapted) -> nn.Linear:
         """``unload``; of a layer in a whole model, the base layer that ``unload`` puts back there."""
@@ -224,15 +206,23 @@ class Peft(Implementation):
                 tuned = peft.get_peft_model(model, config)
             except TypeError as error:
                 raise Unsupported(f"PEFT: {error}") from error
-        return {
-            name: Adapted(layer, _slots(layer, _sided(layer, spec)))
-            for name, layer in tuned.base_model.model.named_modules()
-            if isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer)
-        }
+        object.__setattr__(model, "_audited_model", tuned)
+        return layers_of(tuned, spec)
 
     def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
         """The tuner's layer file and the method that carries the aspect."""
         return SOURCES.get((variant, aspect)) or SOURCES.get((variant, "forward"))
+
+
+def layers_of(tuned: peft.PeftModel, spec: AdapterSpec) -> dict[str, Adapted]:
+    """Module name -> tuner layer of a whole model, in module order."""
+    import peft
+
+    return {
+        name: Adapted(layer, slots_of(layer, _sided(layer, spec)))
+        for name, layer in tuned.base_model.model.named_modules()
+        if isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer)
+    }
 
 
 def _sided(layer: nn.Module, spec: AdapterSpec) -> AdapterSpec:

@@ -17,6 +17,8 @@ ASPECTS = (
     "training",
     "merge",
     "save_load",
+    "lifecycle",
+    "layers",
     "targets",
 )
 # Which aspect names a defect that shows in several: a wrong forward also has wrong step-0 gradients.
@@ -32,6 +34,8 @@ ASPECT_TITLES = {
     "training": "training",
     "merge": "merge and detach",
     "save_load": "save and load",
+    "lifecycle": "life of an adapter",
+    "layers": "kinds of layers",
     "targets": "target placement",
 }
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # worst first
