@@ -36,6 +36,7 @@ MERGE: tuple[Step, ...] = (("merge",),)
 FILES: tuple[Step, ...] = tuple(("save_and_load", name) for name in NAMES)
 COPY: tuple[Step, ...] = (("deepcopy",),)
 CAST: tuple[Step, ...] = (("cast",),)
+MOST = 8  # steps in each of a sequence's three parts
 # Specs that no library can build an adapter from; and calls with names that are not there, or are taken.
 WRONGLY: dict[str, dict[str, Any]] = {
     "rank 0": {"rank": 0},
@@ -90,15 +91,21 @@ def called(step: Step) -> str:
 def lives(
     *steps: tuple[Step, ...],
     begins: tuple[Step, ...] = (),
-    most: int = 16,
+    about: tuple[tuple[Step, ...], ...] = ((),),
     dtypes: tuple[str, ...] = ("float32", "float64"),
 ) -> Callable[[Variant], st.SearchStrategy[LifeCase]]:
-    """Sequences of up to ``most`` of these steps after ``begins``; a group of steps that is given twice is likelier."""
+    """Sequences of these steps after ``begins``, one of the phrases that the claim is ``about`` among them.
+
+    A group of steps that is given twice is likelier.
+    """
     alphabet = [step for group in steps for step in group]
 
     def strategy(variant: Variant) -> st.SearchStrategy[LifeCase]:
-        half = st.lists(st.sampled_from(alphabet), max_size=most // 2) if alphabet else st.just([])
-        drawn = st.tuples(half, half).map(lambda halves: begins + tuple(halves[0] + halves[1]))
+        some = st.lists(st.sampled_from(alphabet), max_size=MOST) if alphabet else st.just([])
+        # Two lists before the phrase: a list that may be empty is short on average.
+        drawn = st.tuples(some, some, st.sampled_from(about), some).map(
+            lambda parts: begins + tuple(step for part in parts for step in part)
+        )
         return layers(variant, dtypes, drawn)
 
     return strategy

@@ -283,8 +283,8 @@ class Life:
         self._start(name, done.answer)
 
     def _set_adapters(self, done: Done, *names: str) -> None:
-        self._call("set_adapters", self.layer.adapted, names)
-        ordered = tuple(name for name in self.handles if name in names)  # as they were added, which nobody disputes
+        ordered = tuple(name for name in self.handles if name in names)  # as they were added: an order for every library
+        self._call("set_adapters", self.layer.adapted, ordered)
         self.states = [State(ordered, c) for c in dict.fromkeys(s.composed for s in self.states)]
         self.unsettled = self.merged
 
