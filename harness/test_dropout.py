@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.cases.layer_cases import Case, Domain
 from harness.compare.context import Context, Refused
 from harness.compare.layer import Layer
-from harness.compare.outcome import Deviation, NotApplicable
+from harness.compare.outcome import Deviation, ModeMissing
 from harness.compare.probing import alike, effective, far_layer
 from harness.compare.thresholds import (
     EVALUATION_GAP,
@@ -43,7 +43,7 @@ def dropping(context: Context, case: Case) -> Layer:
     try:
         layer = far_layer(context, case)
     except Unsupported as why:
-        raise NotApplicable(f"mode missing: {why}") from why
+        raise ModeMissing(why, "dropout") from why
     layer.train()
     return layer
 
@@ -102,6 +102,7 @@ ONE_MASK = Diagnosis(
     "the same entries are missing throughout training: part of the input is cut off instead of regularised",
     matched=1,
     tried=1,
+    source="check",
 )
 
 
@@ -160,39 +161,11 @@ def _steady(layer: Layer, case: Case) -> bool:
     return all(torch.equal(first, evaluated(layer, case)) for _ in range(2))
 
 
-@check(
-    "dropout",
-    "major",
-    title="dropout acts on another tensor than the adapter branch's input, or with another mask",
-    failure_mode="training regularises something else: the base path, the output, or whole samples",
-    domain=DROPPING,
-    applies=_has_dropout,
-    examples=4,
-    against=("peft",),
-    follows=("dropout.active",),
-)
-def test_placement(context: Context, case: Case) -> None:
-    """What the adapter branch was given is read back from its contribution: every entry is 0 or x/(1 − p).
-
-    The contribution is linear in the branch's input, c = x_d Mᵀ with M = W' − W₀ of full column rank here, so
-    x_d = c pinv(Mᵀ); the base path keeps x. The mask is drawn per entry.
-    """
+def same_draws(context: Context, case: Case) -> None:
+    """Against a mistake: from the same seeds, the same outputs. Another place draws other masks."""
     layer, theirs = dropping(context, case), context.reference(case)
     theirs.train()
     theirs.write({n: layer.value(n) for n in layer.names})
-    if context.explains:
-        same_draws(context, case, layer, theirs)
-        return
-    mine = [read_mask(layer, case, seed) for seed in range(ROUNDS)]
-    wanted = describe([read_mask(theirs, case, seed) for seed in range(ROUNDS)])
-    actual = describe(mine)
-    if actual != wanted:
-        told = ignored_dropout(context.variant) if actual == WHOLE else None
-        raise Deviation(case, f"the branch's input at p = {RATE}", wanted, actual, diagnosis=told)
-
-
-def same_draws(context: Context, case: Case, layer: Layer, theirs: Layer) -> None:
-    """Against a form of the equation: from the same seeds, the same outputs. Another place draws other masks."""
     for seed in range(3):
         mine, other = trained(layer, case, seed), trained(theirs, case, seed)
         gap = float((mine - other).abs().max())
@@ -205,13 +178,42 @@ def same_draws(context: Context, case: Case, layer: Layer, theirs: Layer) -> Non
         )
 
 
+@check(
+    "dropout",
+    "major",
+    title="dropout acts on another tensor than the adapter branch's input, or with another mask",
+    failure_mode="training regularises something else: the base path, the output, or whole samples",
+    domain=DROPPING,
+    applies=_has_dropout,
+    examples=4,
+    against=("peft",),
+    follows=("dropout.active",),
+    explained_by=same_draws,
+)
+def test_placement(context: Context, case: Case) -> None:
+    """What the adapter branch was given is read back from its contribution: every entry is 0 or x/(1 − p).
+
+    The contribution is linear in the branch's input, c = x_d Mᵀ with M = W' − W₀ of full column rank here, so
+    x_d = c pinv(Mᵀ); the base path keeps x. The mask is drawn per entry.
+    """
+    layer, theirs = dropping(context, case), context.reference(case)
+    theirs.train()
+    theirs.write({n: layer.value(n) for n in layer.names})
+    mine = [read_mask(layer, case, seed) for seed in range(ROUNDS)]
+    wanted = describe([read_mask(theirs, case, seed) for seed in range(ROUNDS)])
+    actual = describe(mine)
+    if actual != wanted:
+        told = ignored_dropout(context.variant) if actual == WHOLE else None
+        raise Deviation(case, f"the branch's input at p = {RATE}", wanted, actual, diagnosis=told)
+
+
 def read_mask(layer: Layer, case: Case, seed: int) -> Tensor | None:
     """(batch, in) kept-factors x_d / x of one pass, or None where the contribution is no mask of x."""
     layer.train(False)
     weight, bias = effective(layer, case)
     layer.train()
     values = layer.values()
-    base = values["W"] if "W" in values else case.weight.double()
+    base = case.variant.weight_beneath(case.weight.double(), values)
     plain_bias = 0.0 if case.bias_vector is None else case.bias_vector.double()
     y = trained(layer, case, seed)
     x = case.x.double()
@@ -248,6 +250,7 @@ def describe(masks: list[Tensor | None]) -> str:
     examples=2,
     against=("peft",),
     follows=("dropout.active", "dropout.placement", "dropout.off_in_eval"),
+    explained_by=same_draws,
 )
 def test_expectation(context: Context, case: Case) -> None:
     """Averaged over masks the training output is the evaluation output, within five standard errors."""
@@ -255,9 +258,6 @@ def test_expectation(context: Context, case: Case) -> None:
     theirs = context.reference(case)
     theirs.train()
     theirs.write({n: layer.value(n) for n in layer.names})
-    if context.explains:
-        same_draws(context, case, layer, theirs)
-        return
     mine, other = _bias_in_sigmas(layer, case), _bias_in_sigmas(theirs, case)
     context.worst.see(mine, STANDARD_ERRORS)
     same = (mine < STANDARD_ERRORS) == (other < STANDARD_ERRORS)
@@ -270,7 +270,7 @@ def _bias_in_sigmas(layer: Layer, case: Case) -> float:
     layer.train(False)
     weight, bias = effective(layer, case)
     layer.train()
-    base = layer.value("W") if "W" in layer.names else case.weight.double()
+    base = case.variant.weight_beneath(case.weight.double(), layer.values())
     contribution = case.x.double() @ (weight - base).mT
     expected = case.x.double() @ weight.mT + bias
     samples = torch.stack(

@@ -9,7 +9,7 @@ import torch
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Pair, double, plain
-from harness.compare.outcome import Deviation, NotApplicable
+from harness.compare.outcome import Deviation, OutsideDomain
 from harness.compare.probing import coefficient, without_adapter
 from harness.engine.checks import check
 from reports.model import Diagnosis
@@ -65,7 +65,7 @@ def _output_dtype(context: Context, case: Case) -> None:
 def test_identity(context: Context, case: Case) -> None:
     """In bf16 and fp16 the output at step 0 is the base layer's, up to rounding in that dtype."""
     if not context.variant.starts_at_identity(case.spec):
-        raise NotApplicable("the reference does not start at the identity")
+        raise OutsideDomain("the reference does not start at the identity")
     ours = context.layer(case)
     exact = plain(case.base(torch.float64), case.x.double())
     context.judge(
@@ -98,6 +98,7 @@ SINGLE = Diagnosis(
     "double precision is asked for and silently not delivered, or an epsilon is added somewhere",
     matched=1,
     tried=1,
+    source="check",
     agrees_with="the references' own training, none of which is in float64",
     documented_by=("single precision", "float32", "fp32"),
     severity="minor",
@@ -115,7 +116,7 @@ SINGLE = Diagnosis(
 def test_double(context: Context, case: Case) -> None:
     """With a float64 base the output is right to float64's rounding."""
     if case.dtype in context.variant.refuses_dtypes:
-        raise NotApplicable(
+        raise OutsideDomain(
             f"the reference refuses to start {context.variant.title} from a {case.dtype} base"
         )
     pair = context.pair(case, "far")

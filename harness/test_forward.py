@@ -11,7 +11,7 @@ from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Refused
 from harness.compare.layer import Layer
-from harness.compare.outcome import Deviation, NotApplicable
+from harness.compare.outcome import Deviation, ToldElsewhere
 from harness.compare.probing import effective, far_layer, mode_is_ignored
 from harness.engine.checks import check
 from reports.model import Diagnosis
@@ -49,6 +49,7 @@ GUARD = Diagnosis(
     "the first steps of a start near zero have another size",
     matched=1,
     tried=1,
+    source="check",
     agrees_with="the references, which differ here themselves: PEFT clamps the norms at 1e-4, the author does not",
     documented_by=("clamp", "epsilon", r"\beps\b", "guard"),
     severity="minor",
@@ -70,7 +71,8 @@ def test_small_parameters(context: Context, case: Case) -> None:
     """At factors a millionth of those far from their start the output equals the reference's."""
     pair = context.pair(case, "far")
     far = case.far(dict.fromkeys(pair.ours.names))
-    small = {name: value * 1e-6 if value.dim() == 2 else value for name, value in far.items()}
+    factors = {t.name for t in context.variant.tensors if t.factor}
+    small = {name: value * 1e-6 if name in factors else value for name, value in far.items()}
     pair.ours.write(small)
     pair.theirs.write({name: pair.ours.value(name) for name in small})
     try:
@@ -241,7 +243,7 @@ def test_one_dimension(context: Context, case: Case) -> None:
     domain=EDGES,
     examples=4,
     against=("peft", "paper"),
-    applies=lambda variant: variant.has_rank and not any(t.role == "base" for t in variant.tensors),
+    applies=lambda variant: variant.has_rank and variant.base is None,
     follows=("forward.random_parameters", "dtype.forward"),
 )
 def test_edge_ranks(context: Context, case: Case) -> None:
@@ -268,7 +270,7 @@ def test_edge_ranks(context: Context, case: Case) -> None:
 def test_modes(context: Context, case: Case) -> None:
     """In each mode, output and gradients far from the start equal the reference's."""
     if mode_is_ignored(context, case):
-        raise NotApplicable("the mode is ignored, which shapes.modes reports")
+        raise ToldElsewhere("the mode is ignored, which shapes.modes reports", "shapes.modes")
     context.compare(context.pair(case, "far"), gradients=True)
 
 
@@ -375,6 +377,7 @@ RECOMPUTED = Diagnosis(
     "adapter gives another update",
     matched=1,
     tried=1,
+    source="check",
     agrees_with="the author's code, which takes ‖W‖ from the present weight at every call",
     documented_by=("recomput", "anew", "at every (call|forward)", "(current|present) weight"),
     severity="minor",
@@ -397,7 +400,9 @@ def test_buffers(context: Context, case: Case) -> None:
     pair = context.pair(case, "far")
     held = [t.name for t in context.variant.tensors if t.role == "buffer" and t.name in pair.ours.names]
     if not held:
-        raise NotApplicable("the subject has no such buffer, which shapes.canonical reports")
+        raise ToldElsewhere(
+            "the subject has no such buffer, which shapes.canonical reports", "shapes.canonical"
+        )
     context.compare(pair)  # a formula that is wrong already is no matter of buffers
     generator = case.generator(4)
     for name in held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import scipy
 import torch
@@ -11,13 +12,12 @@ from torch.nn.utils import parametrize
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
-from harness.compare.context import Context, plain, residual
+from harness.compare.context import Context, plain
 from harness.compare.layer import Layer
-from harness.compare.outcome import Deviation, NotApplicable, Unverified
+from harness.compare.outcome import Deviation, NoSlot, OutsideDomain, ToldElsewhere
 from harness.compare.probing import mode_is_ignored
 from harness.compare.thresholds import FALSE_ALARM, GAUSSIAN_SIGMA, REACHED, STANDARD_ERRORS, SUPPORT
 from harness.engine.checks import check
-from oracles import paper
 from oracles.seeding import seed_torch
 from oracles.variants import Canonical, Variant
 from reports.model import Diagnosis
@@ -32,7 +32,7 @@ def _has_random(variant: Variant) -> bool:
 
 
 def _is_factorised(variant: Variant) -> bool:
-    return any(t.role == "base" for t in variant.tensors)
+    return variant.factorised is not None
 
 
 @check(
@@ -56,23 +56,11 @@ def test_identity(context: Context, case: Case) -> None:
 
 def _identity(context: Context, case: Case) -> None:
     if not context.variant.starts_at_identity(case.spec):
-        raise NotApplicable("the reference does not start at the identity in this mode")
+        raise OutsideDomain("the reference does not start at the identity in this mode")
     ours = context.layer(case)
     base = plain(case.base(torch.float64), case.x.double())
     actual = rounding.observe(ours, case)["output"]
     context.judge(case, "output at step 0", actual, base, rounding.identity_noise(case, base))
-
-
-@check(
-    "init",
-    "critical",
-    title="a tensor does not start at the reference's value",
-    failure_mode="the first steps of training are others than the reference's",
-    applies=lambda variant: any(t.exact for t in variant.tensors),
-)
-def test_deterministic(context: Context, case: Case) -> None:
-    """Tensors that the reference sets start at its value: B = 0, l = 1, m = ‖W‖_row, λ = λ₀, w_norm = ‖W‖_col."""
-    _deterministic(context, case)
 
 
 def _deterministic(context: Context, case: Case) -> None:
@@ -99,15 +87,36 @@ def _deterministic(context: Context, case: Case) -> None:
 
 
 def _random_in_both(context: Context, case: Case, name: str) -> bool:
-    """Whether oracle (a catalogued mistake) and subject both draw a tensor that the reference sets."""
-    if not context.explains:
-        return False
+    """Whether oracle (a reference's other form) and subject both draw a tensor that the reference of record sets."""
     other = case.but(seed=case.seed + 1)
     vars(other).update(weight=case.weight, bias_vector=case.bias_vector)
     return all(
         not torch.equal(make(case).value(name), make(other).value(name))
-        for make in (context.layer, context.evaluator)
+        for make in (context.evaluator, context.layer)
     )
+
+
+def _starts_as_the_mistake(context: Context, case: Case) -> None:
+    """Against a mistake: also what the references draw starts at zero in both or in neither."""
+    _deterministic(context, case)
+    ours, theirs = context.layer(case), context.evaluator(case)
+    for tensor in (t for t in context.variant.tensors if t.uniform):
+        if tensor.name in ours.names and tensor.name in theirs.names:
+            mine, other = (not layer.value(tensor.name).any() for layer in (ours, theirs))
+            context.demand(mine == other, case, f"{tensor.name} starts at zero", other, mine)
+
+
+@check(
+    "init",
+    "critical",
+    title="a tensor does not start at the reference's value",
+    failure_mode="the first steps of training are others than the reference's",
+    applies=lambda variant: any(t.exact for t in variant.tensors),
+    explained_by=_starts_as_the_mistake,
+)
+def test_deterministic(context: Context, case: Case) -> None:
+    """Tensors that the reference sets start at its value: B = 0, l = 1, m = ‖W‖_row, λ = λ₀, w_norm = ‖W‖_col."""
+    _deterministic(context, case)
 
 
 def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> float:
@@ -115,6 +124,18 @@ def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> fl
     held = ours.raw(tensor.name).dtype
     unit = max(rounding.roundoff(d) for d in (torch.float32, case.torch_dtype, held))
     return unit * float(torch.linalg.vector_norm(exact)) * (1 + math.log2(max(case.weight.shape)))
+
+
+def _same_distribution_or_zero(context: Context, case: Case) -> None:
+    """Against a mistake: what it leaves at zero is zero in the subject, and the rest follows its law."""
+    drawn = [t for t in context.variant.tensors if t.uniform]
+    for tensor in drawn:
+        mine, other = (_draws(make, case, tensor.name) for make in (context.layer, _reference_draw(context)))
+        if not other.any():
+            context.demand(not mine.any(), case, f"{tensor.name} at the start", "zero", "not zero")
+        else:
+            _same_law(context, case, tensor, mine, other)
+            _same_independence(context, case, tensor.name, mine, other)
 
 
 @check(
@@ -127,6 +148,7 @@ def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> fl
     examples=2,
     against=("peft",),
     follows=("init.pairs", "init.deterministic", "init.seeded"),
+    explained_by=_same_distribution_or_zero,
 )
 def test_distribution(context: Context, case: Case) -> None:
     """Random tensors follow the reference's law: exact support, second moment, and a Kolmogorov-Smirnov test.
@@ -135,7 +157,7 @@ def test_distribution(context: Context, case: Case) -> None:
     """
     for tensor in (t for t in context.variant.tensors if t.uniform):
         ours = _draws(context.layer, case, tensor.name)
-        theirs = _draws(lambda c, s: _reference_draw(context, c, s), case, tensor.name)
+        theirs = _draws(_reference_draw(context), case, tensor.name)
         try:
             _same_law(context, case, tensor, ours, theirs)
             _same_independence(context, case, tensor.name, ours, theirs)
@@ -171,25 +193,28 @@ def drawn_from_a_gaussian(variant: Variant, tensor: Canonical) -> Diagnosis:
     )
 
 
-def _reference_draw(context: Context, case: Case, seed: int) -> Layer:
-    seed_torch(10_000 + seed)
-    return Layer(context.oracle.adapt(case.base(), case.spec), context.oracle.name)
+def _reference_draw(context: Context) -> Callable[[Case, int], Layer]:
+    def draw(case: Case, seed: int) -> Layer:
+        seed_torch(10_000 + seed)
+        return Layer(context.oracle.adapt(case.base(), case.spec), context.oracle.name)
+
+    return draw
 
 
-def _draws(make: object, case: Case, name: str) -> Tensor:
+def _draws(make: Callable[[Case, int], Layer], case: Case, name: str) -> Tensor:
     """(DRAWS, *shape) independent draws of one tensor."""
     drawn = []
     for i in range(DRAWS):
-        layer: Layer = make(case, i)  # type: ignore[operator]
+        layer = make(case, i)
         if name not in layer.names:
-            raise Unverified(f"the subject has no slot {name!r}")
+            raise NoSlot(f"the subject has no slot {name!r}", name)
         drawn.append(layer.value(name))
     return torch.stack(drawn)
 
 
 def _same_law(context: Context, case: Case, tensor: Canonical, ours: Tensor, theirs: Tensor) -> None:
     if ours.shape != theirs.shape:
-        raise Unverified(f"{tensor.name} has another shape than the reference's")
+        raise NoSlot(f"{tensor.name} has another shape than the reference's", tensor.name)
     assert tensor.uniform is not None
     bound = tensor.uniform.bound(case.out_features, case.in_features, case.spec)
     largest = float(ours.abs().max())
@@ -250,7 +275,7 @@ def test_pairs(context: Context, case: Case) -> None:
     for tensor in (t for t in context.variant.tensors if t.uniform and t.uniform.columns_paired):
         ours, theirs = context.layer(case), context.reference(case)
         if tensor.name not in ours.names or ours.view(tensor.name).shape != theirs.view(tensor.name).shape:
-            raise Unverified(f"the subject has no slot {tensor.name!r} of the canonical shape")
+            raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
         mine, other = _equal_columns(ours.value(tensor.name)), _equal_columns(theirs.value(tensor.name))
         context.demand(mine == other, case, f"which columns of {tensor.name} start equal", other, mine)
 
@@ -284,7 +309,7 @@ def test_seeded(context: Context, case: Case) -> None:
     for tensor in (t for t in context.variant.tensors if t.uniform):
         first, again, other = (context.layer(case, seed) for seed in (1, 1, 2))
         if tensor.name not in first.names:
-            raise Unverified(f"the subject has no slot {tensor.name!r}")
+            raise NoSlot(f"the subject has no slot {tensor.name!r}", tensor.name)
         same = torch.equal(first.value(tensor.name), again.value(tensor.name))
         context.demand(same, case, f"{tensor.name} drawn twice from one seed", "equal", "different")
         differs = not torch.equal(first.value(tensor.name), other.value(tensor.name))
@@ -302,6 +327,7 @@ def test_seeded(context: Context, case: Case) -> None:
 )
 def test_base_weight(context: Context, case: Case) -> None:
     """Attaching leaves the base weight and bias bitwise as they were (PiSSA's residual is asked elsewhere)."""
+    context.layer(case)  # a rank that may be refused is no matter of the base
     base = case.base()
     seed_torch(case.seed)
     ask_layer = context.calling("adapt", context.subject.adapt, base, case.spec)
@@ -336,19 +362,16 @@ def test_principal(context: Context, case: Case) -> None:
     Compared by what the factorisation determines: the product, and the two Gram matrices' sizes.
     """
     ours, theirs = context.layer(case), context.reference(case)
-    for name in ("A", "B"):
+    factorised = context.variant.factorised
+    assert factorised is not None  # the check applies to no other variant
+    for name in factorised.names:
         if name not in ours.names or ours.view(name).shape != theirs.view(name).shape:
-            raise Unverified(f"the subject has no slot {name!r} of the canonical shape")
-    for name, actual, exact in zip(
-        ("(α/r) B A", "singular values of A", "singular values of B"),
-        _determined(ours, case), _determined(theirs, case), strict=True,
-    ):  # fmt: skip
+            raise NoSlot(f"the subject has no slot {name!r} of the canonical shape", name)
+    for name, determined in factorised.determined.items():
+        actual, exact = (
+            determined({n: layer.value(n) for n in factorised.names}, case.spec) for layer in (ours, theirs)
+        )
         context.judge(case, name, actual, exact, factor_noise(case, exact))
-
-
-def _determined(layer: Layer, case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    A, B = layer.value("A"), layer.value("B")
-    return paper.scale(case.spec) * (B @ A), torch.linalg.svdvals(A), torch.linalg.svdvals(B)
 
 
 def factor_noise(case: Case, exact: Tensor) -> float:
@@ -361,6 +384,31 @@ def factor_noise(case: Case, exact: Tensor) -> float:
     return unit * float(torch.linalg.vector_norm(exact)) * amplified * math.sqrt(len(S))
 
 
+def _left(context: Context, ours: Layer) -> Tensor:
+    """The base weight that the subject has left behind. Raises NotApplicable if it does not show it."""
+    base = context.variant.base
+    if base is None or base.name not in ours.names:
+        name = base.name if base else "weight"
+        raise ToldElsewhere(
+            f"the subject shows no residual {name}: init.identity asks whether it makes up the base",
+            "init.identity",
+        )
+    return ours.value(base.name)
+
+
+def _left_as_by_the_mistake(context: Context, case: Case) -> None:
+    """Against a mistake: its own residual, which no gauge of the factors touches, is what the subject leaves."""
+    left, theirs = _left(context, context.layer(case)), context.reference(case)
+    _same_residual(context, case, left, _left(context, theirs))
+
+
+def _same_residual(context: Context, case: Case, actual: Tensor, exact: Tensor) -> None:
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
+    size = float(torch.linalg.vector_norm(case.weight.double())) * (1 + math.sqrt(case.spec.rank))
+    name = context.variant.base.name if context.variant.base else ""
+    context.judge(case, f"the residual weight {name}", actual, exact, unit * size)
+
+
 @check(
     "init",
     "critical",
@@ -368,22 +416,17 @@ def factor_noise(case: Case, exact: Tensor) -> float:
     failure_mode="base plus adapter is another function than the base model",
     applies=_is_factorised,
     follows=("init.principal",),
+    explained_by=_left_as_by_the_mistake,
 )
 def test_residual(context: Context, case: Case) -> None:
     """The frozen weight is exactly ``W_res = W − (α/r) B A`` (PiSSA Eq. (4)), in the base's dtype."""
     ours = context.layer(case)
-    if "W" not in ours.names:
-        raise NotApplicable(
-            "the subject shows no residual W: init.identity asks whether it makes up the base"
-        )
-    if not {"A", "B"} <= set(ours.names):
-        raise Unverified("the subject shows no slots A and B")
-    # A form of the equation in the reference's place has its own residual, which no gauge of the factors touches.
-    exact = context.reference(case).value("W") if context.explains else residual(case, ours)
-    actual = ours.value("W")
-    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
-    size = float(torch.linalg.vector_norm(case.weight.double())) * (1 + math.sqrt(case.spec.rank))
-    context.judge(case, "the residual weight W", actual, exact, unit * size)
+    left = _left(context, ours)
+    exact = context.residual(case, ours)
+    if exact is None:
+        names = " and ".join(context.variant.factorised.names if context.variant.factorised else ())
+        raise NoSlot(f"the subject shows no slots {names}", names)
+    _same_residual(context, case, left, exact)
 
 
 @check(
@@ -397,7 +440,7 @@ def test_residual(context: Context, case: Case) -> None:
 def test_modes(context: Context, case: Case) -> None:
     """In each mode, deterministic tensors start at the reference's value and the layer at the identity if promised."""
     if mode_is_ignored(context, case):
-        raise NotApplicable("the mode is ignored, which shapes.modes reports")
+        raise ToldElsewhere("the mode is ignored, which shapes.modes reports", "shapes.modes")
     _deterministic(context, case)
     if context.variant.starts_at_identity(case.spec):
         _identity(context, case)

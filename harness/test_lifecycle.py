@@ -16,6 +16,7 @@ from harness.compare import rounding
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised, as_layer
 from harness.compare.life import Done, Life, State, life
+from harness.compare.life_faults import named
 from harness.compare.life_gradients import gradients_at
 from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation
@@ -24,7 +25,6 @@ from harness.compare.saving import same_slots
 from harness.compare.thresholds import ROUNDOFFS, THRESHOLDS
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
-from reports.model import Diagnosis
 
 SEVERAL = ("add_adapter", "set_adapters")
 FOLDING = ("merge_in_place", "unmerge")
@@ -81,12 +81,10 @@ def test_merged(context: Context, case: LifeCase) -> None:
             layer.judge(f"output {done.after}", layer.output(), roundoffs=FOLDED)
 
 
-BY_SUBTRACTION = Diagnosis(
-    "lifecycle.unmerged_by_subtraction",
+BY_SUBTRACTION = named(
+    "unmerged_by_subtraction",
     "unmerging computes the base weight again from the merged one, which rounding keeps from being exact",
     "a base that was merged and unmerged is not bit for bit the base, and drifts with every round",
-    matched=1,
-    tried=1,
     agrees_with="PEFT, which subtracts (DoRA, (IA)³: divides out) what it added",
     documented_by=("unmerg", r"round(ed|ing)"),
     severity="minor",
@@ -195,7 +193,16 @@ def _drift(layer: Life, before: list[Tensor]) -> float:
     title="detaching does not give back the base once the adapters have been used",
     failure_mode="the base model is damaged by what was done with its adapters",
     domain=Domain(
-        strategy=lives(steps.ADD, steps.SET, steps.DELETE, steps.FOLD, steps.MERGE, steps.MODES, steps.TRAIN)
+        strategy=lives(
+            steps.ADD,
+            steps.SET,
+            steps.DELETE,
+            steps.FOLD,
+            steps.MERGE,
+            steps.MODES,
+            steps.TRAIN,
+            ends=((), steps.FOLD[:1], steps.FOLD),
+        )
     ),
     against=("paper",),
     follows=("merge.detach", "merge.weight"),
@@ -207,19 +214,17 @@ def test_detach(context: Context, case: LifeCase) -> None:
     with life(context, case) as layer:
         for _ in layer.run():
             pass
-        found = plain_layer(context.calling("detach", context.subject.detach, layer.layer.adapted), "detach")
-        _is_base(layer, "the weight after detach", found.weight, case.weight)
+        base = plain_layer(context.calling("detach", context.subject.detach, layer.layer.adapted), "detach")
+        _is_base(layer, "the weight after detach", base.weight, case.weight)
         if case.bias_vector is not None:
-            held = found.bias if found.bias is not None else torch.zeros(0)
+            held = base.bias if base.bias is not None else torch.zeros(0)
             _is_base(layer, "the bias after detach", held, case.bias_vector)
 
 
-DETACH_MERGED = Diagnosis(
-    "lifecycle.detach_merged",
+DETACH_MERGED = named(
+    "detach_merged",
     "detaching a merged layer leaves the adapter in the weight",
     "the base model that is handed back is the merged one",
-    matched=1,
-    tried=1,
 )
 
 
@@ -227,13 +232,19 @@ def _is_base(layer: Life, quantity: str, actual: Tensor, expected: Tensor) -> No
     if torch.equal(actual.detach(), expected):
         return
     if actual.shape != expected.shape:
-        raise Deviation(layer.case, quantity, f"shape {tuple(expected.shape)}", f"shape {tuple(actual.shape)}")
+        raise Deviation(
+            layer.case, quantity, f"shape {tuple(expected.shape)}", f"shape {tuple(actual.shape)}"
+        )
     gap = (actual.detach() - expected).double()
     unit = FOLDED * THRESHOLDS["formula"] * rounding.roundoff(expected.dtype)
     rounded = float(gap.norm()) <= unit * float(expected.double().norm())
     diagnosis = BY_SUBTRACTION if rounded else DETACH_MERGED if layer.merged else None
     raise Deviation(
-        layer.case, quantity, "bit for bit the base's", f"up to {float(gap.abs().max()):.3g} away", diagnosis=diagnosis
+        layer.case,
+        quantity,
+        "bit for bit the base's",
+        f"up to {float(gap.abs().max()):.3g} away",
+        diagnosis=diagnosis,
     )
 
 
@@ -265,7 +276,9 @@ def _only_active_moved(layer: Life, done: Done) -> None:
     for name, gradients in done.gradients.items():
         moved = [n for n, v in done.values[name].items() if not torch.equal(v, now[name][n])]
         if name in active:
-            demand(bool(moved), layer.case, f"tensors of {name} after a step", "moved: it is active", "as before")
+            demand(
+                bool(moved), layer.case, f"tensors of {name} after a step", "moved: it is active", "as before"
+            )
             continue
         found = [n for n, g in gradients.items() if bool(g.abs().max() > 0)]
         demand(not found, layer.case, f"gradients of {name}", "none: it is not active", ", ".join(found))
@@ -278,7 +291,11 @@ def _only_active_moved(layer: Life, done: Done) -> None:
     "critical",
     title="with several active adapters the gradients are not those of what is computed",
     failure_mode="adapters that are trained together do not descend the loss",
-    domain=Domain(strategy=lives(steps.TRAIN, steps.SET[4:], begins=(*GIVEN, ("set_adapters", FIRST, SECOND)), about=(steps.TRAIN,))),
+    domain=Domain(
+        strategy=lives(
+            steps.TRAIN, steps.SET[4:], begins=(*GIVEN, ("set_adapters", FIRST, SECOND)), about=(steps.TRAIN,)
+        )
+    ),
     against=("paper",),
     follows=("forward.gradients", "lifecycle.output", "lifecycle.inactive", "step0.gradients"),
     diagnose=False,
@@ -298,7 +315,9 @@ def _gradients_of_the_model(layer: Life, done: Done) -> None:
     for (name, tensor), gradient in exact.items():
         if tensor in done.gradients[name]:
             quantity = f"gradient of {name}'s {tensor}"
-            layer.context.judge(layer.case, quantity, done.gradients[name][tensor], gradient, noise[name, tensor])
+            layer.context.judge(
+                layer.case, quantity, done.gradients[name][tensor], gradient, noise[name, tensor]
+            )
 
 
 @check(
@@ -306,9 +325,7 @@ def _gradients_of_the_model(layer: Life, done: Done) -> None:
     "critical",
     title="adding or loading an adapter changes the others",
     failure_mode="an adapter that was trained is lost, or acts otherwise, once another one is there",
-    domain=Domain(
-        strategy=lives(steps.ADD, steps.SET, steps.FILES, steps.DELETE, steps.FOLD, begins=GIVEN)
-    ),
+    domain=Domain(strategy=lives(steps.ADD, steps.SET, steps.FILES, steps.DELETE, steps.FOLD, begins=GIVEN)),
     against=("paper",),
     follows=("lifecycle.output",),
     diagnose=False,
@@ -323,12 +340,10 @@ def test_others(context: Context, case: LifeCase) -> None:
             layer.judge(f"output {done.after}", layer.output(), roundoffs=FOLDED)
 
 
-WIPED = Diagnosis(
-    "lifecycle.wiped",
+WIPED = named(
+    "wiped",
     "adding an adapter gives the tensors of another one new values",
     "what was trained is lost once a second adapter is there",
-    matched=1,
-    tried=1,
 )
 
 
@@ -348,7 +363,11 @@ def _others_untouched(layer: Life, done: Done) -> None:
     "major",
     title="an adapter that is added later does not start as the first one does",
     failure_mode="the second adapter begins from another function than the base model",
-    domain=Domain(strategy=lives(steps.SET, steps.FOLD, steps.TRAIN, steps.MODES)),
+    domain=Domain(
+        strategy=lives(
+            steps.SET, steps.FOLD, steps.TRAIN, steps.MODES, ends=((), steps.FOLD[:1], steps.SET[:1])
+        )
+    ),
     against=("paper",),
     follows=("init.deterministic", "init.identity", "lifecycle.output"),
     diagnose=False,
@@ -385,12 +404,10 @@ def _added(layer: Life) -> Layer:
     return as_layer(found, subject, "add_adapter")
 
 
-NORMS_OF_MERGED = Diagnosis(
-    "lifecycle.norms_of_the_merged_weight",
+NORMS_OF_MERGED = named(
+    "norms_of_the_merged_weight",
     "an adapter that is added while another is merged takes its norms from the merged weight",
     "once the other is unmerged, the new adapter is scaled by norms that belong to no weight of the model",
-    matched=1,
-    tried=1,
 )
 
 
@@ -418,7 +435,12 @@ def _starts_as_recorded(layer: Life, added: Layer) -> None:
     failure_mode="a checkpoint that was written at the wrong moment is another adapter, or none",
     domain=Domain(
         strategy=lives(
-            steps.FILES, steps.SET, steps.FOLD, steps.ADD, steps.MODES, steps.TRAIN,
+            steps.FILES,
+            steps.SET,
+            steps.FOLD,
+            steps.ADD,
+            steps.MODES,
+            steps.TRAIN,
             about=((), (*GIVEN, ("save_and_load", SECOND)), (*steps.FOLD[:1], ("save_and_load", FIRST))),
         )
     ),
@@ -455,7 +477,11 @@ def _came_back(layer: Life, done: Done) -> None:
     failure_mode="training that goes on after an evaluation or a checkpoint goes on from another state",
     domain=Domain(
         strategy=lives(
-            steps.MODES, steps.TRAIN, steps.SET, steps.ADD, steps.FOLD,
+            steps.MODES,
+            steps.TRAIN,
+            steps.SET,
+            steps.ADD,
+            steps.FOLD,
             about=(steps.MERGE, (("save_and_load", FIRST),), steps.COPY),
         )
     ),
@@ -476,7 +502,9 @@ def _as_before(layer: Life, done: Done) -> None:
     same_output = torch.equal(layer.output(), done.output)
     demand(same_output, case, f"output {done.after}", "as before", "another")
     now = layer.values()
-    changed = [f"{n}'s {t}" for n, held in done.values.items() for t in held if not torch.equal(held[t], now[n][t])]
+    changed = [
+        f"{n}'s {t}" for n, held in done.values.items() for t in held if not torch.equal(held[t], now[n][t])
+    ]
     demand(not changed, case, f"tensors {done.after}", "as before", ", ".join(changed))
     demand(layer.trained() == done.trained, case, f"tensors that are trained {done.after}",
            _listed(done.trained), _listed(layer.trained()))  # fmt: skip
@@ -493,7 +521,12 @@ def _listed(names: frozenset[tuple[str, str]]) -> str:
     failure_mode="an averaged, frozen or converted copy of the model is another model, or changes with it",
     domain=Domain(
         strategy=lives(
-            steps.COPY, steps.CAST, steps.TRAIN, steps.SET, steps.FOLD, steps.ADD,
+            steps.COPY,
+            steps.CAST,
+            steps.TRAIN,
+            steps.SET,
+            steps.FOLD,
+            steps.ADD,
             about=(steps.COPY, steps.CAST, (*steps.COPY, *steps.TRAIN)),
         )
     ),
@@ -515,15 +548,15 @@ def test_copies(context: Context, case: LifeCase) -> None:
         for copied, before, dtype in copies:
             with torch.no_grad():
                 after = copied(case.x.to(dtype)).double()
-            context.demand(torch.equal(after, before), case, "output of a deep copy, later", "as it was", "another")
+            context.demand(
+                torch.equal(after, before), case, "output of a deep copy, later", "as it was", "another"
+            )
 
 
-HALF_ADDED = Diagnosis(
-    "lifecycle.half_added",
+HALF_ADDED = named(
+    "half_added",
     "an adapter whose adding failed is partly there",
     "who catches the exception cannot use the name again, or goes on with half an adapter",
-    matched=1,
-    tried=1,
 )
 
 
@@ -534,7 +567,12 @@ HALF_ADDED = Diagnosis(
     failure_mode="who catches the exception goes on with another model",
     domain=Domain(
         strategy=lives(
-            steps.WRONG, steps.SET, steps.ADD, steps.FOLD, steps.TRAIN, about=tuple((step,) for step in steps.WRONG)
+            steps.WRONG,
+            steps.SET,
+            steps.ADD,
+            steps.FOLD,
+            steps.TRAIN,
+            about=tuple((step,) for step in steps.WRONG),
         )
     ),
     against=("paper",),
@@ -564,5 +602,9 @@ def _can_be_added(layer: Life, done: Done) -> None:
     except (SubjectRaised, Deviation) as error:
         diagnosis = getattr(error, "diagnosis", None) or HALF_ADDED
         raise Deviation(
-            layer.case, f"adding {name} after an adding that failed", "an adapter", str(error), diagnosis=diagnosis
+            layer.case,
+            f"adding {name} after an adding that failed",
+            "an adapter",
+            str(error),
+            diagnosis=diagnosis,
         ) from None

@@ -17,7 +17,7 @@ from harness.cases.profiles import Profile as Examples
 from harness.cases.tiny_models import ModelCase
 from harness.engine.session import OF_AUTHORS, claims_for
 from harness.plugin.hooks import AUDIT
-from oracles import paper, registry
+from oracles import registry
 from oracles.authors import Author, RecordedCase, available
 from oracles.authors.base import plain
 from oracles.authors.delora import DeloraAuthor
@@ -25,15 +25,14 @@ from oracles.authors.dora import DoraAuthor
 from oracles.authors.family import compute, effective_weight, family
 from oracles.authors.ia3 import Ia3Author
 from oracles.disagreements import Disagreement, disagreements, explaining
-from oracles.equation import Equation
 from oracles.implementation import Adapted, AdapterSpec, Implementation
-from oracles.mistakes import mistake
+from oracles.mistakes import mistaken
 from oracles.peft import Peft
 from oracles.seeding import restored_rng
-from oracles.variants import VARIANTS
+from oracles.variants import VARIANTS, paper
+from oracles.variants.hra import reflect
 from refs import catalog as catalogue
 from refs.locate import locate
-from reports.judge.grouping import DISAGREE
 from reports.model import Claim
 
 FEW = Examples("references", 2, 0)
@@ -70,7 +69,7 @@ def test_peft_differs_where_the_catalogue_says(variant: str, oracle: str) -> Non
     claims = claims_for(
         Peft(), variants=[variant], oracles=[oracle], checks=lambda c: c.id in OF_AUTHORS, profile=FEW
     )
-    asked = [c for c in claims if c.outcome != "not_applicable" or DISAGREE in (c.reason or "")]
+    asked = [c for c in claims if c.outcome != "not_applicable" or c.cause == "references_disagree"]
     wanted = {c.id: known.id if (known := explaining(c.check, variant, oracle)) else "pass" for c in asked}
     assert asked
     assert {c.id: _outcome(c) for c in asked} == wanted
@@ -78,8 +77,8 @@ def test_peft_differs_where_the_catalogue_says(variant: str, oracle: str) -> Non
 
 def _outcome(claim: Claim) -> str:
     """The catalogue's id where the references disagree, else the outcome."""
-    found = re.search(r"\((\S+)\): judged", claim.reason or "")
-    return found[1] if claim.outcome == "not_applicable" and found else claim.outcome
+    excused = claim.outcome == "not_applicable" and claim.cause == "references_disagree"
+    return claim.detail or "" if excused else claim.outcome
 
 
 @cache
@@ -259,7 +258,7 @@ def _one_dimension() -> float:
 def _general_path() -> float:
     layer, spec, x = base(bias=True), AdapterSpec("ia3"), torch.randn(1, 8).double()
     gate = torch.rand(6).double() + 1.5
-    general: Implementation = Equation(mistake("ia3.bias_not_gated").forms)
+    general: Implementation = mistaken("ia3.bias_not_gated")
     if author_of("ia3", "author").kind == "live":
         general = Ia3Author(general=True)
     both = [who.adapt(plain(layer.weight, layer.bias), spec) for who in (Peft(), general)]
@@ -319,7 +318,7 @@ def _epsilon() -> float:
     at = case("hra", "author_llama", "16x12-r6-init-float64")
     y = at.x @ at.weight.mT
     for u in at.parameters["U"].mT:
-        y = paper.reflect(y, u)
+        y = reflect(y, u)
     return apart(at.expected["forward"], y if at.bias is None else y + at.bias)
 
 
@@ -357,7 +356,9 @@ def _lambda_on_both() -> float:
         "w_norm": at.weight.norm(dim=0),
         "lambda": at.parameters["lambda"].clone().requires_grad_(True),
     }
-    y = paper.delora(at.x, at.weight, None, p, at.spec, at.x)  # Eq. (9): the frozen term is a constant
+    y = VARIANTS["delora"].form.forward(
+        at.x, at.weight, None, p, at.spec, at.x
+    )  # Eq. (9): the frozen term is a constant
     return abs(float(torch.autograd.grad(y, p["lambda"], at.cotangent)[0]))
 
 
@@ -370,7 +371,7 @@ def _initial_b() -> float:
 
 @measures("delora.norms_recomputed")
 def _norms_recomputed() -> float:
-    at, form = case("delora", "author", "8x8-r4-far-float64"), DeloraAuthor.equation()
+    at, form = case("delora", "author", "8x8-r4-far-float64"), DeloraAuthor.form().forward
     sizes = [
         (form(at.x, k * at.weight, None, at.parameters, at.spec, at.x) - k * at.x @ at.weight.mT).norm()
         for k in (1, 2)

@@ -15,12 +15,12 @@ from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding, saved_files
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
-from harness.compare.outcome import Deviation, NotApplicable
+from harness.compare.outcome import Deviation, NotApplicable, OutsideDomain
 from harness.compare.saving import load, offered, same_output, same_slots, saved
 from harness.compare.thresholds import BASE_CHANGED, ROUNDOFFS
 from harness.engine.checks import check
-from oracles.peft import Peft
 from oracles.seeding import seed_torch
+from oracles.variants import VARIANTS, Variant
 from reports.model import Diagnosis
 
 FILES = Domain(dtypes=("float32",), sizes=(3, 8), ranks=(1, 8), batches=((4,),))
@@ -33,6 +33,7 @@ PICKLED = Diagnosis(
     "loading a checkpoint from somebody else can run their code, unless the loader takes weights only",
     matched=1,
     tried=1,
+    source="check",
     agrees_with="the authors' own scripts, which use torch.save",
     documented_by=("pickle", r"torch\.save"),
     severity="minor",
@@ -138,12 +139,12 @@ def test_stored(context: Context, case: Case) -> None:
     with saved(context, case) as (layer, path):
         found = saved_files.stored(path)
         if not found.safetensors:
-            raise NotApplicable("the subject writes no safetensors: what is in its files is not looked at")
+            raise OutsideDomain("the subject writes no safetensors: what is in its files is not looked at")
         for tensor in context.variant.tensors:
             if tensor.role != "base" and tensor.name in layer.names:
                 there = saved_files.holds(found.tensors, layer.value(tensor.name))
                 context.demand(there, case, f"{tensor.name} in the saved files", "stored", "missing")
-        if not any(t.role == "base" for t in context.variant.tensors):
+        if context.variant.base is None:
             carries = saved_files.holds(found.tensors, case.weight)
             context.demand(not carries, case, "the base weight in the saved files", "not stored", "stored")
 
@@ -164,6 +165,13 @@ def test_format(context: Context, case: Case) -> None:
         names = [p.name for p in saved_files.stored(path).pickles]
         if names:
             raise Deviation(case, "pickled files", "none", ", ".join(names), diagnosis=PICKLED)
+
+
+def _unlike(variant: Variant) -> Variant:
+    """The simplest method that shares no tensor with this one."""
+    names = {t.name for t in variant.tensors}
+    others = [v for v in VARIANTS.values() if names.isdisjoint(t.name for t in v.tensors)]
+    return min(others, key=lambda v: len(v.tensors))
 
 
 def _damage() -> dict[str, Callable[[Path], object]]:
@@ -191,7 +199,7 @@ def test_bad_files(context: Context, case: Case) -> None:
             copy = saved_files.copy(path, path.parent.parent / what.replace(" ", "-"))
             damage(copy)
             _refused(context, case, copy, f"a file {what}")
-    other = dataclasses.replace(case.spec, variant="ia3" if context.variant.id != "ia3" else "hra", rank=2)
+    other = dataclasses.replace(case.spec, variant=_unlike(context.variant).id, rank=2)
     if other.variant in context.subject.variants:
         with _saved_other(context, case, other) as path:
             _refused(context, case, path, f"a file of another method ({other.variant})")
@@ -203,6 +211,7 @@ BASE_REPLACED = Diagnosis(
     "who catches the exception goes on with a damaged base model",
     matched=1,
     tried=1,
+    source="check",
     agrees_with="PEFT, which takes the principal part out of the base weight before it reads the file",
     documented_by=("base (weight|model) (is|was|stays) (changed|replaced)", "not atomic"),
     severity="minor",
@@ -240,7 +249,7 @@ def _unchanged(context: Context, case: Case, before: torch.Tensor, base: nn.Modu
     with torch.no_grad():
         gap = float((base(case.x).double() - before).abs().max())
     if gap > BASE_CHANGED:
-        factorised = any(t.role == "base" for t in context.variant.tensors)
+        factorised = context.variant.base is not None
         quantity = f"the base's output after {what} was refused"
         diagnosis = BASE_REPLACED if factorised else None
         raise Deviation(case, quantity, "unchanged", f"{gap:.3g} off", diagnosis=diagnosis)
@@ -291,13 +300,13 @@ def test_other_base(context: Context, case: Case) -> None:
     """
     other = case.but(seed=case.seed + 1)
     vars(other).update(bias_vector=case.bias_vector)  # the bias belongs to the base, not to an adapter
-    needs_base = any(t.role == "base" for t in context.variant.tensors)
+    needs_base = context.variant.base is not None
     with saved(context, case) as (layer, path):
         try:
             loaded = load(context, other.base(), case, path)
         except SubjectRaised:
             return
-        same_slots(context, case, layer, loaded, but=frozenset({"W"}))
+        same_slots(context, case, layer, loaded, but=frozenset(t.name for t in (context.variant.base,) if t))
         if needs_base:
             _same_function(context, case, layer, loaded)
 
@@ -308,6 +317,7 @@ BOUND_TO_BASE = Diagnosis(
     "on any base but the exact one it was made on, the residual is another and the adapter's output with it",
     matched=1,
     tried=1,
+    source="check",
     documented_by=(
         r"(original|same|exact|very) (base|weights?|model)",
         "residual.{0,40}(rebuilt|recomputed|recreated|repeated) from the base",
@@ -338,11 +348,11 @@ def _same_function(context: Context, case: Case, layer: Layer, loaded: Layer) ->
 )
 def test_interchange(context: Context, case: Case) -> None:
     """A checkpoint that PEFT wrote, where the subject takes it, gives PEFT's output, and the reverse."""
-    if not isinstance(context.oracle, Peft):
-        raise NotApplicable("only PEFT's checkpoint format is exchanged")
+    if context.oracle.kind != "library":
+        raise OutsideDomain("only PEFT's checkpoint format is exchanged")
     taken = [_from_peft(context, case), _to_peft(context, case)]
     if not any(taken):
-        raise NotApplicable("the subject neither takes nor writes PEFT's checkpoint format")
+        raise OutsideDomain("the subject neither takes nor writes PEFT's checkpoint format")
 
 
 def _from_peft(context: Context, case: Case) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 from harness.cases.layer_cases import Case, Domain
 from harness.compare.context import Context
 from harness.compare.layer import SubjectRaised, adapt
-from harness.compare.outcome import Deviation, NotApplicable, Unverified
+from harness.compare.outcome import Deviation, ModeMissing, Unverified
 from harness.compare.probing import mode_is_ignored
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
@@ -63,27 +63,35 @@ def test_roles(context: Context, case: Case) -> None:
             context.demand(not is_buffer, case, f"role of {name}", "a persistent buffer", "an nn.Parameter")
 
 
+def _loose(context: Context, case: Case) -> tuple[list[str], list[str]]:
+    """The trainable parameters outside the adapter, of the subject and of the oracle."""
+    ours, theirs = context.layer(case), context.reference(case)
+    allowed = {id(ours.raw(n)) for n in ours.names if n not in theirs.names or theirs.raw(n).requires_grad}
+    loose = [n for n, p in ours.module.named_parameters() if p.requires_grad and id(p) not in allowed]
+    own = {id(theirs.raw(n)) for n in theirs.names}
+    return loose, [n for n, p in theirs.module.named_parameters() if p.requires_grad and id(p) not in own]
+
+
+def _same_loose_ends(context: Context, case: Case) -> None:
+    """Against a mistake: the same parameters are trainable, wherever they stand in the module."""
+    mine, there = ({name.rpartition(".")[2] for name in names} for names in _loose(context, case))
+    context.demand(mine == there, case, "trainable parameters outside the adapter", there, mine)
+
+
 @check(
     "shapes",
     "major",
     title="parameters outside the adapter are trainable",
     failure_mode="training changes the base model, and the saved adapter alone does not reproduce the result",
     domain=Domain(biases=(True, False)),
+    explained_by=_same_loose_ends,
 )
 def test_frozen_base(context: Context, case: Case) -> None:
     """Nothing is trainable but the adapter's tensors: the base weight and bias are frozen."""
-    ours = context.layer(case)
-    theirs = context.reference(case)
-    allowed = {id(ours.raw(n)) for n in ours.names if n not in theirs.names or theirs.raw(n).requires_grad}
-    loose = [n for n, p in ours.module.named_parameters() if p.requires_grad and id(p) not in allowed]
-    own = {id(theirs.raw(n)) for n in theirs.names}
-    there = [n for n, p in theirs.module.named_parameters() if p.requires_grad and id(p) not in own]
-    held = _endings(loose) == _endings(there) if context.explains else not loose or bool(there)
-    context.demand(held, case, "trainable parameters outside the adapter", "none", ", ".join(loose))
-
-
-def _endings(names: list[str]) -> set[str]:
-    return {name.rpartition(".")[2] for name in names}
+    loose, there = _loose(context, case)
+    context.demand(
+        not loose or bool(there), case, "trainable parameters outside the adapter", "none", ", ".join(loose)
+    )
 
 
 RANK_ZERO = Diagnosis(
@@ -92,6 +100,7 @@ RANK_ZERO = Diagnosis(
     "a mistyped configuration trains nothing, or divides by zero later",
     matched=1,
     tried=1,
+    source="check",
     agrees_with="microsoft/LoRA, where r = 0 leaves the layer plain; PEFT refuses it",
     documented_by=(r"(r|rank)\s*=+\s*0", "rank (of )?(zero|0)"),
     severity="minor",
@@ -139,10 +148,15 @@ def test_modes(context: Context, case: Case) -> None:
     try:
         ours = context.layer(case)
     except Unsupported as why:
-        raise NotApplicable(f"mode missing: {why}") from why
+        raise ModeMissing(why, case_mode(context, case)) from why
     if mode_is_ignored(context, case):
-        mode = next(m for m in context.variant.modes if getattr(case.spec, m))
+        mode = case_mode(context, case)
         context.demand(
             False, case, f"an adapter with {mode}=True", "another function", "the same as without it"
         )
     del ours
+
+
+def case_mode(context: Context, case: Case) -> str:
+    """The mode that the case asks for."""
+    return next(m for m in context.variant.modes if getattr(case.spec, m))

@@ -25,7 +25,7 @@ from harness.compare.adapted_model import (
 )
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised
-from harness.compare.outcome import Unverified
+from harness.compare.outcome import NoSlot, Unverified
 from harness.compare.thresholds import ROUNDOFFS
 from harness.engine.checks import check
 from oracles.implementation import AdapterSpec
@@ -41,9 +41,10 @@ PLAIN = ("llama", "gpt2", "t5_gated", "bert", "opt", "gpt_neox", "phi", "qwen3")
 DIVERSE = (*PLAIN, "mixtral")  # PEFT refuses LoRA's defaults on the experts of transformers 5
 
 
-def spec_of(variant: Variant, rank: int = 2, alpha: float = 3.0, feedforward: bool = False) -> AdapterSpec:
-    """Rank 2 is even (HRA) and fits every layer (PiSSA); α ≠ r."""
-    return AdapterSpec(variant.id, rank=rank, alpha=alpha, feedforward=feedforward)
+def spec_of(variant: Variant, rank: int = 2, alpha: float = 3.0, other_side: bool = False) -> AdapterSpec:
+    """Rank 2 is even (HRA) and fits every layer (PiSSA); α ≠ r. ``other_side``: of a method that has two."""
+    spec = AdapterSpec(variant.id, rank=rank, alpha=alpha)
+    return variant.side.put(spec, True) if other_side and variant.side else spec
 
 
 def on_each(architectures: tuple[str, ...]) -> Strategy:
@@ -57,10 +58,9 @@ def on_each(architectures: tuple[str, ...]) -> Strategy:
 
 def by_name(variant: Variant) -> st.SearchStrategy[ModelCase]:
     """Every list of names that is worth asking for, of every architecture; (IA)³ on either side by turns."""
-    two_sided = "feedforward" in variant.modes
     lists = [(a.id, targets) for a in ARCHITECTURES.values() for targets in a.endings]
     return st.sampled_from([
-        ModelCase(spec_of(variant, feedforward=two_sided and i % 2 == 1), architecture, targets)
+        ModelCase(spec_of(variant, other_side=i % 2 == 1), architecture, targets)
         for i, (architecture, targets) in enumerate(lists)
     ])  # fmt: skip
 
@@ -162,7 +162,7 @@ def test_explicit(context: Context, case: ModelCase) -> None:
     failure_mode="the activation that the paper rescales is not the one that is rescaled",
     domain=Domain(strategy=on_each(ALL)),
     against=("peft",),
-    applies=lambda variant: "feedforward" in variant.modes,
+    applies=lambda variant: variant.side is not None,
     examples=2 * len(ALL),
     follows=("targets.default", "forward.random_parameters", "forward.modes", "init.deterministic"),
     diagnose=False,
@@ -184,7 +184,7 @@ def same_function(
     """Raise Deviation unless two layers agree in shapes and output once they hold the same values."""
     for tensor, value in values.items():
         if tensor not in ours.names:
-            raise Unverified(f"the subject's {name} has no slot {tensor!r}")
+            raise NoSlot(f"the subject's {name} has no slot {tensor!r}", tensor)
         shape = tuple(ours.view(tensor).shape)
         context.demand(shape == tuple(value.shape), case, f"{name} {tensor}", tuple(value.shape), shape)
     ours.write(values)
@@ -358,7 +358,9 @@ def carry(variant: Variant, values: dict[tuple[str, str], Tensor], ours: Adapted
     for (name, tensor), value in carried.items():
         layer = ours.layers[name]
         if tensor not in layer.names or layer.view(tensor).shape != value.shape:
-            raise Unverified(f"the subject's {name} has no slot {tensor!r} of the shape {tuple(value.shape)}")
+            raise NoSlot(
+                f"the subject's {name} has no slot {tensor!r} of the shape {tuple(value.shape)}", tensor
+            )
     ours.write(carried)
 
 

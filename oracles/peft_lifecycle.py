@@ -71,7 +71,9 @@ class Lifecycle:
                 tuner.disable_adapter_layers()
                 return
             if unknown := [name for name in names if name not in known]:
-                raise ValueError(f"Adapter {unknown[0]} not found.")  # as PeftModel.set_adapter says of one name
+                raise ValueError(
+                    f"Adapter {unknown[0]} not found."
+                )  # as PeftModel.set_adapter says of one name
             tuner.set_adapter(list(names))
             tuner.enable_adapter_layers()
 

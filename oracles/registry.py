@@ -12,7 +12,7 @@ from oracles.authors.base import AuthorImplementation
 from oracles.authors.recordings import folder, made_with
 from oracles.authors.replay import Absent, Replay
 from oracles.equation import Equation
-from oracles.implementation import Implementation
+from oracles.oracle import Oracle
 from oracles.peft import Peft
 
 Kind = Literal["live", "recorded", "equation"]
@@ -41,7 +41,7 @@ class Entry:
 
     id: str
     variants: frozenset[str]
-    make: Callable[[], Implementation]
+    make: Callable[[], Oracle]
     provenance: Callable[[], Provenance | None]
     offers: Callable[[str | None], bool] = lambda mode: True
 
@@ -83,7 +83,7 @@ def find(id_: str, variant: str) -> Entry:
     raise KeyError(f"there is no oracle {id_!r} of {variant}")
 
 
-def oracle_of(author: Author) -> Implementation:
+def oracle_of(author: Author) -> Oracle:
     """The authors' code where it is live, its recording where that stands in, else an oracle that says why not."""
     if author.kind == "live":
         return author.implementation()
@@ -99,7 +99,7 @@ def _author_entry(kind: type[AuthorImplementation]) -> Entry:
         frozenset({kind.variant}),
         lambda: oracle_of(author()),
         lambda: _provenance(author()),
-        kind.offers,
+        kind.has,
     )
 
 

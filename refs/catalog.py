@@ -13,13 +13,12 @@ from types import MappingProxyType
 from typing import Any
 
 from refs.errors import CatalogError
+from refs.vocabulary import ASPECTS
 
-__all__ = ["ASPECTS", "VARIANTS", "Catalog", "Cite", "Reference", "Source", "load", "parse_target"]
+__all__ = ["Catalog", "Cite", "Reference", "Source", "load", "parse_target"]
 
 HERE = Path(__file__).resolve().parent
 LARGEST = 2**20
-VARIANTS = ("lora", "pissa", "dora", "ia3", "hra", "delora")
-ASPECTS = ("shapes", "init", "scale", "forward", "save_load", "targets", "step0", "dropout", "merge", "dtype")
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,11 @@ class Catalog:
     cites: tuple[Cite, ...]
     digests: Mapping[str, Mapping[str, str]]
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Those with cites, in the catalogue's order."""
+        return tuple(dict.fromkeys(c.variant for c in self.cites))
+
     def reference(self, alias: str) -> Reference:
         """The reference called ``alias``. Raises CatalogError."""
         if alias not in self.files:
@@ -78,7 +82,7 @@ class Catalog:
 
     def cites_of(self, variant: str, aspect: str) -> list[Cite]:
         """The cites of one aspect, in the catalogue's order. Raises CatalogError for an unknown name."""
-        for value, known in ((variant, VARIANTS), (aspect, ASPECTS)):
+        for value, known in ((variant, self.variants), (aspect, tuple(ASPECTS))):
             if value not in known:
                 raise CatalogError(f"`{value}` is none of {', '.join(known)}")
         return [c for c in self.cites if (c.variant, c.aspect) == (variant, aspect)]
@@ -157,8 +161,8 @@ def _cites(data: Mapping[str, Any], files: Mapping[str, Reference]) -> list[Cite
     cites: list[Cite] = []
     for variant, aspects in data.items():
         for aspect, targets in aspects.items():
-            if variant not in VARIANTS or aspect not in ASPECTS:
-                raise CatalogError(f"cites of `{variant}.{aspect}`: unknown variant or aspect")
+            if aspect not in ASPECTS:
+                raise CatalogError(f"cites of `{variant}.{aspect}`: unknown aspect")
             for alias, symbol, anchor in map(parse_target, targets):
                 if alias not in files:
                     raise CatalogError(f"cites of `{variant}.{aspect}`: there is no reference `{alias}`")

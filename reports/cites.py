@@ -9,8 +9,10 @@ from pathlib import Path
 from refs import catalog
 from refs.errors import RefsError
 from refs.quotes import Citation, cite_file, quotes_of
+from refs.vocabulary import ASPECTS
+from reports.facts import SOURCES
 from reports.model import Cite, Run, Subject
-from reports.order import ASPECTS, sorted_variants
+from reports.order import sorted_variants
 from reports.text import one_line
 
 # An aspect whose lines are those of another one.
@@ -21,7 +23,6 @@ SAME_LINES = {
     "dropout": "forward",
     "scale": "forward",
 }
-SOURCES = {"peft": "PEFT", "paper": "equation"}
 LONGEST_LINE = 400
 
 
@@ -112,10 +113,6 @@ def quoted_aspects(subject: Subject, variant: str) -> list[str]:
 
 def variants_of(run: Run) -> list[str]:
     """The variants that were asked about, in the review's order."""
-    planned = [variant for claim_id in run.planned if (variant := planned_variant(claim_id))]
-    return sorted_variants([v.id for v in run.variants] + [c.variant for c in run.claims] + planned)
-
-
-def planned_variant(claim_id: str) -> str:
-    """The variant that a claim's id, ``check[variant-oracle]``, speaks of; empty if it is no such id."""
-    return claim_id.partition("[")[2].partition("-")[0]
+    order = [v.id for v in run.variants]
+    asked = [c.variant for c in run.claims] + [key.variant for key in run.planned]
+    return sorted_variants([*order, *asked], order)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-ASPECTS = ("shapes", "init", "scale", "forward", "save_load", "targets")
-SOURCES = ("PEFT", "author", "equation")
+# Oracle -> who speaks through it, in the order of the table's columns.
+SOURCES = {"peft": "PEFT", "author": "author", "paper": "equation"}
 
 
 @cache

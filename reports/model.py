@@ -1,4 +1,4 @@
-"""The data of an audit: frozen records, plain values, in the vocabulary of `audit.json` (schema 1)."""
+"""The data of an audit: frozen records, plain values, in the vocabulary of `audit.json` (schema 2)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-SCHEMA_VERSION = 1
-VARIANT_ORDER = ("lora", "pissa", "dora", "ia3", "hra", "delora")
+from refs.vocabulary import Cause, Grade, Outcome, Severity, Source, Tag
 
-Outcome = Literal["pass", "fail", "declared", "not_applicable", "unverified", "error"]
-Tag = Literal["BUG", "OK-doc", "OK-undoc", "STYLE"]
-Severity = Literal["critical", "major", "minor", "none"]
-Grade = Literal["Faithful", "Faithful-with-doc-gap", "Partial", "Buggy"]
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -34,8 +30,10 @@ class Witness:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A catalogued mistake (or a reference's other form) whose values equal the subject's.
+    """A known mistake (or a reference's other form) whose values equal the subject's.
 
+    ``source``: who says so, the catalogue of mistakes or the check that failed. ``remedy``: what to do about it, as
+    an instruction; empty where nothing better is known than to follow the references.
     ``agrees_with`` names the reference that has this form (then it is no bug); None for a plain mistake.
     ``documented_by`` are words of which any one, in the subject's docstring, states the choice.
     """
@@ -48,11 +46,38 @@ class Diagnosis:
     agrees_with: str | None = None
     documented_by: tuple[str, ...] = ()
     severity: Severity | None = None
+    source: Source = "catalogue"
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One claim before it is asked: a check of a variant, in one of its modes or in none, against an oracle."""
+
+    check: str
+    variant: str
+    mode: str | None
+    oracle: str
+
+    @property
+    def label(self) -> str:
+        """The part of the claim's id in brackets."""
+        return f"{self.variant}-{self.mode}-{self.oracle}" if self.mode else f"{self.variant}-{self.oracle}"
+
+    @property
+    def id(self) -> str:
+        """The claim's id, ``check[variant-oracle]`` or ``check[variant-mode-oracle]``."""
+        return f"{self.check}[{self.label}]"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One check of one variant against one oracle, and its outcome. ``ratio``: worst seen, see DESIGN §9."""
+    """One check of one variant against one oracle, and its outcome. ``ratio``: worst seen, see DESIGN §9.
+
+    ``reason``: why, as a sentence for the reader. ``cause``: the same for a program, with ``detail``: the
+    disagreement's id, the option or method that is missing, the kind of crash; None where there is nothing to tell.
+    ``mode``: the variant's mode that was asked about, if it was about one.
+    """
 
     id: str
     variant: str
@@ -66,6 +91,14 @@ class Claim:
     witness: Witness | None = None
     diagnosis: Diagnosis | None = None
     reason: str | None = None
+    cause: Cause | None = None
+    detail: str | None = None
+    mode: str | None = None
+
+    @property
+    def question(self) -> tuple[str, str, str | None]:
+        """What was asked of all the references alike: the claim without its oracle."""
+        return self.check, self.variant, self.mode
 
 
 @dataclass(frozen=True)
@@ -106,8 +139,11 @@ class OracleInfo:
 
 @dataclass(frozen=True)
 class Declaration:
-    """A deviation that the subject declares. ``documented``: its docstring contains all the words;
-    ``occurred``: some claim of this run failed as declared (None: not asked in this selection)."""
+    """A deviation that the subject declares. ``check``: an id, or "aspect.*"; ``oracle``: an id, or "*".
+
+    ``documented``: the subject's docstring contains all the words; ``occurred``: some claim of this run failed as
+    declared (None: not asked in this selection).
+    """
 
     check: str
     variant: str
@@ -116,6 +152,14 @@ class Declaration:
     words: tuple[str, ...]
     documented: bool
     occurred: bool | None
+
+    def covers(self, claim: Claim) -> bool:
+        """Whether it speaks of this claim."""
+        return (
+            self.check in (claim.check, f"{claim.aspect}.*")
+            and self.variant == claim.variant
+            and self.oracle in ("*", claim.oracle)
+        )
 
 
 @dataclass(frozen=True)
@@ -132,7 +176,8 @@ class VariantInfo:
 @dataclass(frozen=True)
 class Subject:
     """What was audited. ``sources``: (variant, aspect) -> file and qualified symbol, for quotes;
-    ``docstrings``: variant -> the text in which the subject states its choices."""
+    ``docstrings``: variant -> the text in which the subject states its choices; ``environment``: versions where it
+    runs in another environment than the audit."""
 
     name: str
     version: str
@@ -142,14 +187,15 @@ class Subject:
     quotes: Mapping[tuple[str, str], Cite] = field(
         default_factory=dict
     )  # filled from ``sources`` by the reports
+    environment: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Run:
     """Everything a run hands to the reports, before judgement.
 
-    ``planned``: ids of all the claims of the selection, over all shards; those without a claim are missing.
-    ``shard``: "1/3" where this run asked only its part of them.
+    ``variants``: in the order of the review. ``planned``: all the claims of the selection, over all shards; those
+    without a claim are missing. ``shard``: "1/3" where this run asked only its part of them.
     """
 
     subject: Subject
@@ -162,7 +208,7 @@ class Run:
     declarations: tuple[Declaration, ...] = ()
     reference_disagreements: tuple[Mapping[str, Any], ...] = ()
     root: Path = Path()  # paths in cites are shown relative to it where possible
-    planned: tuple[str, ...] = ()
+    planned: tuple[Key, ...] = ()
     shard: str | None = None
 
 
@@ -187,7 +233,11 @@ class Cite:
 
 @dataclass(frozen=True)
 class Finding:
-    """One difference between the subject and the references."""
+    """One difference between the subject and the references.
+
+    ``agree``, ``differ``, ``not_asked``: ids of the run's oracles, by what came of the question of its first claim;
+    what could not be told is not asked.
+    """
 
     id: str  # "D1", "D2", ... within its variant
     variant: str
@@ -201,6 +251,9 @@ class Finding:
     claims: tuple[str, ...]
     reference_cites: tuple[Cite, ...] = ()
     subject_cites: tuple[Cite, ...] = ()
+    agree: tuple[str, ...] = ()
+    differ: tuple[str, ...] = ()
+    not_asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,52 +1,19 @@
-"""The orders everything is sorted by: variants, aspects, severities, grades, outcomes."""
+"""The orders everything is sorted by: variants as the run has them, aspects, severities."""
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Collection, Iterable, Sequence
 
-from reports.model import VARIANT_ORDER, Claim, Grade, Outcome, Run, Severity, Tag
+from refs.vocabulary import ASPECTS, SEVERITIES, Severity
+from reports.model import Claim, Run
 
-ASPECTS = (
-    "shapes",
-    "init",
-    "scale",
-    "step0",
-    "forward",
-    "dropout",
-    "dtype",
-    "training",
-    "merge",
-    "save_load",
-    "lifecycle",
-    "layers",
-    "targets",
-)
 # Which aspect names a defect that shows in several: a wrong forward also has wrong step-0 gradients.
-LEADING = ("shapes", "init", "forward", "scale", "step0", *ASPECTS[5:])
-ASPECT_TITLES = {
-    "shapes": "parameter shapes",
-    "init": "initialisation",
-    "scale": "scale factor",
-    "step0": "step-0 gradient",
-    "forward": "forward equation",
-    "dropout": "dropout",
-    "dtype": "dtypes",
-    "training": "training",
-    "merge": "merge and detach",
-    "save_load": "save and load",
-    "lifecycle": "life of an adapter",
-    "layers": "kinds of layers",
-    "targets": "target placement",
-}
-SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # worst first
-GRADES: tuple[Grade, ...] = get_args(Grade)  # best first
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-TAGS: tuple[Tag, ...] = get_args(Tag)
+LEADING = tuple(dict.fromkeys(("shapes", "init", "forward", "scale", "step0", *ASPECTS)))
 
 
-def rank(value: str, order: tuple[str, ...]) -> int:
+def rank(value: str, order: Collection[str]) -> int:
     """The place of ``value`` in ``order``; unknown values come last."""
-    return order.index(value) if value in order else len(order)
+    return next((place for place, one in enumerate(order) if one == value), len(order))
 
 
 def worst(severities: list[Severity]) -> Severity:
@@ -62,12 +29,12 @@ def claim_key(run: Run) -> dict[str, tuple[int, str]]:
 def sorted_claims(run: Run) -> tuple[Claim, ...]:
     """The claims by variant, aspect, check and oracle, whichever worker answered first."""
     places = claim_key(run)
-    last = len(places)
+    variants, last = [v.id for v in run.variants], len(places)
     oracles = {o.id: place for place, o in reversed(list(enumerate(run.oracles)))}
 
     def key(claim: Claim) -> tuple[object, ...]:
         return (
-            *(rank(claim.variant, VARIANT_ORDER), claim.variant, rank(claim.aspect, ASPECTS), claim.aspect),
+            *(rank(claim.variant, variants), claim.variant, rank(claim.aspect, ASPECTS), claim.aspect),
             *places.get(claim.check, (last, claim.check)),
             *(oracles.get(claim.oracle, len(oracles)), claim.oracle, claim.id),
         )
@@ -75,6 +42,6 @@ def sorted_claims(run: Run) -> tuple[Claim, ...]:
     return tuple(sorted(run.claims, key=key))
 
 
-def sorted_variants(names: list[str]) -> list[str]:
-    """Variant names in the order of the review."""
-    return sorted(set(names), key=lambda v: (rank(v, VARIANT_ORDER), v))
+def sorted_variants(names: Iterable[str], order: Sequence[str]) -> list[str]:
+    """Each of the names once, in the given order; unknown ones last, by name."""
+    return sorted(set(names), key=lambda v: (rank(v, order), v))

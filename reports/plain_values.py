@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reports.model import (
@@ -20,6 +20,7 @@ from reports.model import (
     Declaration,
     Diagnosis,
     Finding,
+    Key,
     OracleInfo,
     Prior,
     PriorFinding,
@@ -80,7 +81,7 @@ def _fields(record: Any, *, digits: int = 3) -> dict[str, Any]:
 
 
 def claim_to_plain(claim: Claim) -> dict[str, Any]:
-    """A claim with the keys of schema 1."""
+    """A claim with the keys of the schema."""
     data = _fields(dataclasses.replace(claim, witness=None, diagnosis=None))
     # A case is what was put in, not what was measured: its numbers are kept.
     data["witness"] = _fields(claim.witness, digits=9) if claim.witness else None
@@ -134,8 +135,9 @@ def _prior_finding(data: Mapping[str, Any]) -> PriorFinding:
 
 
 def context_to_plain(run: Run, prior: Prior | None) -> dict[str, Any]:
-    """What the review and a later judgement need beyond the keys of schema 1; it travels in ``generator``."""
+    """What the review and a later judgement need beyond the claims; it travels in ``generator``."""
     asked = {c.id for c in run.claims}
+    missing = [key for key in run.planned if key.id not in asked]
     return {
         "checks": [_fields(c) for c in run.checks.values()],
         "variants": [_fields(v) for v in run.variants],
@@ -145,21 +147,27 @@ def context_to_plain(run: Run, prior: Prior | None) -> dict[str, Any]:
             {"variant": text(v), "aspect": text(a), **cite_to_plain(c, quoted=True)}
             for (v, a), c in run.subject.quotes.items()
         ],
-        "planned": [] if asked >= set(run.planned) else [text(i) for i in run.planned],
+        "planned": [text(key.id) for key in run.planned] if missing else [],
+        "missing": [_fields(key) for key in missing],
         "shard": None if run.shard is None else text(run.shard),
         "prior": prior_to_plain(prior),
     }
 
 
+def _versions(environment: Mapping[str, str]) -> dict[str, str]:
+    return {text(k): text(v) for k, v in sorted(environment.items())}
+
+
 def run_to_plain(run: Run, prior: Prior | None = None) -> dict[str, Any]:
     """The part of the document that is known before judgement."""
     subject = {key: text(getattr(run.subject, key)) for key in ("name", "version", "ref")}
+    versions = run.subject.environment
     return {
         "schema_version": SCHEMA_VERSION,
         "generator": {**GENERATOR, "context": context_to_plain(run, prior)},
-        "subject": subject,
+        "subject": {**subject, "environment": None if versions is None else _versions(versions)},
         "oracles": [_fields(o) for o in run.oracles],
-        "environment": {text(k): text(v) for k, v in sorted(run.environment.items())},
+        "environment": _versions(run.environment),
         "profile": {key: plain(run.profile.get(key)) for key in ("name", "examples", "seed")},
         "claims": [claim_to_plain(c) for c in run.claims],
     }
@@ -168,6 +176,7 @@ def run_to_plain(run: Run, prior: Prior | None = None) -> dict[str, Any]:
 def run_from_plain(data: Mapping[str, Any]) -> Run:
     """The run behind a document."""
     context = data["generator"]["context"]
+    claims = tuple(claim_from_plain(c) for c in data["claims"])
     return Run(
         _subject(data["subject"], context),
         tuple(OracleInfo(**o) for o in data["oracles"]),
@@ -175,12 +184,19 @@ def run_from_plain(data: Mapping[str, Any]) -> Run:
         data["profile"],
         tuple(VariantInfo(**v) for v in context["variants"]),
         {c["id"]: CheckInfo(**{**c, "follows": tuple(c["follows"])}) for c in context["checks"]},
-        tuple(claim_from_plain(c) for c in data["claims"]),
+        claims,
         tuple(Declaration(**{**d, "words": tuple(d["words"])}) for d in context["declarations"]),
         tuple(data.get("reference_disagreements", ())),
-        planned=tuple(context["planned"]),
+        planned=_planned(context, claims),
         shard=context["shard"],
     )
+
+
+def _planned(context: Mapping[str, Any], claims: Sequence[Claim]) -> tuple[Key, ...]:
+    """The plan in its order: what was asked is known from the claims, the rest stands in ``missing``."""
+    keys = [Key(**entry) for entry in context["missing"]]
+    known = {key.id: key for key in (*keys, *(Key(c.check, c.variant, c.mode, c.oracle) for c in claims))}
+    return tuple(known[i] for i in context["planned"] if i in known)
 
 
 def _subject(data: Mapping[str, Any], context: Mapping[str, Any]) -> Subject:
@@ -219,4 +235,5 @@ def audit_from_plain(data: Mapping[str, Any]) -> Audit:
 
 def _finding_from_plain(data: Mapping[str, Any]) -> Finding:
     cites = {key: tuple(map(cite_from_plain, data[key])) for key in ("reference_cites", "subject_cites")}
-    return Finding(**{**data, **cites, "claims": tuple(data["claims"])})
+    ids = {key: tuple(data[key]) for key in ("claims", "agree", "differ", "not_asked")}
+    return Finding(**{**data, **cites, **ids})

@@ -36,6 +36,7 @@ MERGE: tuple[Step, ...] = (("merge",),)
 FILES: tuple[Step, ...] = tuple(("save_and_load", name) for name in NAMES)
 COPY: tuple[Step, ...] = (("deepcopy",),)
 CAST: tuple[Step, ...] = (("cast",),)
+ALPHAS = (3.5, 8.5, 0.5)  # no rank among them
 MOST = 8  # steps in each of a sequence's three parts
 # Specs that no library can build an adapter from; and calls with names that are not there, or are taken.
 WRONGLY: dict[str, dict[str, Any]] = {
@@ -92,9 +93,10 @@ def lives(
     *steps: tuple[Step, ...],
     begins: tuple[Step, ...] = (),
     about: tuple[tuple[Step, ...], ...] = ((),),
+    ends: tuple[tuple[Step, ...], ...] = ((),),
     dtypes: tuple[str, ...] = ("float32", "float64"),
 ) -> Callable[[Variant], st.SearchStrategy[LifeCase]]:
-    """Sequences of these steps after ``begins``, one of the phrases that the claim is ``about`` among them.
+    """Sequences of these steps after ``begins``, with one of the phrases ``about`` in them, and one of ``ends`` last.
 
     A group of steps that is given twice is likelier.
     """
@@ -103,7 +105,7 @@ def lives(
     def strategy(variant: Variant) -> st.SearchStrategy[LifeCase]:
         some = st.lists(st.sampled_from(alphabet), max_size=MOST) if alphabet else st.just([])
         # Two lists before the phrase: a list that may be empty is short on average.
-        drawn = st.tuples(some, some, st.sampled_from(about), some).map(
+        drawn = st.tuples(some, some, st.sampled_from(about), some, st.sampled_from(ends)).map(
             lambda parts: begins + tuple(step for part in parts for step in part)
         )
         return layers(variant, dtypes, drawn)
@@ -118,10 +120,10 @@ def layers(
     """A small layer, never square, and three specs that differ in whatever the variant has."""
     in_features, out_features = draw(st.sampled_from(((4, 3), (3, 5), (6, 4), (4, 7))), label="in, out")
     ranks = [r for r in (2, 1, 3, 4) if _offered(variant, out_features, in_features, r)]
-    feedforward = "feedforward" in variant.modes and draw(st.sampled_from((False, False, True)))
+    sided = variant.side is not None and draw(st.sampled_from((False, False, True)), label="other side")
     specs = tuple(
-        AdapterSpec(variant.id, draw(st.sampled_from(ranks)), alpha, lambda0=lambda0, feedforward=feedforward)
-        for alpha, lambda0 in ((3.5, 15.0), (8.5, 4.0), (0.5, 7.0))
+        _spec(variant, draw(st.sampled_from(ranks)), alpha, sided, place)
+        for place, alpha in enumerate(ALPHAS)
     )
     allowed = [d for d in dtypes if d not in variant.refuses_dtypes]
     return LifeCase(
@@ -135,6 +137,15 @@ def layers(
         specs[1:],
         draw(steps),
     )
+
+
+def _spec(variant: Variant, rank: int, alpha: float, sided: bool, place: int) -> AdapterSpec:
+    """One of the three specs: its own value of each option that has several; all on one side of the layer."""
+    spec = AdapterSpec(variant.id, rank, alpha)
+    for option in variant.options:
+        if option.values:
+            spec = option.put(spec, option.values[place % len(option.values)])
+    return variant.side.put(spec, sided) if variant.side else spec
 
 
 def _offered(variant: Variant, out: int, in_: int, rank: int) -> bool:

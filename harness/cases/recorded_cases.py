@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,8 +13,7 @@ from torch import Tensor
 
 from harness.cases.layer_cases import Case, Domain, allowed_dtypes, cases
 from oracles.authors import RecordedCase
-from oracles.authors.replay import NotRecorded
-from oracles.implementation import Implementation
+from oracles.oracle import NotRecorded, Oracle
 from oracles.variants import Variant
 from reports.model import CheckInfo
 
@@ -73,18 +72,16 @@ def recorded(record: RecordedCase) -> Recorded:
 
 
 def cases_of(
-    oracle: Implementation, check: CheckInfo, variant: Variant, domain: Domain
+    oracle: Oracle, check: CheckInfo, variant: Variant, domain: Domain
 ) -> tuple[st.SearchStrategy[Case], int | None]:
     """The cases on which ``oracle`` can be asked, and how many there are (None: any number).
 
     A recording offers its own, at their start or far from it; what runs live is asked anything it takes.
     """
-    records: Sequence[RecordedCase] | None = getattr(oracle, "cases", None)
-    if records is None:
-        nearest = getattr(oracle, "nearest", None)
+    if oracle.cases is None:
         drawn = cases(variant, domain)
-        return (drawn.map(lambda c: dataclasses.replace(c, spec=nearest(c.spec))) if nearest else drawn), None
-    fitting = [c for c in map(recorded, records) if _fits(c, check, variant, domain)]
+        return drawn.map(lambda c: dataclasses.replace(c, spec=oracle.nearest(c.spec))), None
+    fitting = [c for c in map(recorded, oracle.cases) if _fits(c, check, variant, domain)]
     if not fitting:
         raise NotRecorded(f"{oracle.name}: no such case was recorded")
     return st.sampled_from(fitting), len(fitting)
@@ -99,4 +96,4 @@ def _fits(case: Recorded, check: CheckInfo, variant: Variant, domain: Domain) ->
         return False
     if not variant.in_domain(case.out_features, case.in_features, case.spec):
         return False
-    return all(getattr(case.spec, mode) == (mode == domain.mode) for mode in variant.modes)
+    return all(variant.option(mode).of(case.spec) == (mode == domain.mode) for mode in variant.modes)

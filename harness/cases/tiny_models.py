@@ -248,7 +248,7 @@ class ModelCase:
     def describe(self) -> dict[str, Any]:
         """The case in plain values, for a witness."""
         spec = {k: v for k, v in dataclasses.asdict(self.spec).items() if k in ("rank", "alpha")}
-        modes = {mode: True for mode in self.variant.modes if getattr(self.spec, mode)}
+        modes = {m: True for m in self.variant.modes if self.variant.option(m).of(self.spec)}
         targets = "default" if self.targets is None else list(self.targets)
         sharing = {"sharing": self.sharing} if self.sharing else {}
         return {

@@ -58,7 +58,7 @@ def adapted_by(who: Implementation, case: ModelCase) -> AdaptedModel:
     """``who`` on a fresh model of the case, torch's generator seeded from it."""
     seed_torch(case.seed)
     model = case.base()
-    with answering(who.name, f"adapt_model of {case.architecture}"):
+    with answering(who.name, "adapt_model", of=case.architecture):
         found: Any = who.adapt_model(model, case.spec, case.given_targets)
     if not isinstance(found, Mapping):
         raise BadAnswer(f"{who.name}: adapt_model returned {type(found).__name__}, expected a mapping")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,14 +15,13 @@ from harness.cases.layer_cases import Case
 from harness.cases.recorded_cases import Recorded
 from harness.compare import rounding
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
-from harness.compare.outcome import Described, Deviation, Unverified
+from harness.compare.outcome import Described, Deviation, NoSlot, OracleRefused, Unverified
 from harness.compare.rounding import coarser
 from harness.compare.thresholds import THRESHOLDS
-from oracles import paper
-from oracles.authors.replay import NotRecorded
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
+from oracles.oracle import NotRecorded, Oracle
 from oracles.seeding import seed_torch
-from oracles.variants import Variant
+from oracles.variants import Variant, paper
 
 State = Literal["initial", "step0", "far"]
 
@@ -56,13 +55,12 @@ class Pair:
     ours: Layer
     theirs: Layer
     trainable: list[str]
+    hidden: Mapping[str, Tensor]  # what the oracle's output depends on besides its slots
 
     @property
     def point(self) -> rounding.Point:
         """The oracle's float64 point: base, input and the parameters that both hold."""
-        form = getattr(self.theirs.module, "form", None)
-        hidden = {n: self.theirs.module.tensor(n) for n in form.hidden} if form else {}  # type: ignore[operator]
-        return rounding.point(self.case, {**hidden, **self.theirs.values()})
+        return rounding.point(self.case, {**self.hidden, **self.theirs.values()})
 
 
 @dataclass
@@ -70,7 +68,7 @@ class Context:
     """One claim's question: a subject, an oracle, a variant."""
 
     subject: Implementation
-    oracle: Implementation
+    oracle: Oracle
     variant: Variant
     worst: Worst = field(default_factory=Worst)
     left_out: str = ""  # why the oracle could not be asked of some case
@@ -78,7 +76,7 @@ class Context:
     @property
     def explains(self) -> bool:
         """Whether the oracle is an entry of the mistakes catalogue, tried as the explanation of a failure."""
-        return hasattr(self.oracle, "forms") and self.oracle.name != "paper"
+        return self.oracle.kind == "mistake"
 
     def layer(self, case: Case, seed: int = 0) -> Layer:
         """The subject on a fresh base of ``case``, torch's generator seeded from the case.
@@ -105,10 +103,9 @@ class Context:
 
     def evaluator(self, case: Case) -> Layer:
         """The oracle in float64, for evaluation at parameters that are written into it."""
-        build = getattr(self.oracle, "evaluator", self.oracle.adapt)
         seed_torch(case.seed)
         with self._oracle_answers(), answering(self.oracle.name, "adapt"):
-            return Layer(build(case.base(torch.float64), case.spec), self.oracle.name)
+            return Layer(self.oracle.evaluator(case.base(torch.float64), case.spec), self.oracle.name)
 
     @contextmanager
     def _oracle_answers(self) -> Iterator[None]:
@@ -121,13 +118,12 @@ class Context:
             self.left_out = str(why)
             raise Refused from why
         except SubjectRaised as error:
-            raise Unverified(f"the oracle refused: {error}") from error
+            raise OracleRefused(f"the oracle refused: {error}") from error
 
     @property
     def forward(self) -> paper.Forward:
-        """The equation whose conditioning sets the noise: the oracle's own form where it has one."""
-        forms = getattr(self.oracle, "forms", None)
-        return forms[self.variant.id].forward if forms else paper.FORWARD[self.variant.id]
+        """The equation whose conditioning sets the noise: the oracle's form of it."""
+        return self.oracle.forms[self.variant.id].forward
 
     def pair(self, case: Case, state: State) -> Pair:
         """Both layers at the same parameters.
@@ -145,13 +141,13 @@ class Context:
         theirs.write({name: ours.value(name) for name in ours.names if name not in keep})
         shared = [n for n in theirs.names if n in ours.names and ours.view(n).shape == theirs.view(n).shape]
         trainable = [n for n in shared if theirs.raw(n).requires_grad]
-        return Pair(case, ours, theirs, trainable)
+        return Pair(case, ours, theirs, trainable, self.oracle.hidden(theirs.adapted))
 
     def _share_the_start(self, ours: Layer, theirs: Layer) -> None:
         """A form that keeps a copy of its start is given the subject's, which is where that one started."""
-        forms = getattr(self.oracle, "forms", None)
-        for name, slot in (forms[self.variant.id].copies if forms else {}).items():
-            held: Tensor = theirs.module.tensor(name)  # type: ignore[operator]
+        hidden = self.oracle.hidden(theirs.adapted)
+        for name, slot in self.oracle.forms[self.variant.id].parts["copies"].items():
+            held = hidden[name]
             if slot in ours.names and ours.view(slot).shape == held.shape:
                 held.copy_(ours.value(slot))
 
@@ -161,10 +157,19 @@ class Context:
                 continue
             if tensor.name in ours.names and ours.view(tensor.name).shape == theirs.view(tensor.name).shape:
                 continue
-            if tensor.role == "base" and {"A", "B"} <= set(ours.names):
-                theirs.write({tensor.name: residual(case, ours)})
+            left = self.residual(case, ours) if tensor.role == "base" else None
+            if left is not None:
+                theirs.write({tensor.name: left})
             elif tensor.exact is None:
-                raise Unverified(f"the subject has no slot {tensor.name!r} of the canonical shape")
+                raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
+
+    def residual(self, case: Case, ours: Layer) -> Tensor | None:
+        """The base weight (out, in) that the subject's own factors leave, float64; None where it does not show them."""
+        factorised = self.variant.factorised
+        if factorised is None or not set(factorised.names) <= set(ours.names):
+            return None
+        values = {name: ours.value(name) for name in factorised.names}
+        return factorised.residual(case.weight.double(), values, case.spec)
 
     def compare(self, pair: Pair, *, gradients: bool = False, only: Iterable[str] | None = None) -> None:
         """Output (and gradients) of both at the pair's point, each within its threshold of rounding noise."""
@@ -242,7 +247,7 @@ class Context:
         above the floor: a ratio of at most one may be an overestimate.
         """
         if not bool(torch.isfinite(exact).all()):
-            raise Unverified(f"{self.oracle.name} has no finite {name} here")
+            raise OracleRefused(f"{self.oracle.name} has no finite {name} here")
         threshold = THRESHOLDS[kind]
         ratio = rounding.ratio(actual, exact, floor)
         if ratio > 1 and noise is not None:
@@ -263,11 +268,6 @@ class Context:
         """A method of the subject, its exceptions turned into findings."""
         with answering(self.subject.name, what):
             return call(*args)
-
-
-def residual(case: Case, ours: Layer) -> Tensor:
-    """PiSSA Eq. (4) from the subject's own factors: ``W − (α/r) B A`` (out, in), float64."""
-    return case.weight.double() - paper.scale(case.spec) * (ours.value("B") @ ours.value("A"))
 
 
 def double(case: Case) -> Case:

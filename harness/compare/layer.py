@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from harness import clock
 from harness.compare.isolation import ClaimTimeout
+from harness.compare.outcome import without_numbers
 from oracles.implementation import Adapted, Implementation, Slot, Unsupported
 
 # Who counts as an oracle when time is charged; everybody else is the subject.
@@ -23,10 +24,13 @@ ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,16}\b")
 
 
 class SubjectRaised(Exception):
-    """The implementation ``who`` raised where it should have answered; the text is the finding."""
+    """The implementation ``who`` raised where it should have answered; the text is the finding.
 
-    def __init__(self, who: str, what: str) -> None:
-        self.who = who
+    ``kind``: what crashes of one kind share, whatever they were tried on: type, method, words without numbers.
+    """
+
+    def __init__(self, who: str, what: str, kind: str) -> None:
+        self.who, self.kind = who, without_numbers(kind)
         super().__init__(f"{who} {what}")
 
 
@@ -35,21 +39,33 @@ class BadAnswer(Exception):
 
 
 @contextmanager
-def answering(who: str, what: str) -> Iterator[None]:
-    """Exceptions of the implementation become :class:`SubjectRaised`; Unsupported passes."""
+def answering(who: str, what: str, of: str = "") -> Iterator[None]:
+    """Exceptions of the implementation become :class:`SubjectRaised`; Unsupported passes.
+
+    ``what`` it does, ``of`` which of many like things.
+    """
     try:
         with clock.charge(BUCKETS.get(who, "subject")):
             yield
     except (Unsupported, SubjectRaised, BadAnswer):
         raise
     except Exception as error:
-        raise SubjectRaised(who, f"raised {type(error).__name__} in {what}: {said(error)}") from error
+        raise _raised(who, error, what, of) from error
     except SystemExit as error:
-        raise SubjectRaised(who, f"called sys.exit({error.code!r}) in {what}") from error
+        where = f"{what} of {of}" if of else what
+        raise SubjectRaised(
+            who, f"called sys.exit({error.code!r}) in {where}", f"sys.exit in {what}"
+        ) from error
     except (KeyboardInterrupt, ClaimTimeout):
         raise  # the user's, and the audit's own
     except BaseException as error:
-        raise SubjectRaised(who, f"raised {type(error).__name__} in {what}: {said(error)}") from error
+        raise _raised(who, error, what, of) from error
+
+
+def _raised(who: str, error: BaseException, what: str, of: str) -> SubjectRaised:
+    name, words = type(error).__name__, said(error)
+    where = f"{what} of {of}" if of else what
+    return SubjectRaised(who, f"raised {name} in {where}: {words}", f"{name} in {what}: {words}")
 
 
 def said(error: BaseException) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ from harness.cases.life_cases import FIRST, WRONGLY, LifeCase, Step, called
 from harness.compare import life_faults, rounding
 from harness.compare.context import Context, where_worst
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
-from harness.compare.life_model import COMPOSITIONS, Composition, Held, Weights, apply, residual
+from harness.compare.life_model import Composition, Held, Weights, apply, compositions, left_by
 from harness.compare.offered import offers
-from harness.compare.outcome import Deviation, Unverified
+from harness.compare.outcome import Deviation, NoSlot
 from harness.compare.thresholds import THRESHOLDS
 from oracles.implementation import Unsupported
 from oracles.seeding import seed_torch
@@ -84,34 +83,32 @@ class Life:
         self.dtype = case.torch_dtype
         self.handles: dict[str, Layer] = {}
         self.held: dict[str, Held] = {}
+        self.left: dict[str, Values] = {}
         self.gone: dict[str, Held] = {}
         self.files = 0
         self.merged = self.unsettled = self.ended = False
         self.folded: tuple[str, ...] = ()
         self._start(FIRST, context.layer(case))
-        self.states = [State((FIRST,), c) for c in COMPOSITIONS[case.spec.variant]]
+        self.states = [State((FIRST,), c) for c in compositions(case.spec.variant)]
 
     # The adapters and their values
 
     def _start(self, name: str, handle: Layer, *, far: bool = True) -> None:
         """Take a fresh adapter in, and move it far from its start."""
         spec, start = self.case.spec_of(name), handle.values()
-        fixed = {}
-        if any(t.role == "base" for t in self.case.variant.tensors) and {"A", "B"} <= start.keys():
-            fixed["W"] = residual(self.case.weight.double(), start, spec)
-        self.fixed = {**getattr(self, "fixed", {}), name: fixed}
+        self.left[name] = left_by(self.case.weight.double(), start, spec)
         self.handles[name] = handle
         if far:
             handle.write(self.case.far_for(name))
         self._read(name)
 
     def _read(self, name: str) -> None:
-        spec, values = self.case.spec_of(name), {**self.handles[name].values(), **self.fixed[name]}
+        spec, values = self.case.spec_of(name), {**self.handles[name].values(), **self.left[name]}
         for tensor in self.case.variant.tensors:
             if tensor.name in values:
                 continue
             if tensor.exact is None or tensor.role == "parameter":
-                raise Unverified(f"the subject has no slot {tensor.name!r} of the canonical shape")
+                raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
             values[tensor.name] = tensor.exact(self.case.weight.double(), spec)
         self.held[name] = Held(spec, values)
 
@@ -119,12 +116,15 @@ class Life:
         """Every adapter's slots as they are now, but for the base weight that some have among them."""
         own = {t.name for t in self.case.variant.tensors if t.role == "base"}
         return {
-            name: {n: handle.value(n) for n in handle.names if n not in own} for name, handle in self.handles.items()
+            name: {n: handle.value(n) for n in handle.names if n not in own}
+            for name, handle in self.handles.items()
         }
 
     def trained(self) -> frozenset[tuple[str, str]]:
         """(adapter, tensor) of every slot that wants a gradient."""
-        return frozenset((name, n) for name, h in self.handles.items() for n in h.names if h.raw(n).requires_grad)
+        return frozenset(
+            (name, n) for name, h in self.handles.items() for n in h.names if h.raw(n).requires_grad
+        )
 
     @property
     def layer(self) -> Layer:
@@ -187,9 +187,13 @@ class Life:
     def _ratio(self, actual: Tensor, state: State, roundoffs: float) -> float:
         exact, floor = apply(self.weights(state), self.case.x.double()), roundoffs * self.floor(state)
         found = rounding.ratio(actual, exact, floor)
-        return found if found <= 1 else rounding.ratio(actual, exact, max(floor, roundoffs * self.noise(state)))
+        return (
+            found if found <= 1 else rounding.ratio(actual, exact, max(floor, roundoffs * self.noise(state)))
+        )
 
-    def judge(self, quantity: str, actual: Tensor, states: list[State] | None = None, roundoffs: float = 1.0) -> None:
+    def judge(
+        self, quantity: str, actual: Tensor, states: list[State] | None = None, roundoffs: float = 1.0
+    ) -> None:
         """Raise Deviation unless ``actual`` is what some reading computes; the others are given up."""
         threshold = THRESHOLDS["formula"]
         told = self.states if states is None else states
@@ -206,12 +210,20 @@ class Life:
         expected, got = where_worst(actual, apply(self.weights(state), self.case.x.double()))
 
         def is_it(other: Weights) -> bool:
-            near = rounding.ratio(actual, apply(other, self.case.x.double()), max(self.floor(state), self.noise(state)))
+            near = rounding.ratio(
+                actual, apply(other, self.case.x.double()), max(self.floor(state), self.noise(state))
+            )
             return near <= THRESHOLDS["formula"]
 
         diagnosis = life_faults.explain(self, state, is_it)
         return Deviation(
-            self.case, quantity, expected, got, ratio=ratio, threshold=THRESHOLDS["formula"], diagnosis=diagnosis
+            self.case,
+            quantity,
+            expected,
+            got,
+            ratio=ratio,
+            threshold=THRESHOLDS["formula"],
+            diagnosis=diagnosis,
         )
 
     # The steps
@@ -245,16 +257,20 @@ class Life:
 
     def _as_it_is(self, step: Step) -> Done:
         return Done(
-            step, self.values(), dict(self.held), self.trained(), list(self.states), self.merged, self.output()
+            step,
+            self.values(),
+            dict(self.held),
+            self.trained(),
+            list(self.states),
+            self.merged,
+            self.output(),
         )
 
     def _settle(self) -> None:
         """After a switch while merged, whether it is still folded in is not said: have it unfolded."""
         if self.unsettled:
-            try:
+            with suppress(SubjectRaised):  # nothing may be folded in any more
                 self._call("unmerge", self.layer.adapted)
-            except SubjectRaised:
-                pass  # nothing was folded in any more
             self.unsettled = self.merged = False
 
     def _makes_sense(self, step: Step) -> bool:
@@ -283,7 +299,7 @@ class Life:
         self._start(name, done.answer)
 
     def _set_adapters(self, done: Done, *names: str) -> None:
-        ordered = tuple(name for name in self.handles if name in names)  # as they were added: an order for every library
+        ordered = tuple(name for name in self.handles if name in names)  # as added: every library's order
         self._call("set_adapters", self.layer.adapted, ordered)
         self.states = [State(ordered, c) for c in dict.fromkeys(s.composed for s in self.states)]
         self.unsettled = self.merged

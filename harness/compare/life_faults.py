@@ -5,15 +5,12 @@ Where the model with a fault switched on computes what the subject computes, the
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from harness.compare.life_model import Held, Weights, added, chained
-from oracles import paper
+from oracles.variants import VARIANTS
 from reports.model import Diagnosis
 
 if TYPE_CHECKING:
@@ -23,11 +20,18 @@ Fault = Callable[["Life", "State"], Iterator[Weights]]
 FAULTS: list[tuple[Diagnosis, Fault]] = []
 
 
+def named(name: str, summary: str, failure_mode: str, remedy: str = "", **more: Any) -> Diagnosis:
+    """What a check of the lifecycle says by itself."""
+    return Diagnosis(
+        f"lifecycle.{name}", summary, failure_mode, matched=1, tried=1, source="check", remedy=remedy, **more
+    )
+
+
 def fault(name: str, summary: str, failure_mode: str) -> Callable[[Fault], Fault]:
     """Register what the layer would compute with a fault in it."""
 
     def register(function: Fault) -> Fault:
-        FAULTS.append((Diagnosis(f"lifecycle.{name}", summary, failure_mode, matched=1, tried=1), function))
+        FAULTS.append((named(name, summary, failure_mode), function))
         return function
 
     return register
@@ -176,12 +180,12 @@ def still_folded(life: Life, state: State) -> Iterator[Weights]:
     "adding an adapter changes what the others compute, and none of them gives the base back",
 )
 def shared_residual(life: Life, state: State) -> Iterator[Weights]:
-    residuals = {name: held.values["W"] for name, held in life.held.items() if "W" in held.values}
-    idle = [name for name in residuals if name not in state.active]
+    lost = {name: life.case.weight.double() - W for name, left in life.left.items() for W in left.values()}
+    idle = [name for name in lost if name not in state.active]
     for count in range(1, len(idle) + 1):
         for names in itertools.combinations(idle, count):
             W, b = state.composed(life.base, _held(life, state.active))
-            yield W - sum(life.base[0] - residuals[name] for name in names), b  # type: ignore[misc]
+            yield W - sum(lost[name] for name in names), b
 
 
 @fault(
@@ -191,11 +195,7 @@ def shared_residual(life: Life, state: State) -> Iterator[Weights]:
 )
 def scale_of_another(life: Life, state: State) -> Iterator[Weights]:
     for other in life.held.values():
-        wrong = [
-            dataclasses.replace(held, spec=dataclasses.replace(other.spec, feedforward=held.spec.feedforward))
-            for held in _held(life, state.active)
-        ]
-        yield state.composed(life.base, wrong)
+        yield state.composed(life.base, [Held(other.spec, held.values) for held in _held(life, state.active)])
 
 
 @fault(
@@ -204,23 +204,14 @@ def scale_of_another(life: Life, state: State) -> Iterator[Weights]:
     "every row of the merged weight is too long or too short",
 )
 def norm_of_another(life: Life, state: State) -> Iterator[Weights]:
-    active = _held(life, state.active)
-    if any("m" not in held.values for held in active):
+    active, mixed = _held(life, state.active), VARIANTS[life.case.spec.variant].with_norms_of
+    if mixed is None or not active:
         return
     for other in life.held.values():
-        yield state.composed(life.base, [_with_norm_of(life, held, other) for held in active])
-    if len(active) > 1:
-        yield chained(life.base, active)  # the norm of what the one before it left
-
-
-def _with_norm_of(life: Life, held: Held, other: Held) -> Held:
-    """The adapter whose own norms turn its m / ‖V‖ into m over the other's norms."""
-
-    def norm(of: Held) -> torch.Tensor:
-        update = paper.scale(of.spec) * (of.values["B"] @ of.values["A"])
-        return torch.linalg.vector_norm(life.base[0] + update, dim=1)
-
-    return Held(held.spec, {**held.values, "m": held.values["m"] * norm(held) / norm(other)})
+        theirs = (other.values, other.spec)
+        wrong = [Held(h.spec, mixed((h.values, h.spec), theirs, life.base[0])) for h in active]
+        yield state.composed(life.base, wrong)
+    yield chained(life.base, active)  # the norm of what the one before it left
 
 
 @fault(

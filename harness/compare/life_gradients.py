@@ -42,22 +42,36 @@ def _floor(life: Life, gradient: Tensor, leaf: Tensor) -> float:
 
 
 def _gradients(
-    life: Life, state: State, held: Mapping[str, Held], unit: float = 0.0, generator: torch.Generator | None = None
+    life: Life,
+    state: State,
+    held: Mapping[str, Held],
+    unit: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Gradients:
     def shaken(t: Tensor) -> Tensor:
-        return t * (1 + unit * torch.randn(t.shape, generator=generator, dtype=t.dtype)) if unit else t.clone()
+        return (
+            t * (1 + unit * torch.randn(t.shape, generator=generator, dtype=t.dtype)) if unit else t.clone()
+        )
 
     trained = {t.name for t in life.case.variant.tensors if t.role == "parameter"}
     leaves = {
-        (name, n): shaken(v).requires_grad_(n in trained) for name in state.active for n, v in held[name].values.items()
+        (name, n): shaken(v).requires_grad_(n in trained)
+        for name in state.active
+        for n, v in held[name].values.items()
     }
     active = [
-        Held(held[name].spec, {n: leaf for (own, n), leaf in leaves.items() if own == name}) for name in state.active
+        Held(held[name].spec, {n: leaf for (own, n), leaf in leaves.items() if own == name})
+        for name in state.active
     ]
     W, b = life.base
-    y = apply(state.composed((shaken(W), None if b is None else shaken(b)), active), shaken(life.case.x.double()))
+    y = apply(
+        state.composed((shaken(W), None if b is None else shaken(b)), active), shaken(life.case.x.double())
+    )
     wanted = {key: leaf for key, leaf in leaves.items() if leaf.requires_grad}
-    found = torch.autograd.grad(y, list(wanted.values()), shaken(life.case.cotangent.double()), allow_unused=True)
+    found = torch.autograd.grad(
+        y, list(wanted.values()), shaken(life.case.cotangent.double()), allow_unused=True
+    )
     return {
-        key: torch.zeros_like(leaf) if g is None else g for (key, leaf), g in zip(wanted.items(), found, strict=True)
+        key: torch.zeros_like(leaf) if g is None else g
+        for (key, leaf), g in zip(wanted.items(), found, strict=True)
     }

@@ -1,19 +1,23 @@
 """What an adapted layer computes, whatever was done to it: a model of it in float64, from the equations alone.
 
 A layer has a weight W (out, in), a bias b (out,) or None, and adapters by name. Which of them are active is all that
-its output depends on: merged or not, trained, saved and loaded, it computes the same function.
+its output depends on: merged or not, trained, saved and loaded, it computes the same function. How several act
+together is in the variants' records.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from oracles import paper
 from oracles.implementation import AdapterSpec
+from oracles.variants import VARIANTS, paper
+from oracles.variants.record import Compose
+from oracles.variants.shared_parts import adding
 
 Weights = tuple[Tensor, Tensor | None]  # W' (out, in) and b' (out,)
 
@@ -26,48 +30,7 @@ class Held:
     values: Mapping[str, Tensor]
 
 
-def folded(base: Weights, held: Held) -> Weights:
-    """(W', b') with one adapter folded into a layer that had none."""
-    W, b = base
-    W, bias = paper.effective(paper.FORWARD[held.spec.variant], W, b, held.values, held.spec)
-    return W, None if b is None else bias
-
-
-def added(base: Weights, active: Sequence[Held]) -> Weights:
-    """Each adds what it changes of the base: W + Σ (W_i − W), and b likewise."""
-    W, b = base
-    alone = [folded(base, held) for held in active]
-    return W + sum(w - W for w, _ in alone), None if b is None else b + sum(c - b for _, c in alone)  # type: ignore
-
-
-def chained(base: Weights, active: Sequence[Held]) -> Weights:
-    """Each is folded into what the one before it left: the gates' product, W H_a H_b for the chain [a, b]."""
-    for held in active:
-        base = folded(base, held)
-    return base
-
-
-def running(base: Weights, active: Sequence[Held]) -> Weights:
-    """DoRA as PEFT folds several: each row of what there is plus s B A, times m over its norm in W + s B A."""
-    W, b = base
-    there = W
-    for held in active:
-        update = paper.scale(held.spec) * (held.values["B"] @ held.values["A"])
-        norm = torch.linalg.vector_norm(W + update, dim=1).detach()
-        there = (held.values["m"] / norm)[:, None] * (there + update)
-    return there, b
-
-
 Composition = Callable[[Weights, Sequence[Held]], Weights]
-# How several active adapters act together, as the references do; where they can be read in two ways, both.
-COMPOSITIONS: dict[str, tuple[Composition, ...]] = {
-    "lora": (added,),
-    "pissa": (added,),
-    "dora": (running, added),
-    "ia3": (chained,),
-    "hra": (chained,),
-    "delora": (added,),
-}
 
 
 def apply(weights: Weights, x: Tensor) -> Tensor:
@@ -75,6 +38,40 @@ def apply(weights: Weights, x: Tensor) -> Tensor:
     return paper.linear(x, *weights)
 
 
-def residual(W: Tensor, start: Mapping[str, Tensor], spec: AdapterSpec) -> Tensor:
-    """PiSSA Eq. (4): what its factors at the start leave of the base weight (out, in)."""
-    return W - paper.scale(spec) * (start["B"] @ start["A"])
+def folding(compose: Compose) -> Composition:
+    """What several adapters compute together as the weight and bias of one layer: asked at the identity and at zero."""
+
+    def composed(base: Weights, active: Sequence[Held]) -> Weights:
+        W, b = base
+        probe = torch.cat([torch.eye(W.shape[1], dtype=W.dtype), torch.zeros(1, W.shape[1], dtype=W.dtype)])
+        y = compose([(held.values, held.spec) for held in active], W, b, probe)
+        return (y[:-1] - y[-1]).mT, None if b is None else y[-1]
+
+    return composed
+
+
+@functools.cache
+def compositions(variant: str) -> tuple[Composition, ...]:
+    """How several active adapters act together, as the references do; where that can be read in two ways, both."""
+    record = VARIANTS[variant]
+    return tuple(folding(compose) for compose in (record.compose_adapters, *record.also_composes))
+
+
+def added(base: Weights, active: Sequence[Held]) -> Weights:
+    """Each adds what it changes of the base: W + Σ (W_i − W)."""
+    return folding(adding(VARIANTS[active[0].spec.variant].form))(base, active)
+
+
+def chained(base: Weights, active: Sequence[Held]) -> Weights:
+    """Each acts on the weight that the one before it left."""
+    for held in active:
+        base = folding(VARIANTS[held.spec.variant].compose_adapters)(base, [held])
+    return base
+
+
+def left_by(W: Tensor, start: Mapping[str, Tensor], spec: AdapterSpec) -> dict[str, Tensor]:
+    """Of a method that takes a part out of the base weight: what is left of W (out, in), by the tensor's name."""
+    record = VARIANTS[spec.variant]
+    if record.base is None or record.factorised is None or not set(record.factorised.names) <= start.keys():
+        return {}
+    return {record.base.name: record.factorised.residual(W, start, spec)}

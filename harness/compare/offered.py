@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from harness.compare.layer import answering
-from harness.compare.outcome import NotApplicable
+from harness.compare.outcome import NotOffered
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
 
 Probe = Callable[[Implementation, Adapted, AdapterSpec, Path], object]
@@ -78,9 +78,9 @@ def offers(who: Implementation, spec: AdapterSpec, method: str) -> bool:
 
 
 def need(who: Implementation, spec: AdapterSpec, methods: tuple[str, ...]) -> None:
-    """Raise NotApplicable unless the subject offers them all."""
+    """Raise NotOffered unless the subject offers them all."""
     for method in methods:
         with answering(who.name, method):
             why = why_not(who, spec, method)
         if why:
-            raise NotApplicable(f"not offered: {method}: {why}")
+            raise NotOffered(f"not offered: {method}: {why}", method)

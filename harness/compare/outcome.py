@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, Protocol
 
 from harness.cases.layer_cases import Case
+from refs.vocabulary import Cause
 from reports.model import Diagnosis, Witness
 
 
@@ -46,9 +48,68 @@ class Deviation(Exception):
         return self
 
 
-class Unverified(Exception):
+class NotTold(Exception):
+    """Nothing was compared: why in a sentence, for a program in ``cause``, and about what in ``detail``."""
+
+    cause: Cause
+
+    def __init__(self, why: object, detail: str | None = None) -> None:
+        self.detail = detail
+        super().__init__(str(why))
+
+
+class Unverified(NotTold):
     """The question cannot be answered, and why; never a pass."""
 
+    cause: Cause = "oracle_silent"
 
-class NotApplicable(Exception):
+
+class OracleRefused(Unverified):
+    """The oracle itself raised, or has no finite answer."""
+
+    cause: Cause = "oracle_refused"
+
+
+class NoSlot(Unverified):
+    """The subject lacks a canonical tensor, named in ``detail``, so that the point cannot be set."""
+
+    cause: Cause = "no_slot"
+
+
+class NotApplicable(NotTold):
     """The question does not arise, and why; counted and shown."""
+
+    cause: Cause = "outside"
+
+
+class OutsideDomain(NotApplicable):
+    """The question does not arise here for any implementation."""
+
+
+class ModeMissing(NotApplicable):
+    """The subject lacks an option, mode or dtype that the references have; ``detail`` names it."""
+
+    cause: Cause = "mode_missing"
+
+
+class NotOffered(NotApplicable):
+    """The subject lacks an optional method; ``detail`` names it."""
+
+    cause: Cause = "not_offered"
+
+
+class ToldElsewhere(NotApplicable):
+    """Another check, named in ``detail``, reports it."""
+
+    cause: Cause = "told_elsewhere"
+
+
+class ReferencesDisagree(NotApplicable):
+    """The oracle is catalogued, under the id in ``detail``, to differ from the reference of record."""
+
+    cause: Cause = "references_disagree"
+
+
+def without_numbers(words: object) -> str:
+    """``words`` with a # for every number: what two complaints of one kind have in common."""
+    return re.sub(r"\d+", "#", str(words))

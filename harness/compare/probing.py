@@ -38,7 +38,7 @@ def effective(layer: Layer, case: Case, dtype: torch.dtype | None = None) -> tup
 
 def without_adapter(case: Case, values: dict[str, Tensor]) -> Tensor:
     """x W₀ᵀ + b in float64, W₀ the weight that the adapter adds to (PiSSA: the residual)."""
-    W = values.get("W", case.weight.double())
+    W = case.variant.weight_beneath(case.weight.double(), values)
     y = case.x.double() @ W.mT
     return y if case.bias_vector is None else y + case.bias_vector.double()
 

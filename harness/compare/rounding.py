@@ -18,8 +18,8 @@ from torch import Tensor
 from harness import clock
 from harness.cases.layer_cases import Case
 from harness.compare.layer import BadAnswer, Layer, answering
-from oracles import paper
 from oracles.implementation import AdapterSpec
+from oracles.variants import paper
 
 Quantities = dict[str, Tensor]
 PERTURBATIONS = 4

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from harness.compare.outcome import NotApplicable
+from harness.compare.outcome import OutsideDomain
 
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -108,7 +108,7 @@ def booby_trap(path: Path) -> Path:
     """
     found = stored(path)
     if not found.safetensors and not found.pickles:
-        raise NotApplicable("the subject writes neither safetensors nor pickles")
+        raise OutsideDomain("the subject writes neither safetensors nor pickles")
     file = (found.safetensors or found.pickles)[-1]
     flag = path.parent / "code-was-run"
     if file.read_bytes()[:2] == b"PK":
@@ -121,7 +121,7 @@ def booby_trap(path: Path) -> Path:
 def _the_file(path: Path) -> Path:
     found = stored(path).safetensors
     if not found:
-        raise NotApplicable(
+        raise OutsideDomain(
             "the subject does not write safetensors: its files cannot be damaged in a known way"
         )
     return found[-1]

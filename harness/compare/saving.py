@@ -14,7 +14,7 @@ from harness.cases.layer_cases import Case
 from harness.compare import rounding
 from harness.compare.context import Context
 from harness.compare.layer import Layer, answering, as_layer
-from harness.compare.outcome import NotApplicable
+from harness.compare.outcome import NotOffered
 from harness.compare.probing import far_layer
 from oracles.implementation import Unsupported
 from oracles.seeding import seed_torch
@@ -45,12 +45,12 @@ def _nothing_beside(context: Context, case: Case, path: Path, more: set[Path]) -
 
 
 def offered(context: Context, call: Callable[[], object], method: str) -> object:
-    """The call's answer; NotApplicable where the subject has no such method."""
+    """The call's answer; NotOffered where the subject has no such method."""
     try:
         with answering(context.subject.name, method):
             return call()
     except Unsupported as why:
-        raise NotApplicable(f"not offered: save_load: {why}") from why
+        raise NotOffered(why, method) from why
 
 
 def load(context: Context, base: nn.Linear, case: Case, path: Path) -> Layer:

@@ -13,8 +13,8 @@ from typing import Protocol
 from harness.cases.layer_cases import DTYPES, Domain
 from oracles import registry
 from oracles.variants import VARIANTS, Variant
-from reports.model import CheckInfo, Severity
-from reports.order import ASPECTS, SEVERITIES
+from refs.vocabulary import ASPECTS, SEVERITIES, Severity
+from reports.model import CheckInfo
 
 QUESTIONS = Path(__file__).parents[1]
 EXAMPLES = -1  # as many as the profile says
@@ -22,7 +22,10 @@ EXAMPLES = -1  # as many as the profile says
 
 @dataclass(frozen=True)
 class Check:
-    """A registered check. ``examples``: EXAMPLES, or a fixed number where more would ask nothing new."""
+    """A registered check. ``examples``: EXAMPLES, or a fixed number where more would ask nothing new.
+
+    ``explained_by``: what is asked of the subject instead when a catalogued mistake stands in the oracle's place.
+    """
 
     info: CheckInfo
     function: Callable[..., None]
@@ -32,6 +35,7 @@ class Check:
     examples: int
     modes: bool
     diagnose: bool
+    explained_by: Callable[..., None]
 
     @property
     def id(self) -> str:
@@ -99,19 +103,31 @@ def check(
     follows: tuple[str, ...] = (),
     modes: bool = False,
     diagnose: bool = True,
+    explained_by: Callable[..., None] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register ``test_name(context, case)`` as the check ``aspect.name``; pytest then runs it once per claim.
 
     ``against``: the oracles it can be asked of (None: every one that is there); ("paper",) marks what follows from
     the equation being a function of its inputs. ``modes``: asked once per mode of the variant. ``diagnose``:
-    whether the mistakes catalogue can explain a failure by taking the oracle's place.
+    whether the mistakes catalogue can explain a failure by taking the oracle's place; ``explained_by`` is what a
+    mistake is asked then, where that is another question than the references are asked.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         id_ = f"{aspect}.{function.__name__.removeprefix('test_')}"
         question = inspect.getdoc(function) or ""
         info = CheckInfo(id_, aspect, severity, question.split("\n\n")[0], title, failure_mode, follows)
-        entry = Check(info, function, domain or Domain(), against, applies, examples, modes, diagnose)
+        entry = Check(
+            info,
+            function,
+            domain or Domain(),
+            against,
+            applies,
+            examples,
+            modes,
+            diagnose,
+            explained_by or function,
+        )
         if id_ in CHECKS:
             raise BadCheck(f"check {id_} is registered twice: the second would take the first one's place")
         CHECKS[id_] = entry

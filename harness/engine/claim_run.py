@@ -22,16 +22,26 @@ from harness.cases.recorded_cases import cases_of
 from harness.compare import isolation
 from harness.compare.context import Context, Refused
 from harness.compare.layer import BadAnswer, SubjectRaised
-from harness.compare.outcome import Deviation, NotApplicable, Unverified
+from harness.compare.outcome import (
+    Deviation,
+    ModeMissing,
+    NotApplicable,
+    NotOffered,
+    NotTold,
+    ReferencesDisagree,
+    Unverified,
+    without_numbers,
+)
 from harness.engine.checks import EXAMPLES, Check
 from harness.engine.diagnosis import diagnose
 from harness.engine.preflight import Broken
 from oracles import disagreements
-from oracles.authors.replay import NotRecorded
 from oracles.implementation import Implementation, Unsupported
+from oracles.oracle import NotRecorded, Oracle
 from oracles.variants import Variant
-from reports.judge.grouping import DISAGREE
-from reports.model import Claim, Declaration, Diagnosis
+from refs.vocabulary import Cause
+from reports.judge.grouping import covering
+from reports.model import Claim, Declaration, Diagnosis, Key
 from reports.text import one_line
 
 QUIET = [
@@ -47,6 +57,14 @@ QUIET = [
 PATIENCE_WITH_METHOD, PATIENCE_WITH_SPEC = 6, 40
 
 
+# What a library does that is no answer and no exception of its own.
+MISBEHAVIOUR: dict[type[BaseException], Cause] = {
+    BadAnswer: "bad_answer",
+    isolation.StateChanged: "state_changed",
+    isolation.ClaimTimeout: "hangs",
+}
+
+
 class Enough(SkipTest):
     """Ends the asking: the one kind of exception that Hypothesis passes on at once, without trying to shrink it."""
 
@@ -60,20 +78,24 @@ class ClaimRun:
     oracle_id: str
     mode: str | None
     subject: Implementation
-    oracle: Implementation
+    oracle: Oracle
     profile: Profile
     declarations: tuple[Declaration, ...]
     broken_wrapper: Callable[[str], Broken | None]
     record: Callable[[Claim], None]
     ref: str = "lora_lite"
     answered: int = field(default=0, init=False)
-    not_offered: list[str] = field(default_factory=list, init=False)
+    not_offered: list[NotApplicable] = field(default_factory=list, init=False)
+
+    @property
+    def key(self) -> Key:
+        """Which claim this is."""
+        return Key(self.check.id, self.variant.id, self.mode, self.oracle_id)
 
     @property
     def id(self) -> str:
-        """``check[variant-oracle]``, with the mode where there is one."""
-        mode = f"-{self.mode}" if self.mode else ""
-        return f"{self.check.id}[{self.variant.id}{mode}-{self.oracle_id}]"
+        """The claim's id."""
+        return self.key.id
 
     def run(self) -> None:
         """Ask, record the claim, and end the pytest test accordingly."""
@@ -90,13 +112,14 @@ class ClaimRun:
         context = Context(self.subject, self.oracle, self.variant)
         claim = Claim(
             self.id, self.variant.id, self.check.info.aspect, self.check.id, self.oracle_id, "pass",
-            examples=self.examples,
+            examples=self.examples, mode=self.mode,
         )  # fmt: skip
         changes = self._outcome(context)
         if changes["outcome"] == "pass":
             changes |= {"ratio": context.worst.ratio, "threshold": context.worst.threshold}
             if self.known:
-                changes["reason"] = f"{DISAGREE} ({self.known.id}): the subject agrees with this one"
+                reason = f"the references disagree here ({self.known.id}): the subject agrees with this one"
+                changes |= {"reason": reason, "cause": "references_disagree", "detail": self.known.id}
         if changes.get("reason"):
             changes["reason"] = one_line(str(changes["reason"]))
         claim = dataclasses.replace(claim, **changes)  # type: ignore[arg-type]
@@ -105,11 +128,10 @@ class ClaimRun:
     @property
     def replay(self) -> str:
         """The command that asks this claim alone, on the same cases: they follow from its id and the seed."""
-        label = self.id.partition("[")[2]
         where = f"{self.check.function.__module__.replace('.', '/')}.py::{self.check.function.__name__}"
         options = f"--subject {shlex.quote(self.ref)} --audit-profile {self.profile.name}"
         seed = f" --hypothesis-seed {self.profile.seed}" if self.profile.seed else ""
-        return f"pytest {shlex.quote(f'{where}[{label}')} {options}{seed}"
+        return f"pytest {shlex.quote(f'{where}[{self.key.label}]')} {options}{seed}"
 
     @property
     def examples(self) -> int:
@@ -121,37 +143,46 @@ class ClaimRun:
 
     def _outcome(self, context: Context) -> dict[str, object]:
         if broken := self.broken_wrapper(self.variant.id):
-            return {"outcome": broken.outcome, "reason": broken.sentence, "examples": 0}
+            why = _because(broken.cause, broken.sentence)
+            return {"outcome": broken.outcome, "examples": 0, **why}
         try:
             with isolation.global_state(), isolation.time_limit():
                 asked = self._drive(context)
         except Deviation as found:
             return self._excused() or self._failed(context, found)
+        except Unverified as why:
+            return self._excused() or {"outcome": "unverified", **_told(why)}
+        except NotApplicable as why:
+            return {"outcome": "not_applicable", "examples": 0, **_told(why)}
         except NotRecorded as why:
-            return {"outcome": "unverified", "reason": str(why), "examples": 0}
+            return {"outcome": "unverified", "examples": 0, **_because("oracle_silent", why)}
+        except Unsupported as why:
+            return {"outcome": "not_applicable", "examples": 0, **_because("not_offered", why)}
         except SubjectRaised as error:
             theirs = error.who != self.subject.name  # the oracle, which the subject cannot be blamed for
-            return {"outcome": "unverified" if theirs else "error", "reason": str(error)}
-        except (BadAnswer, isolation.StateChanged, isolation.ClaimTimeout) as error:
-            return {"outcome": "error", "reason": str(error)}
+            if theirs:
+                return {"outcome": "unverified", **_because("oracle_refused", error)}
+            return {"outcome": "error", **_because("raised", error, error.kind)}
+        except tuple(MISBEHAVIOUR) as error:
+            return {"outcome": "error", **_because(MISBEHAVIOUR[type(error)], error, without_numbers(error))}
         except Flaky:
-            return {"outcome": "error", "reason": f"{self.subject.name} answers differently to the same call"}
-        except Unverified as why:
-            return self._excused() or {"outcome": "unverified", "reason": str(why)}
-        except (NotApplicable, Unsupported) as why:
-            return {"outcome": "not_applicable", "reason": str(why), "examples": 0}
+            reason = f"{self.subject.name} answers differently to the same call"
+            return {"outcome": "error", **_because("unsteady", reason)}
         except Unsatisfiable:
-            if self.not_offered:
-                return {"outcome": "not_applicable", "reason": self.not_offered[0], "examples": 0}
-            if context.left_out:
-                return {"outcome": "not_applicable", "reason": context.left_out, "examples": 0}
-            return {"outcome": "unverified", "reason": "the subject refused every case"}
+            return self._unanswered(context)
         except Exception as error:  # the audit's own mistake must not be laid at the subject's door
-            return {
-                "outcome": "unverified",
-                "reason": f"the audit itself failed: {type(error).__name__}: {error}",
-            }
+            name = type(error).__name__
+            reason = f"the audit itself failed: {name}: {error}"
+            return {"outcome": "unverified", **_because("audit_failed", reason, name)}
         return {"outcome": "pass", "examples": asked}
+
+    def _unanswered(self, context: Context) -> dict[str, object]:
+        """Of a claim without a single case that could be asked."""
+        if self.not_offered:
+            return {"outcome": "not_applicable", "examples": 0, **_told(self.not_offered[0])}
+        if context.left_out:
+            return {"outcome": "not_applicable", "examples": 0, **_because("outside", context.left_out)}
+        return {"outcome": "unverified", **_because("refused_all", "the subject refused every case")}
 
     @property
     def known(self) -> disagreements.Disagreement | None:
@@ -162,8 +193,12 @@ class ClaimRun:
         """A subject that differs where the references do is judged against the reference of record alone."""
         if self.known is None:
             return None
-        reason = f"{DISAGREE} ({self.known.id}): judged against {self.known.of_record}"
-        return {"outcome": "not_applicable", "reason": reason, "examples": 0}
+        reason = f"the references disagree here ({self.known.id}): judged against {self.known.of_record}"
+        return {
+            "outcome": "not_applicable",
+            "examples": 0,
+            **_told(ReferencesDisagree(reason, self.known.id)),
+        }
 
     def _drive(self, context: Context) -> int:
         """Ask the check on its cases; how many there were."""
@@ -185,9 +220,10 @@ class ClaimRun:
             with clock.charge("hypothesis"):
                 example()
         except Enough:
-            raise NotApplicable(self.not_offered[0]) from None
+            raise self.not_offered[0] from None
         if len(self.not_offered) > self.answered:
-            raise NotApplicable(f"mode missing: most cases are not offered: {self.not_offered[0]}")
+            first = self.not_offered[0]
+            raise ModeMissing(f"most cases are not offered: {first}", first.detail or self.mode)
         return asked
 
     def _settings(self, asked: int) -> settings:
@@ -214,7 +250,7 @@ class ClaimRun:
 
     def _pass_over(self, why: Unsupported | NotApplicable) -> None:
         """Leave one case out; Enough where so many have been that none is going to be answered."""
-        self.not_offered.append(str(why))
+        self.not_offered.append(why if isinstance(why, NotApplicable) else NotOffered(why))
         patience = PATIENCE_WITH_METHOD if isinstance(why, NotApplicable) else PATIENCE_WITH_SPEC
         if not self.answered and len(self.not_offered) >= patience:
             raise Enough(str(why))
@@ -243,19 +279,17 @@ class ClaimRun:
     def _as_declared(self, claim: Claim) -> Claim:
         if claim.outcome not in ("fail", "error"):
             return claim
-        for declared in self.declarations:
-            if covers(declared, claim):
-                return dataclasses.replace(claim, outcome="declared", reason=declared.reason)
-        return claim
+        declared = covering(self.declarations, claim)
+        return dataclasses.replace(claim, outcome="declared", reason=declared.reason) if declared else claim
 
 
-def covers(declared: Declaration, claim: Claim) -> bool:
-    """Whether the declaration speaks of this claim; an oracle of "*" means every oracle."""
-    return (
-        declared.check == claim.check
-        and declared.variant == claim.variant
-        and declared.oracle in ("*", claim.oracle)
-    )
+def _because(cause: Cause, why: object, detail: str | None = None) -> dict[str, object]:
+    """Why there is no answer, in a sentence and in fields."""
+    return {"reason": str(why), "cause": cause, "detail": detail}
+
+
+def _told(why: NotTold) -> dict[str, object]:
+    return _because(why.cause, why, why.detail)
 
 
 def message(claim: Claim) -> str:

@@ -3,9 +3,11 @@
 [[deviation]]
 check = "init.distribution"      # the check's id, or "aspect.*"
 variant = "lora"
-oracle = "peft"                  # or "*"
+oracle = "peft"                  # an oracle of `--oracle`'s list, or "*"
 reason = "one sentence"
 docstring_words = ["Gaussian"]   # what the subject's docstring must say for it to count as documented
+
+Searched are the docstring of the subject's class and those around the symbols that its `source` names.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine.checks import CHECKS
+from oracles import registry
 from oracles.variants import VARIANTS
 from reports.model import Declaration
 
@@ -57,12 +60,23 @@ def _declaration(entry: Any, path: Path, docstrings: dict[str, str]) -> Declarat
     for key in sorted(KEYS - {"docstring_words"}):
         if not isinstance(entry[key], str):
             raise BadDeviations(f"{key} in {path} is {str(entry[key])[:200]}, expected text")
-    if entry["check"] not in CHECKS:
-        raise BadDeviations(f"check {entry['check']!r} in {path} does not exist")
-    if entry["variant"] not in VARIANTS:
-        raise BadDeviations(f"variant {entry['variant']!r} in {path} does not exist")
+    _refuse_unknown(entry, path)
     text = " ".join(docstrings.get(entry["variant"], "").split()).lower()
     documented = all(" ".join(word.split()).lower() in text for word in words)
     return Declaration(
         entry["check"], entry["variant"], entry["oracle"], entry["reason"], tuple(words), documented, None
     )
+
+
+def _refuse_unknown(entry: dict[str, str], path: Path) -> None:
+    """A name that is not there would never be met: the declaration would go stale, or excuse nothing."""
+    whole_aspects = {f"{c.info.aspect}.*" for c in CHECKS.values()}
+    if entry["check"] not in CHECKS and entry["check"] not in whole_aspects:
+        raise BadDeviations(f"check {entry['check']!r} in {path} does not exist")
+    if entry["variant"] not in VARIANTS:
+        raise BadDeviations(f"variant {entry['variant']!r} in {path} does not exist")
+    known = [*registry.ids(), "*"]
+    if entry["oracle"] not in known:
+        raise BadDeviations(
+            f"oracle {entry['oracle']!r} in {path} does not exist; expected one of {', '.join(known)}"
+        )

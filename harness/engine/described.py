@@ -8,27 +8,15 @@ from pathlib import Path
 from harness.engine.docstrings import docstrings_of
 from harness.engine.session import Session
 from oracles.implementation import Implementation
+from refs.vocabulary import ASKED_OF_SUBJECTS
 from reports.model import Subject
-
-ASPECTS = ("shapes", "init", "scale", "forward", "save_load", "targets", "dropout", "merge")
-# The contract leaves the aspects' names open: a subject that says "initialisation" is understood.
-SYNONYMS = {
-    "shapes": ("parameter shapes", "parameters", "shape"),
-    "init": ("initialisation", "initialization"),
-    "scale": ("scale factor", "scaling"),
-    "forward": ("forward equation",),
-    "save_load": ("save/load", "save", "load"),
-    "targets": ("target placement", "target"),
-    "dropout": (),
-    "merge": (),
-}
 
 
 def docstrings(subject: Implementation) -> dict[str, str]:
     """Per variant, the text in which the subject states its choices: docstrings of the sources it names."""
     texts = {}
     for variant in sorted(subject.variants):
-        found = dict.fromkeys(s for aspect in ASPECTS if (s := source_of(subject, variant, aspect)))
+        found = dict.fromkeys(s for aspect in ASKED_OF_SUBJECTS if (s := source_of(subject, variant, aspect)))
         own = inspect.getdoc(type(subject)) or ""
         texts[variant] = "\n".join([own, *(docstrings_of(path, symbol) for path, symbol in found)])
     return texts
@@ -36,7 +24,7 @@ def docstrings(subject: Implementation) -> dict[str, str]:
 
 def source_of(subject: Implementation, variant: str, aspect: str) -> tuple[Path, str] | None:
     """``subject.source``, asked under the aspect's other names too; None for whatever is no answer."""
-    for name in (aspect, *SYNONYMS[aspect]):
+    for name in (aspect, *ASKED_OF_SUBJECTS[aspect]):
         try:
             found = subject.source(variant, name)
         except Exception:
@@ -52,7 +40,7 @@ def described(session: Session) -> Subject:
     sources = {
         (variant, aspect): place
         for variant in session.variants
-        for aspect in ASPECTS
+        for aspect in ASKED_OF_SUBJECTS
         if (place := source_of(subject, variant, aspect))
     }
     return Subject(subject.name, subject.version, session.ref, sources, docstrings(subject))

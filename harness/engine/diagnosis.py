@@ -9,7 +9,8 @@ from harness.compare.context import Context, Worst
 from harness.engine.checks import CHECKS, Check
 from oracles.equation import Equation
 from oracles.implementation import Implementation
-from oracles.mistakes import Mistake, mistakes_of
+from oracles.mistakes import Mistake, mistaken, mistakes_of
+from oracles.oracle import Oracle
 from reports.model import Diagnosis
 
 # Small enough to be quick, large enough that few mistakes coincide: distinct sizes, even rank, α ≠ r.
@@ -57,7 +58,7 @@ def others(failing: Case) -> list[Case]:
 
 
 def _explains(mistake: Mistake, check: Check, context: Context, tried: list[Case]) -> bool:
-    other = Equation(mistake.forms, mistake.id)
+    other = mistaken(mistake.id)
     if check.id in OWN_FACTS and mistake.agrees_with:
         return _is_of_this_form(other, check, context, tried)
     if not all(holds(check, _with(context, oracle=other), case) for case in tried):
@@ -76,7 +77,7 @@ def _is_of_this_form(other: Equation, check: Check, context: Context, tried: lis
 
 def _agreement(mistake: Mistake, context: Context, failing: Case) -> int:
     """In how many questions of the battery the subject and the mistake agree."""
-    other = Equation(mistake.forms, mistake.id)
+    other = mistaken(mistake.id)
     stand_in = _with(context, oracle=other)
     case = failing.but(**GENERIC[0], bias=True, dropout=0.0)
     same = sum(
@@ -103,7 +104,7 @@ def _domain(check: Check) -> dict[str, object]:
 
 
 def _with(
-    context: Context, *, subject: Implementation | None = None, oracle: Implementation | None = None
+    context: Context, *, subject: Implementation | None = None, oracle: Oracle | None = None
 ) -> Context:
     return dataclasses.replace(
         context, subject=subject or context.subject, oracle=oracle or context.oracle, worst=Worst()
@@ -113,7 +114,7 @@ def _with(
 def holds(check: Check, context: Context, case: Case) -> bool:
     """Whether the check passes at one case; anything but a pass counts as not."""
     try:
-        check.function(context, case)
+        (check.explained_by if context.explains else check.function)(context, case)
     except Exception:
         return False
     return True
@@ -128,6 +129,6 @@ def described(mistake: Mistake, tried: int) -> Diagnosis:
         tried,
         tried,
         mistake.agrees_with,
-        mistake.documented_by,
+        mistake.documented,
         mistake.severity,
     )

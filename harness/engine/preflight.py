@@ -13,6 +13,7 @@ from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt, said
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
 from oracles.seeding import seed_torch
 from oracles.variants import Variant
+from refs.vocabulary import Cause
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Broken:
     """
 
     outcome: Literal["unverified", "error", "not_applicable"]
+    cause: Cause
     sentence: str
 
 
@@ -37,7 +39,9 @@ def broken_wrapper(subject: Implementation, variant: Variant) -> Broken | None:
     try:
         return _broken(subject, case.but(bias=False, alpha=2.0))
     except Unsupported as why:
-        return Broken("not_applicable", f"{subject.name} offers no ordinary {variant.title}: {said(why)}")
+        return Broken(
+            "not_applicable", "no_variant", f"{subject.name} offers no ordinary {variant.title}: {said(why)}"
+        )
 
 
 def _broken(subject: Implementation, case: Case) -> Broken | None:
@@ -48,14 +52,14 @@ def _broken(subject: Implementation, case: Case) -> Broken | None:
     except BadAnswer as error:
         sentence = str(error)
     except isolation.ClaimTimeout as error:
-        return Broken("error", f"{subject.name} hangs on a small layer: {error}")
+        return Broken("error", "hangs", f"{subject.name} hangs on a small layer: {error}")
     except (SubjectRaised, isolation.StateChanged):
         return None
     except Unsupported:
         raise
     except Exception as error:
         sentence = f"looking at the slots raised {type(error).__name__}: {said(error)}"
-    return Broken("unverified", f"broken wrapper: {sentence}") if sentence else None
+    return Broken("unverified", "wrapper", f"broken wrapper: {sentence}") if sentence else None
 
 
 def _inspect(layer: Layer, case: Case) -> str | None:

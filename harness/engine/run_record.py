@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.engine.checks import load_checks
-from harness.engine.claim_run import covers
 from harness.engine.described import described
 from harness.engine.session import Session, environment
 from oracles import registry
 from oracles.disagreements import disagreements, plain
 from oracles.variants import VARIANTS
-from reports.model import Claim, Declaration, OracleInfo, Run, Subject, VariantInfo
+from reports.model import Claim, Declaration, Key, OracleInfo, Run, Subject, VariantInfo
 
 
 def run_of(
@@ -22,13 +21,13 @@ def run_of(
     claims: Sequence[Claim],
     *,
     root: Path = Path(),
-    planned: Sequence[str] = (),
+    planned: Sequence[Key] = (),
     shard: str | None = None,
     subject: Subject | None = None,
 ) -> Run:
     """What the reports are made from; ``subject`` where it has been described already.
 
-    ``planned``: ids of the whole audit, over all shards; ``shard``: which part this run asked.
+    ``planned``: the claims of the whole audit, over all shards; ``shard``: which part this run asked.
     """
     return Run(
         subject or described(session),
@@ -81,6 +80,6 @@ def _oracles(session: Session) -> Iterator[OracleInfo]:
 
 def _concluded(declared: Declaration, claims: Sequence[Claim]) -> Declaration:
     """The declaration with whether it occurred; None where this selection did not ask."""
-    asked = [c for c in claims if covers(declared, c)]
+    asked = [c for c in claims if declared.covers(c)]
     occurred = any(c.outcome == "declared" for c in asked) if asked else None
     return dataclasses.replace(declared, occurred=occurred)

@@ -20,8 +20,9 @@ from harness.engine.checks import CHECKS, Check, load_checks
 from harness.engine.claim_run import ClaimRun
 from oracles import registry
 from oracles.implementation import Implementation
+from oracles.oracle import Oracle
 from oracles.variants import VARIANTS, Variant
-from reports.model import Claim, Declaration
+from reports.model import Claim, Declaration, Key
 
 # What authors' code is asked: what it and a recording of it can both answer, in the same sense.
 OF_AUTHORS = frozenset({
@@ -40,26 +41,6 @@ def load_references() -> None:
     gc.freeze()  # a few hundred thousand objects that stay: the collector need not walk them again and again
 
 
-@dataclass(frozen=True)
-class Key:
-    """One claim before it is asked."""
-
-    check: str
-    variant: str
-    mode: str | None
-    oracle: str
-
-    @property
-    def label(self) -> str:
-        """The part of the claim's id in brackets."""
-        return f"{self.variant}-{self.mode}-{self.oracle}" if self.mode else f"{self.variant}-{self.oracle}"
-
-    @property
-    def id(self) -> str:
-        """The claim's id."""
-        return f"{self.check}[{self.label}]"
-
-
 @dataclass
 class Session:
     """A subject and what is asked of it."""
@@ -71,7 +52,7 @@ class Session:
     declarations: tuple[Declaration, ...] = ()
     ref: str = "lora_lite"
     _broken: dict[str, preflight.Broken | None] = field(default_factory=dict)
-    _made: dict[registry.Entry, Implementation] = field(default_factory=dict)
+    _made: dict[registry.Entry, Oracle] = field(default_factory=dict)
 
     def keys(self, check: Check) -> Iterator[Key]:
         """The claims of one check in this session, in a fixed order."""
@@ -82,9 +63,9 @@ class Session:
                 for oracle in self._asked(check, variant, mode):
                     yield Key(check.id, variant.id, mode, oracle)
 
-    def planned(self) -> list[str]:
-        """The ids of all the claims of this session, whatever pytest is told to leave out."""
-        return [key.id for check in load_checks().values() for key in self.keys(check)]
+    def planned(self) -> list[Key]:
+        """All the claims of this session, whatever pytest is told to leave out."""
+        return [key for check in load_checks().values() for key in self.keys(check)]
 
     def _asked(self, check: Check, variant: Variant, mode: str | None) -> list[str]:
         there = [e for e in registry.entries() if variant.id in e.variants and e.id in self.oracles]
@@ -107,7 +88,7 @@ class Session:
             self.ref,
         )
 
-    def _oracle(self, id_: str, variant: str) -> Implementation:
+    def _oracle(self, id_: str, variant: str) -> Oracle:
         entry = registry.find(id_, variant)
         if entry not in self._made:
             self._made[entry] = entry.make()

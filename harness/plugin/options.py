@@ -23,7 +23,7 @@ from harness.subjects import resolve
 from oracles import registry
 from oracles.implementation import Implementation
 from oracles.variants import VARIANTS
-from reports.model import Declaration
+from reports.model import Declaration, Key
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Built:
     ref: str
     outputs: Outputs
     root: Path
-    planned: tuple[str, ...]  # ids of the whole audit, of all shards, whatever -k leaves out
+    planned: tuple[Key, ...]  # the whole audit, all its shards, whatever -k leaves out
     own: tuple[str, ...]  # those that this run is to ask
     shard: shards.Shard | None = None
 
@@ -81,7 +81,7 @@ def _built(config: pytest.Config, found: resolve.Resolved) -> Built:
         subject, variants, oracles, _profile(config), declared, ref_of(found.ref, config.rootpath)
     )
     planned, shard = session.planned(), shards.parse(config.getoption("shard"))
-    own = shards.part_of(shard, planned)
+    own = shards.part_of(shard, [key.id for key in planned])
     outputs = _outputs(config)
     return Built(session, session.ref, outputs, config.rootpath, tuple(planned), tuple(own), shard)
 

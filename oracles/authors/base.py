@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,19 +13,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from oracles import paper
 from oracles.authors import loader
-from oracles.equation import FORMS, Form
-from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
+from oracles.implementation import Adapted, AdapterSpec, Unsupported
+from oracles.oracle import Kind, Oracle
+from oracles.variants import VARIANTS, Form
 from refs import catalog as catalogue
 from refs.locate import locate
 
 __all__ = ["AuthorImplementation", "default_dtype", "folded", "plain"]
 
 
-class AuthorImplementation(Implementation):
+class AuthorImplementation(Oracle):
     """One file of the authors behind the audit's interface; `adapt` copies its base and never changes it."""
 
+    kind: Kind = "author"
     variant: ClassVar[str]
     oracle: ClassVar[str] = "author"
     alias: ClassVar[str]
@@ -41,24 +41,23 @@ class AuthorImplementation(Implementation):
         self.variants = frozenset({self.variant})
 
     @classmethod
-    def offers(cls, mode: str | None) -> bool:
-        """Whether the file has that mode of its variant (None: the plain form)."""
+    def has(cls, mode: str | None) -> bool:
+        """Whether the file has that mode of its variant (None: the plain form); asked before anything is read."""
         return True
 
-    @classmethod
-    def nearest(cls, spec: AdapterSpec) -> AdapterSpec:
-        """``spec`` with what the authors' scripts fix put as they fix it."""
-        return spec
+    def offers(self, mode: str | None) -> bool:
+        """Whether the file has that mode."""
+        return self.has(mode)
 
     @classmethod
-    def equation(cls) -> paper.Forward:
-        """What the file computes, as an equation."""
-        return paper.FORWARD[cls.variant]
+    def form(cls) -> Form:
+        """What the file computes, as a form of the equation: its conditioning says how large rounding noise is."""
+        return VARIANTS[cls.variant].form
 
     @property
     def forms(self) -> Mapping[str, Form]:
-        """The equation's form: its conditioning says how large rounding noise is."""
-        return {self.variant: dataclasses.replace(FORMS[self.variant], forward=self.equation())}
+        """The file's form."""
+        return {self.variant: self.form()}
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
         """The author's layer over a frozen copy of ``base``. Raises Unsupported, NotAvailableError."""

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from oracles import paper
 from oracles.authors import loader
 from oracles.authors.base import AuthorImplementation, folded
 from oracles.authors.dora import as_model
 from oracles.implementation import Adapted, AdapterSpec, Slot
+from oracles.variants import VARIANTS, Form, paper
+from oracles.variants.record import of_forward
 from refs import catalog as catalogue
 
 __all__ = ["DeloraAuthor"]
@@ -43,9 +44,9 @@ class DeloraAuthor(AuthorImplementation):
     needs = ("orig_delora_save.py",)
 
     @classmethod
-    def equation(cls) -> paper.Forward:
+    def form(cls) -> Form:
         """Eq. (9) with the present lambda on both terms."""
-        return _against_the_start
+        return VARIANTS[cls.variant].form.but(equation=of_forward(_against_the_start))
 
     def __init__(
         self, catalog: catalogue.Catalog | None = None, cache: Path | None = None, as_shipped: bool = False

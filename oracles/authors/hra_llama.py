@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oracles import paper
 from oracles.authors import loader
 from oracles.authors.base import AuthorImplementation, plain
 from oracles.implementation import Adapted, AdapterSpec, Slot, Unsupported
+from oracles.variants import VARIANTS, Form, paper
+from oracles.variants.hra import gram_schmidt
+from oracles.variants.record import of_forward
 from refs import catalog as catalogue
 
 __all__ = ["HraLlamaAuthor", "HraLlamaGsAuthor"]
@@ -71,7 +73,7 @@ def _projected_output(
     x: Tensor, W: Tensor, b: Tensor | None, p: paper.Parameters, spec: AdapterSpec, dropped: Tensor
 ) -> Tensor:
     """y = x ((I - 2 Q Q^T) W)^T + b, Q the columns of U made orthonormal."""
-    y, Q = x @ W.mT, paper.gram_schmidt(p["U"])
+    y, Q = x @ W.mT, gram_schmidt(p["U"])
     y = y - 2 * (y @ Q) @ Q.mT
     return y if b is None else y + b
 
@@ -86,12 +88,12 @@ class HraLlamaAuthor(AuthorImplementation):
     gram_schmidt = False
 
     @classmethod
-    def equation(cls) -> paper.Forward:
+    def form(cls) -> Form:
         """Reflections of the output."""
-        return _output_side
+        return VARIANTS[cls.variant].form.but(equation=of_forward(_output_side))
 
     @classmethod
-    def offers(cls, mode: str | None) -> bool:
+    def has(cls, mode: str | None) -> bool:
         """One of the two files has Gram-Schmidt and nothing else, the other everything else."""
         return (mode == "gram_schmidt") == cls.gram_schmidt
 
@@ -141,6 +143,6 @@ class HraLlamaGsAuthor(HraLlamaAuthor):
     gram_schmidt = True
 
     @classmethod
-    def equation(cls) -> paper.Forward:
+    def form(cls) -> Form:
         """A projection of the output."""
-        return _projected_output
+        return VARIANTS[cls.variant].form.but(equation=of_forward(_projected_output))

@@ -26,8 +26,7 @@ class PissaAuthor(AuthorImplementation):
 
     variant, alias = "pissa", "orig_pissa_quant.py"
 
-    @classmethod
-    def nearest(cls, spec: AdapterSpec) -> AdapterSpec:
+    def nearest(self, spec: AdapterSpec) -> AdapterSpec:
         """Alpha is the rank."""
         return dataclasses.replace(spec, alpha=spec.rank)
 

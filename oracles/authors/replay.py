@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from oracles.authors.availability import Author
 from oracles.authors.family import RecordedCase
-from oracles.equation import FORMS, Form
-from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
+from oracles.implementation import Adapted, AdapterSpec, Slot
+from oracles.oracle import Kind, NotRecorded, Oracle
+from oracles.variants import Form
 
 __all__ = ["Absent", "NotRecorded", "Replay"]
 
@@ -20,19 +21,29 @@ __all__ = ["Absent", "NotRecorded", "Replay"]
 SAME_POINT = 3e-6
 
 
-class NotRecorded(Unsupported):
-    """The recording cannot answer this; the claim stays unverified."""
-
-
-class Replay(Implementation):
+class Replay(Oracle):
     """One author's recording behind the interface. Only its own :attr:`cases` can be asked."""
+
+    kind: Kind = "author"
 
     def __init__(self, author: Author) -> None:
         self.name = f"{author.variant}/{author.id}"
         self.version = author.provenance.pin
         self.variants = frozenset({author.variant})
-        self.forms: Mapping[str, Form] = author.make().forms
-        self._author = author
+        self._author, self._code = author, author.make()
+
+    @property
+    def forms(self) -> Mapping[str, Form]:
+        """Those of the code that was recorded."""
+        return self._code.forms
+
+    def nearest(self, spec: AdapterSpec) -> AdapterSpec:
+        """That of the code that was recorded."""
+        return self._code.nearest(spec)
+
+    def offers(self, mode: str | None) -> bool:
+        """Whether the code that was recorded has the mode."""
+        return self._code.offers(mode)
 
     @cached_property
     def cases(self) -> list[RecordedCase]:
@@ -122,13 +133,14 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a.detach().double(), b.detach().double())
 
 
-class Absent(Implementation):
+class Absent(Oracle):
     """An oracle that cannot be asked at all: every claim against it stays unverified, with the reason."""
+
+    kind: Kind = "author"
 
     def __init__(self, author: Author) -> None:
         self.name, self.version = f"{author.variant}/{author.id}", author.provenance.pin
         self.variants = frozenset({author.variant})
-        self.forms: Mapping[str, Form] = FORMS
         self.reason = author.reason
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:

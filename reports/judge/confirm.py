@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from refs.vocabulary import GRADES
 from reports.judge.prior import FAITHFUL, asks, tells_of
 from reports.judge.verdicts import is_unverified
 from reports.model import Audit, Claim, Finding, PriorFinding, PriorVariant, Verdict
-from reports.order import GRADES
 from reports.text import listed
 
 Status = Literal["Confirmed", "Fixed since", "Corrected", "[OVERTURN]", "Not re-examined"]

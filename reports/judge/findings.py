@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from functools import cached_property
 
+from refs.vocabulary import ASPECTS, SEVERITIES, Severity, Tag
 from reports import cites
-from reports.judge.grouping import DISAGREE, Grouping, Kind, covering, is_of_a_check, question
+from reports.judge import docstrings
+from reports.judge.grouping import Grouping, Kind, covering, is_of_a_check
 from reports.judge.prior import contradicts, matching
-from reports.model import CheckInfo, Claim, Diagnosis, Finding, Prior, PriorFinding, Run, Severity, Tag
-from reports.order import ASPECT_TITLES, ASPECTS, LEADING, SEVERITIES, rank, worst
+from reports.judge.standing import standing
+from reports.model import CheckInfo, Claim, Diagnosis, Finding, Prior, PriorFinding, Run
+from reports.order import LEADING, rank, worst
 from reports.text import shortened
 
 WORST_OF_ACCEPTABLE: Severity = "minor"
@@ -49,6 +51,7 @@ class Defect:
     def finding(self) -> Finding:
         """The finding, still without its number."""
         lead, known = self.lead, self.known
+        agree, differ, not_asked = standing(lead, self.siblings, self.run.oracles)
         return Finding(
             id="",
             variant=lead.variant,
@@ -62,6 +65,9 @@ class Defect:
             claims=tuple(c.id for c in self.claims),
             reference_cites=cites.reference_cites(lead.variant, lead.aspect),
             subject_cites=cites.subject_cites(self.run.subject, lead.variant, lead.aspect),
+            agree=agree,
+            differ=differ,
+            not_asked=not_asked,
         )
 
     @property
@@ -112,15 +118,11 @@ class Defect:
         """Whether some reference agrees with the subject in everything that this group is about."""
         if self.diagnosis and self.diagnosis.agrees_with:
             return True
-        failed = {question(c) for c in self.claims if c.outcome == "fail" and c.check == self.lead.check}
-        failed |= {question(c) for c in self.claims if c.outcome == "fail" and self._names(c)}
+        failed = {c.question for c in self.claims if c.outcome == "fail" and c.check == self.lead.check}
+        failed |= {c.question for c in self.claims if c.outcome == "fail" and self._names(c)}
         # Two references that are not known to differ cannot both be asked the same and one agree: had it the
         # failing case, it would have failed too.
-        held = {
-            question(c)
-            for c in self.siblings
-            if c.outcome == "pass" and (c.reason or "").startswith(DISAGREE)
-        }
+        held = {c.question for c in self.siblings if c.outcome == "pass" and c.cause == "references_disagree"}
         return bool(failed) and failed <= held
 
     @cached_property
@@ -131,11 +133,9 @@ class Defect:
             return True
         docstring = self.run.subject.docstrings.get(self.lead.variant, "")
         if self.kind == "mode_missing":
-            names = re.findall(r"[\w-]+", _after_colon(self.lead.reason or ""))
-            return bool(names) and _letters(names[0]) in _letters(docstring)
-        return any(
-            _occurs(word, docstring) for word in (self.diagnosis.documented_by if self.diagnosis else ())
-        )
+            return bool(self.lead.detail) and docstrings.names(docstring, self.lead.detail or "")
+        words = self.diagnosis.documented_by if self.diagnosis else ()
+        return any(docstrings.states(docstring, word) for word in words)
 
     @cached_property
     def tag(self) -> Tag:
@@ -180,12 +180,12 @@ class Defect:
 
     @property
     def title(self) -> str:
-        lead, aspect = self.lead, ASPECT_TITLES.get(self.lead.aspect, self.lead.aspect)
+        lead, aspect = self.lead, ASPECTS.get(self.lead.aspect, self.lead.aspect)
         reason = lead.reason or "no reason given"
         by_kind = {
             "error": f"The subject fails when `{lead.check}` is asked: {reason}",
             "unverified": f"{_aspects(self.claims)} cannot be verified: {reason}",
-            "mode_missing": f"A mode of the references is missing: {_after_colon(reason)}",
+            "mode_missing": f"A mode of the references is missing: {reason}",
             "not_offered": f"{aspect.capitalize()} cannot be verified: the subject offers no save or no load",
             "declared": self._declared_title(),
         }
@@ -206,23 +206,5 @@ class Defect:
 def _aspects(claims: Sequence[Claim]) -> str:
     """The aspects of some claims in words: "Forward equation and training"."""
     names = sorted({c.aspect for c in claims}, key=lambda a: rank(a, ASPECTS))
-    words = [ASPECT_TITLES.get(a, a) for a in names]
+    words = [ASPECTS.get(a, a) for a in names]
     return (", ".join(words[:-1]) + " and " + words[-1] if words[1:] else words[0]).capitalize()
-
-
-def _after_colon(reason: str) -> str:
-    return reason.partition(":")[2].strip() or reason
-
-
-def _letters(words: str) -> str:
-    """``words`` so that feed-forward, feed_forward and feedforward are the same."""
-    return re.sub(r"[\W_]", "", words.lower())
-
-
-def _occurs(word: str, docstring: str) -> bool:
-    """Whether a regular expression, or failing that the literal word, occurs in the docstring, across its lines."""
-    docstring = " ".join(docstring.split())
-    try:
-        return re.search(word, docstring, re.IGNORECASE) is not None
-    except re.error:
-        return word.lower() in docstring.lower()

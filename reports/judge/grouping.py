@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 
 from reports.model import CheckInfo, Claim, Declaration, Diagnosis
-from reports.order import ASPECTS
 
-Key = tuple[str, str]
+Key = tuple[str | None, ...]
 Kind = str  # "difference" "error" "declared" "unverified" "mode_missing" "not_offered"
-# How the reason of a claim begins whose oracle is catalogued to differ from the reference of record.
-DISAGREE = "the references disagree here"
 # Questions of yes or no, which many mistakes answer alike: where what they follow is broken, that is the explanation.
 SAYS_LITTLE = {"step0.dead_parameters", "training.alive", "init.identity", "dropout.expectation"}
-MODE_MISSING, NOT_OFFERED = "mode missing:", "not offered: save_load"
-
-
-def question(claim: Claim) -> str:
-    """The claim without its oracle: what was asked of all the references alike, the mode included."""
-    return claim.id.removesuffix(f"-{claim.oracle}]")
+# Methods without which an aspect cannot be told of any implementation; the others are a matter of taste.
+NEEDED_METHODS = {"save", "load"}
 
 
 def covering(declarations: Iterable[Declaration], claim: Claim) -> Declaration | None:
     """The declaration that speaks of this claim, if one does."""
-    for d in declarations:
-        pairs = ((claim.check, d.check), (claim.variant, d.variant), (claim.oracle, d.oracle))
-        if all(fnmatchcase(value, pattern) for value, pattern in pairs):
-            return d
-    return None
+    return next((d for d in declarations if d.covers(claim)), None)
 
 
 def is_of_a_check(diagnosis: Diagnosis) -> bool:
     """Whether a check says it of itself ("forward.guard"), rather than the mistakes catalogue ("lora.no_scale")."""
-    return diagnosis.mistake.partition(".")[0] in ASPECTS
+    return diagnosis.source == "check"
+
+
+def is_missing_mode(claim: Claim) -> bool:
+    """A mode of the references that the subject lacks: a deviation although nothing was compared."""
+    return claim.outcome == "not_applicable" and claim.cause == "mode_missing"
 
 
 def is_special(claim: Claim) -> bool:
     """Not applicable, and yet a gap of the subject's."""
-    reason = claim.reason or ""
-    return claim.outcome == "not_applicable" and reason.startswith((MODE_MISSING, NOT_OFFERED))
+    method = claim.cause == "not_offered" and claim.detail in NEEDED_METHODS
+    return is_missing_mode(claim) or (claim.outcome == "not_applicable" and method)
 
 
 class Grouping:
@@ -64,15 +56,14 @@ class Grouping:
 
     def key(self, claim: Claim) -> Key | None:
         """What the claim is grouped by; None where it holds."""
-        reason = claim.reason or ""
         if claim.outcome in ("fail", "error"):
             return self._defect(claim, frozenset())
         if claim.outcome == "declared":
             declared = covering(self.declarations, claim)
-            return ("declared", declared.reason if declared else reason)
+            return ("declared", declared.reason if declared else claim.reason)
         if claim.outcome == "unverified":
-            return ("unverified", reason)
-        return (reason.split(":")[0], reason) if is_special(claim) else None
+            return ("unverified", claim.reason)
+        return (claim.cause, claim.reason) if is_special(claim) else None
 
     def _defect(self, claim: Claim, seen: frozenset[str]) -> Key:
         # What a check says of itself, or with a yes or a no, explains nothing where what it follows is broken already.
@@ -88,7 +79,7 @@ class Grouping:
         if parents:
             return self._defect(parents[0], seen | {claim.check})
         if claim.outcome == "error":
-            return ("error", re.sub(r"\d+|(?<=adapt_model of )\w+", "#", claim.reason or ""))
+            return ("error", claim.cause, claim.detail)
         return ("check", claim.check)
 
     def _parents(self, claim: Claim) -> list[Claim]:
@@ -102,8 +93,6 @@ class Grouping:
         return [p for p in parents if claim.outcome == "fail" or p.outcome == "error"]
 
     def _kind(self, key: Key, members: list[Claim]) -> Kind:
-        if key[0] in ("mode missing", "not offered"):
-            return key[0].replace(" ", "_")
-        if key[0] in ("declared", "unverified"):
+        if key[0] in ("declared", "unverified", "mode_missing", "not_offered"):
             return key[0]
         return "error" if all(c.outcome == "error" for c in members) else "difference"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+from refs.vocabulary import Grade, Severity, Tag
 from reports.judge.verdicts import is_unverified
-from reports.model import Audit, Claim, Grade, Prior, PriorFinding, PriorVariant, Severity, Tag
+from reports.model import Audit, Claim, Prior, PriorFinding, PriorVariant
 
 FAITHFUL = ("Faithful", "Faithful-with-doc-gap")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from refs.vocabulary import ASPECTS, SEVERITIES, Grade, Severity
 from reports import cites
-from reports.judge.grouping import MODE_MISSING, covering
-from reports.model import Audit, Claim, Finding, Grade, Prior, Run, Severity, Verdict
-from reports.order import ASPECT_TITLES, SEVERITIES, rank
+from reports.judge.grouping import covering, is_missing_mode
+from reports.model import Audit, Claim, Finding, Key, Prior, Run, Verdict
+from reports.order import rank
 from reports.text import listed
 
 GRADE: dict[Severity, Grade] = {
@@ -37,10 +38,10 @@ def _verdict(run: Run, variant: str, findings: Sequence[Finding], prior: Prior |
     applicable = [c for c in claims if c.outcome != "not_applicable"]
     verified = [c for c in applicable if c.outcome in ("pass", "declared")]
     decisive = min(findings, key=lambda f: rank(f.severity, SEVERITIES), default=None)
-    missing = [i for i in missing_claims(run) if cites.planned_variant(i) == variant]
+    missing = [key for key in missing_claims(run) if key.variant == variant]
     grade, reason = _grade(decisive, len(verified), len(applicable), len(missing))
     if grade in ("Faithful", "Faithful-with-doc-gap") and (silent := _never_verified(claims)):
-        grade, reason = "Partial", f"no claim on the {ASPECT_TITLES[silent]} could be verified"
+        grade, reason = "Partial", f"no claim on the {ASPECTS[silent]} could be verified"
     if grade == "Faithful" and findings:
         reason += f"; every difference is documented ({listed(f.id for f in findings)})"
     old = prior.variants.get(variant) if prior else None
@@ -92,7 +93,7 @@ def is_unverified(finding: Finding, claims: Sequence[Claim]) -> bool:
     """Whether the finding says that something could not be told, rather than that it differs."""
     own = [c for c in claims if c.id in finding.claims]
     silent = [c for c in own if c.outcome in ("unverified", "not_applicable")]
-    return len(silent) == len(own) and not any((c.reason or "").startswith(MODE_MISSING) for c in silent)
+    return len(silent) == len(own) and not any(map(is_missing_mode, silent))
 
 
 def is_doc_gap(finding: Finding, claims: Sequence[Claim]) -> bool:
@@ -110,12 +111,7 @@ def audit_exit_code(audit: Audit) -> int:
     return int(bool(undeclared or stale))
 
 
-def is_missing_mode(claim: Claim) -> bool:
-    """A mode of the references that the subject lacks: a deviation although nothing was compared."""
-    return claim.outcome == "not_applicable" and (claim.reason or "").startswith(MODE_MISSING)
-
-
-def missing_claims(run: Run) -> list[str]:
+def missing_claims(run: Run) -> list[Key]:
     """Claims that were planned and never concluded."""
     asked = {c.id for c in run.claims}
-    return [i for i in run.planned if i not in asked]
+    return [key for key in run.planned if key.id not in asked]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reports.judge.grouping import question
+from reports.judge.grouping import is_special
 from reports.model import Claim, Run
 from reports.text import number, shortened
+
+KINDS_OF_GAPS = {"mode_missing": "mode missing: ", "not_offered": "not offered: save_load: "}
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class Gap:
 
 def check_rows(run: Run, claims: Sequence[Claim], oracles: Sequence[str]) -> Iterable[CheckRow]:
     """One row per question, in the order of the claims."""
-    rows: dict[str, list[Claim]] = {}
+    rows: dict[tuple[str, str, str | None], list[Claim]] = {}
     for claim in claims:
-        rows.setdefault(question(claim), []).append(claim)
+        rows.setdefault(claim.question, []).append(claim)
     for members in rows.values():
         first = members[0]
         info = run.checks.get(first.check)
@@ -44,8 +46,7 @@ def check_rows(run: Run, claims: Sequence[Claim], oracles: Sequence[str]) -> Ite
 
 def _row_name(claim: Claim) -> str:
     """The check, and the mode in which it was asked."""
-    mode = question(claim).removeprefix(f"{claim.check}[{claim.variant}").strip("-")
-    return f"{claim.check} ({mode})" if mode and "[" not in mode else claim.check
+    return f"{claim.check} ({claim.mode})" if claim.mode else claim.check
 
 
 def _cell(claim: Claim) -> str:
@@ -53,12 +54,17 @@ def _cell(claim: Claim) -> str:
     return words if claim.ratio is None else f"{words} {number(claim.ratio)}"
 
 
+def _reason(claim: Claim) -> str:
+    kind = KINDS_OF_GAPS.get(claim.cause or "", "") if is_special(claim) else ""
+    return kind + (claim.reason or "no reason given")
+
+
 def gaps(claims: Sequence[Claim], missing: Sequence[str]) -> Iterable[Gap]:
     """What was not verified, by reason; every missing claim by name."""
     by_reason: dict[tuple[str, str], list[str]] = {}
     for claim in claims:
         if claim.outcome in ("unverified", "not_applicable"):
-            key = (claim.outcome.replace("_", " "), shortened(claim.reason or "no reason given", 500))
+            key = (claim.outcome.replace("_", " "), shortened(_reason(claim), 500))
             by_reason.setdefault(key, []).append(claim.id)
     for claim_id in missing:
         by_reason.setdefault(("missing", "not asked, or the run ended before it was concluded"), []).append(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reports.judge.grouping import covering, question
+from refs.vocabulary import ASPECTS
+from reports.judge.grouping import covering
 from reports.judge.verdicts import is_unverified
 from reports.model import Claim, Finding, Run
-from reports.order import ASPECT_TITLES, ASPECTS, rank
+from reports.order import rank
 from reports.render.oracle_names import oracle_name
 from reports.text import listed, number, shortened
 
@@ -35,7 +36,7 @@ def difference(run: Run, finding: Finding, claims: Sequence[Claim]) -> Differenc
     return Difference(
         finding=finding,
         tags=_tags(finding),
-        aspect=ASPECT_TITLES.get(finding.aspect, finding.aspect),
+        aspect=ASPECTS.get(finding.aspect, finding.aspect),
         equals=_equals(finding, own),
         smallest=_smallest(own),
         replay=next((c.witness.replay for c in own if c.witness and c.witness.replay), ""),
@@ -86,7 +87,7 @@ def _shown(value: object) -> str:
 
 def _against(lead: Claim, claims: Sequence[Claim]) -> str:
     """Which references were asked the same question, and with which of them the subject agrees."""
-    same = [c for c in claims if question(c) == question(lead)]
+    same = [c for c in claims if c.question == lead.question]
     by_outcome: dict[str, list[str]] = {}
     for c in same:
         by_outcome.setdefault(c.outcome, []).append(oracle_name(c.oracle))
@@ -105,7 +106,7 @@ def _also(lead: Claim, own: Sequence[Claim]) -> str:
         if c.check != lead.check:
             by_aspect.setdefault(c.aspect, {})[f"`{c.check}`"] = None
     order = sorted(by_aspect, key=lambda a: rank(a, ASPECTS))
-    return "; ".join(f"{ASPECT_TITLES.get(a, a)} ({', '.join(by_aspect[a])})" for a in order)
+    return "; ".join(f"{ASPECTS.get(a, a)} ({', '.join(by_aspect[a])})" for a in order)
 
 
 def _note(run: Run, finding: Finding, own: Sequence[Claim]) -> str:
@@ -113,15 +114,18 @@ def _note(run: Run, finding: Finding, own: Sequence[Claim]) -> str:
     declared = next((d for c in own if (d := covering(run.declarations, c))), None)
     if declared:
         words = ", ".join(f'"{w}"' for w in declared.words)
-        said = (
-            f"its docstring says so ({words})"
-            if declared.documented
-            else f"its docstring does not say {words}"
-        )
-        return f"declared by the subject, and {said}"
+        said = f"says so ({words})" if declared.documented else f"does not say {words}"
+        return f"declared by the subject, and its docstring {said}; {_searched(run, finding.variant)}"
     if finding.tag == "OK-doc":
         return "the subject's docstring says so"
     return "the subject's docstring does not say so" if finding.tag == "OK-undoc" and _compared(own) else ""
+
+
+def _searched(run: Run, variant: str) -> str:
+    """Which docstrings are the subject's: its wrapper's, and those around the places that it names."""
+    named = [c for (v, _), c in run.subject.quotes.items() if v == variant and c.symbol]
+    places = dict.fromkeys(f"`{c.symbol}` in {c.alias}" for c in named)
+    return "searched: " + listed(["the docstring of the subject's class", *places])
 
 
 def _compared(own: Sequence[Claim]) -> bool:

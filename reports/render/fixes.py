@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from refs.vocabulary import ASPECTS, SEVERITIES, TAGS
 from reports.judge.verdicts import is_unverified
 from reports.model import Audit, Cite, Claim, Finding
-from reports.order import ASPECTS, SEVERITIES, TAGS, rank
+from reports.order import rank
 from reports.text import listed
 
 MOST = 5
@@ -75,8 +76,10 @@ def _instruction(finding: Finding, claims: Sequence[Claim]) -> str:
         return "keep the subject from failing"
     if all(c.outcome == "not_applicable" for c in own):
         return "add the missing mode, or state in the docstring that it is left out"
+    remedy = next((c.diagnosis.remedy for c in own if c.diagnosis and c.diagnosis.remedy), "")
     if finding.tag == "BUG":
-        return REMEDIES.get(finding.aspect, "follow the references")
+        return remedy or REMEDIES.get(finding.aspect, "follow the references")
+    remedy = remedy or "follow the references"
     if finding.tag == "OK-undoc":
-        return "state the difference in the docstring, or follow the references"
-    return "follow the references, or keep the documented choice knowingly"
+        return f"state the difference in the docstring, or {remedy}"
+    return f"{remedy}, or keep the documented choice knowingly"

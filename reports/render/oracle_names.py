@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from reports.facts import SOURCES
 from reports.model import OracleInfo
-
-ORACLE_NAMES = {"peft": "PEFT", "paper": "equation", "author": "author"}
 
 
 def oracle_name(oracle: str) -> str:
     """The id as a reader knows it."""
-    return ORACLE_NAMES.get(oracle, oracle)
+    return SOURCES.get(oracle, oracle)
 
 
 def with_version(info: OracleInfo) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from refs.vocabulary import ASPECTS, QUOTED
 from reports import cites, facts
 from reports.model import Cite, Run
-from reports.order import ASPECT_TITLES
 from reports.text import listed
 
 
@@ -29,12 +29,12 @@ class Quoted:
 
 def fact_rows(run: Run, variant: str) -> Iterable[FactRow]:
     told = next((v.reference_facts for v in run.variants if v.id == variant), {})
-    for aspect in facts.ASPECTS:
+    for aspect in QUOTED:
         row = told.get(aspect) or facts.facts().get(variant, {}).get(aspect, {})
         found = cites.reference_cites(variant, aspect)
         yield FactRow(
-            ASPECT_TITLES[aspect],
-            tuple((row.get(s, ""), tuple(_by_source(found, s))) for s in facts.SOURCES),
+            ASPECTS[aspect],
+            tuple((row.get(s, ""), tuple(_by_source(found, s))) for s in facts.SOURCES.values()),
         )
 
 
@@ -51,7 +51,7 @@ def subject_quotes(run: Run, variant: str) -> Iterable[Quoted]:
     """The subject's places; aspects that share one are named together."""
     by_cite: dict[Cite, list[str]] = {}
     for aspect in cites.quoted_aspects(run.subject, variant):
-        by_cite.setdefault(run.subject.quotes[variant, aspect], []).append(ASPECT_TITLES.get(aspect, aspect))
+        by_cite.setdefault(run.subject.quotes[variant, aspect], []).append(ASPECTS.get(aspect, aspect))
     for cite, aspects in by_cite.items():
         yield Quoted(listed(aspects), (cite,))
 

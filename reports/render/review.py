@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from reports import cites, facts
+from refs.vocabulary import ASPECTS, QUOTED
+from reports import cites
 from reports.judge.confirm import PriorLine, prior_lines
 from reports.judge.verdicts import missing_claims
 from reports.model import Audit, Claim, Run, Verdict
-from reports.order import ASPECT_TITLES
 from reports.render import fixes
 from reports.render.claim_rows import CheckRow, Gap, check_rows, gaps
 from reports.render.differences import Difference, difference
@@ -118,7 +118,7 @@ def _section(audit: Audit, variant: str) -> Section:
     claims = [c for c in run.claims if c.variant == variant]
     found = [f for f in audit.findings if f.variant == variant]
     oracles = _oracles(run, claims)
-    missing = [i for i in missing_claims(run) if cites.planned_variant(i) == variant]
+    missing = [k.id for k in missing_claims(run) if k.variant == variant]
     return Section(
         id=variant,
         title=record.title if record else variant,
@@ -128,9 +128,7 @@ def _section(audit: Audit, variant: str) -> Section:
         counts=_counts(verdict, claims, missing),
         references=_references(run, variant, oracles),
         facts=tuple(fact_rows(run, variant)),
-        reference_quotes=tuple(
-            Quoted(ASPECT_TITLES[a], cites.reference_cites(variant, a)) for a in facts.ASPECTS
-        ),
+        reference_quotes=tuple(Quoted(ASPECTS[a], cites.reference_cites(variant, a)) for a in QUOTED),
         disagreements=tuple(disagreements(run, variant)),
         subject_quotes=tuple(subject_quotes(run, variant)),
         differences=tuple(difference(run, f, claims) for f in found),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urldefrag
 
 from reports.model import Audit, CheckInfo, Cite, Finding
 from reports.text import one_line
@@ -82,7 +82,7 @@ def _location(cite: Cite) -> dict[str, Any]:
 
 def _related(number: int, cite: Cite) -> dict[str, Any]:
     """A place in a reference, in words and as the page that shows it."""
-    page = (cite.url or "").partition("#")[0]
+    page = urldefrag(cite.url or "").url
     artifact = {"uri": quote(page, safe="/:?=&%@+,;~!$-._")}
     return {
         "id": number,

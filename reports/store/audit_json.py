@@ -16,12 +16,15 @@ from reports.errors import Incomplete, Malformed, OtherSchema, ShardOnly
 from reports.judge.judgement import judge, normalised
 from reports.judge.verdicts import missing_claims
 from reports.model import SCHEMA_VERSION, Audit, Prior, Run
-from reports.store import text_files
+from reports.store import schema_1, text_files
+from reports.text import listed
 
 __all__ = ["dumps", "read", "read_partial", "read_shard", "write", "write_partial"]
 
 LARGEST = 64 * 2**20
-SCHEMA = Path(__file__).parents[1] / "audit.schema.json"
+FOLDER = Path(__file__).parents[1]
+SCHEMAS = {1: FOLDER / "audit.schema.1.json", SCHEMA_VERSION: FOLDER / "audit.schema.json"}
+SCHEMA = SCHEMAS[SCHEMA_VERSION]  # what is written
 
 
 def write(audit: Audit, path: Path) -> None:
@@ -30,7 +33,7 @@ def write(audit: Audit, path: Path) -> None:
 
 
 def dumps(audit: Audit) -> str:
-    """The document as text: keys in schema 1's order, nothing but ASCII, so that it is safe on a terminal."""
+    """The document as text: keys in the schema's order, nothing but ASCII, so that it is safe on a terminal."""
     document = plain_values.audit_to_plain(audit)
     _validate(document, "the audit")
     return _encoded(document)
@@ -80,7 +83,8 @@ def read_partial(path: Path) -> Audit:
 
 def _built(document: Mapping[str, Any], name: str) -> Audit:
     """The audit, if its parts refer to each other as they should."""
-    audit = plain_values.audit_from_plain(document)
+    current = schema_1.lifted(document) if document["schema_version"] == 1 else document
+    audit = plain_values.audit_from_plain(current)
     ids = [c.id for c in audit.run.claims]
     if len(set(ids)) != len(ids):
         raise Malformed(f"{name} holds a claim twice")
@@ -91,7 +95,7 @@ def _built(document: Mapping[str, Any], name: str) -> Audit:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    """The JSON object at ``path``, of our schema version. Raises ReportsError."""
+    """The JSON object at ``path``, of a schema version that can be read. Raises ReportsError."""
     raw = text_files.read_text(path, LARGEST)
     try:
         document = json.loads(raw, parse_constant=_refuse_constant)
@@ -99,9 +103,10 @@ def _document(path: Path) -> dict[str, Any]:
         raise Malformed(f"{path.name} is not valid JSON: {str(error)[:200]}") from None
     if not isinstance(document, dict) or "schema_version" not in document:
         raise Malformed(f"{path.name} is no audit: it has no `schema_version`")
-    if document["schema_version"] != SCHEMA_VERSION or isinstance(document["schema_version"], bool):
-        found = json.dumps(document["schema_version"])[:40]
-        raise OtherSchema(f"{path.name} has schema version {found}; only {SCHEMA_VERSION} can be read")
+    version = document["schema_version"]
+    if type(version) is not int or version not in SCHEMAS:
+        found, known = json.dumps(version)[:40], listed(map(str, SCHEMAS))
+        raise OtherSchema(f"{path.name} has schema version {found}; only {known} can be read")
     return document
 
 
@@ -109,19 +114,20 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-@lru_cache(maxsize=1)
-def _validator() -> Any:
-    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+@lru_cache(maxsize=len(SCHEMAS))
+def _validator(version: int) -> Any:
+    schema = json.loads(SCHEMAS[version].read_text(encoding="utf-8"))
     return jsonschema.Draft202012Validator(schema)
 
 
 def _validate(document: Mapping[str, Any], name: str) -> None:
     """Raises Malformed with the place and the reason of the first fault."""
-    errors: Iterator[Any] = _validator().iter_errors(document)
+    version = document["schema_version"]
+    errors: Iterator[Any] = _validator(version).iter_errors(document)
     error = next(errors, None)
     if error is not None:
         place = "/".join(str(p)[:60] for p in error.absolute_path) or "the document"
-        raise Malformed(f"{name} breaks schema {SCHEMA_VERSION} at {place[:200]}: {error.message[:200]}")
+        raise Malformed(f"{name} breaks schema {version} at {place[:200]}: {error.message[:200]}")
 
 
 def whole(run: Run) -> Run:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from refs.vocabulary import GRADES
 from reports import cites
 from reports.model import Audit, Claim
-from reports.order import GRADES, sorted_variants
 from reports.text import number, one_line
 
 # The lower the better; a claim that is gone was verified and is not any more.
@@ -25,7 +25,7 @@ class Change:
 
 def changes(old: Audit, new: Audit) -> list[tuple[str, list[Change]]]:
     """The changes of every variant that either audit asked about."""
-    variants = sorted_variants([*cites.variants_of(old.run), *cites.variants_of(new.run)])
+    variants = dict.fromkeys([*cites.variants_of(new.run), *cites.variants_of(old.run)])
     return [(v, [*_verdict(old, new, v), *_claims(old, new, v), *_findings(old, new, v)]) for v in variants]
 
 

@@ -64,14 +64,14 @@ def _refuse_overlap(shards: Mapping[str, Audit]) -> None:
 def _refuse_missing(run: Run) -> None:
     missing = missing_claims(run)
     if missing:
-        raise MergeRefused(f"{len(missing)} claims are in none of the shards, {missing[0]} among them")
+        raise MergeRefused(f"{len(missing)} claims are in none of the shards, {missing[0].id} among them")
 
 
 def _refuse_strangers(shards: Mapping[str, Audit]) -> None:
     """A shard's plan holds every claim of the whole run, its siblings' too."""
     asked = {c.id for audit in shards.values() for c in audit.run.claims}
     for name, audit in shards.items():
-        strangers = asked - set(audit.run.planned)
+        strangers = asked - {key.id for key in audit.run.planned}
         if audit.run.planned and strangers:
             raise MergeRefused(f"{name} belongs to another run: it does not know {min(strangers)}")
         if not audit.run.planned and len(shards) > 1:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from refs.vocabulary import GRADES, TAGS
 from reports.errors import Malformed
 from reports.judge.prior import prior_of
 from reports.model import Prior, PriorFinding, PriorVariant
-from reports.order import GRADES, TAGS
 from reports.store import audit_json, text_files
 
 LARGEST = 2**20

@@ -6,6 +6,7 @@ import pytest
 
 from harness.cases.profiles import Profile
 from harness.engine.checks import Check
+from tests.subjects import broken_alone  # noqa: F401  (fills the table)
 from tests.subjects.broken import BROKEN, Broken
 from tests.subjects.judged import audit
 

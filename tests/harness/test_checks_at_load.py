@@ -66,7 +66,9 @@ def test_every_check_asks_something() -> None:
     assert not [c.id for c in load_checks().values() if not c.info.question.strip()]
 
 
-@pytest.mark.parametrize("names", [OF_AUTHORS, diagnosis.BATTERY, diagnosis.OWN_FACTS], ids=str)
+@pytest.mark.parametrize(
+    "names", [OF_AUTHORS, diagnosis.BATTERY, diagnosis.OWN_FACTS], ids=["of authors", "battery", "own facts"]
+)
 def test_lists_of_checks_name_checks(names: tuple[str, ...]) -> None:
     """Elsewhere, too, a mistyped id would leave a check out."""
     assert not set(names) - set(load_checks())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,11 +11,11 @@ from harness.cases.profiles import Profile
 from harness.compare.context import Context
 from harness.compare.outcome import Deviation
 from harness.engine.session import claims_for, load_checks
-from oracles import paper
 from oracles.equation import FORMS, Equation
 from oracles.implementation import AdapterSpec
 from oracles.peft import Peft
-from oracles.variants import VARIANTS
+from oracles.variants import VARIANTS, paper
+from oracles.variants.record import of_forward
 
 ERRORS = {"float32": 1e-5, "bfloat16": 0.02}
 SIZES = ((12, 9, 4, 3.0), (9, 14, 6, 8.0), (15, 8, 2, 0.5))
@@ -30,10 +28,10 @@ def off_by(variant: str, error: float) -> Equation:
     def forward(
         x: Tensor, W: Tensor, b: Tensor | None, p: paper.Parameters, spec: AdapterSpec, dropped: Tensor
     ) -> Tensor:
-        base = paper.linear(x, p.get("W", W), b)
+        base = paper.linear(x, VARIANTS[variant].weight_beneath(W, p), b)
         return base + (right(x, W, b, p, spec, dropped) - base) * (1 + error)
 
-    return Equation({variant: dataclasses.replace(FORMS[variant], forward=forward)})
+    return Equation({variant: FORMS[variant].but(equation=of_forward(forward))})
 
 
 def generic(variant: str, dtype: str) -> list[Case]:

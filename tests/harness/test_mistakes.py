@@ -9,7 +9,7 @@ import pytest
 from harness.cases.profiles import Profile
 from harness.engine.session import claims_for, load_checks
 from oracles.equation import Equation
-from oracles.mistakes import Mistake, catalogue, mistakes_of
+from oracles.mistakes import Mistake, catalogue, mistaken, mistakes_of
 from oracles.variants import VARIANTS
 from reports.model import Claim
 
@@ -56,7 +56,7 @@ def test_caught_and_named(entry: Mistake) -> None:
     """Some claim fails, and a failing one is explained by this entry."""
     named: set[str] = set()
     failed: list[str] = []
-    for claim in claims(Equation(entry.forms, f"with {entry.id}"), entry.variant):
+    for claim in claims(mistaken(entry.id, name=f"with {entry.id}"), entry.variant):
         if claim.outcome not in ("fail", "error"):
             continue
         failed.append(claim.id)

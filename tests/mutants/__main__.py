@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tests.mutants import pool
-from tests.mutants.ask import ROOT
+from tests.mutants.ask import ROOT, VARIANTS
 from tests.mutants.mutate import Mutant, mutants
 
-SUBJECT = (*(f"src/lora_lite/variants/{v}.py" for v in ("lora", "pissa", "dora", "ia3", "hra", "delora")),
+SUBJECT = (*(f"src/lora_lite/variants/{v}.py" for v in VARIANTS),
            "src/lora_lite/adapter.py", "src/lora_lite/target.py")  # fmt: skip
-ORACLES = ("oracles/paper.py", "oracles/peft.py")
+ORACLES = (*(f"oracles/variants/{v}.py" for v in VARIANTS), "oracles/variants/paper.py", "oracles/peft.py")
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
 GOAL = 0.95
 

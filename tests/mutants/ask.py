@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SUBJECT = ("lora_lite", "harness.subjects")
 AUDIT = (*SUBJECT, "harness", "oracles", "reports", "refs")
 ORACLES = ("peft", "paper")  # the authors' code would kill some more, at several times the price
-VARIANTS = ("lora", "pissa", "dora", "ia3", "hra", "delora")
+VARIANTS = tuple(sorted(p.stem for p in (ROOT / "src/lora_lite/variants").glob("[a-z]*.py")))
 LORAS = ("lora", "dora", "pissa")
 # The likeliest to notice come first; which claim kills is the first one in this order, whatever the machine.
 FIRST = (
@@ -30,7 +30,8 @@ Say = Callable[[tuple[str, str]], None]
 def subjects_of(file: str) -> tuple[str, ...]:
     """Who is audited when this file is broken: a broken oracle stands trial before the other references, and is then
     itself asked about a subject that agrees with the unbroken one."""
-    oracle = {"oracles/paper.py": "oracles.equation:Equation", "oracles/peft.py": "peft"}.get(file)
+    equation = "oracles.equation:Equation" if file.startswith("oracles/variants/") else None
+    oracle = "peft" if file == "oracles/peft.py" else equation
     return (oracle, "lora_lite") if oracle else ("lora_lite",)
 
 

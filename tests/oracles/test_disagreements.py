@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -16,12 +15,12 @@ from oracles import __main__ as command
 from oracles import registry
 from oracles.authors.delora import DeloraAuthor
 from oracles.disagreements import Disagreement, disagreements, explaining, plain, where
-from oracles.equation import FORMS, Equation
+from oracles.equation import Equation
 from oracles.implementation import AdapterSpec
+from oracles.variants.record import COMMON_PARTS, Form
 from refs import catalog as catalogue
 from refs.errors import RefsError
 from refs.locate import locate
-from reports.judge.grouping import DISAGREE
 
 FINDINGS = Path(__file__).parents[2] / "docs" / "reference_findings.md"
 ENTRIES = disagreements()
@@ -67,11 +66,10 @@ def _authors_start(W: Tensor, spec: AdapterSpec) -> dict[str, Tensor]:
 
 
 def test_a_subject_on_the_authors_side_fails_peft_and_passes_the_author() -> None:
-    form = dataclasses.replace(
-        FORMS["delora"],
-        forward=DeloraAuthor.equation(),
-        initial=_authors_start,
-        roles={"A": "parameter", "B": "parameter", "lambda": "parameter", "C": "buffer", "D": "buffer"},
+    form = Form(
+        DeloraAuthor.form().equation,
+        {**COMMON_PARTS, "role.C": "buffer", "role.D": "buffer"},
+        lambda W, spec, do: _authors_start(W, spec),
     )
     wanted = (
         "forward.random_parameters",
@@ -88,7 +86,7 @@ def test_a_subject_on_the_authors_side_fails_peft_and_passes_the_author() -> Non
     found = {(c.check, c.oracle): c.outcome for c in claims}
     assert {found[check, "author"] for check in wanted} == {"pass"}
     assert {found[check, "peft"] for check in wanted} == {"fail"}
-    assert all(DISAGREE in (c.reason or "") for c in claims if c.oracle == "author")
+    assert all(c.cause == "references_disagree" for c in claims if c.oracle == "author")
 
 
 def test_the_findings_are_written_from_the_catalogue() -> None:

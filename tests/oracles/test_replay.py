@@ -17,9 +17,8 @@ from oracles import registry
 from oracles.authors import available
 from oracles.authors.availability import AUTHORS
 from oracles.authors.replay import NotRecorded, Replay
-from oracles.equation import Equation
 from oracles.implementation import AdapterSpec, Implementation
-from oracles.mistakes import mistake
+from oracles.mistakes import mistaken
 from reports.model import Claim
 
 KINDS = [(kind.variant, kind.oracle) for kind in AUTHORS]
@@ -77,14 +76,14 @@ def test_live_and_recorded_judge_lora_lite_alike(variant: str, oracle: str) -> N
 def test_live_and_recorded_judge_a_mistake_alike(id_: str) -> None:
     variant = id_.split(".")[0]
     live(variant, "author")
-    subject = Equation(mistake(id_).forms, id_)
+    subject = mistaken(id_)
     now, then = (claims(subject, variant, "author", recorded) for recorded in (False, True))
     assert outcomes(now) == outcomes(then)
 
 
 @pytest.mark.parametrize("id_", [id_ for id_ in WRONG if not id_.startswith(("delora", "lora.gaussian"))])
 def test_a_recording_catches_a_mistake(id_: str) -> None:
-    found = claims(Equation(mistake(id_).forms, id_), id_.split(".")[0], "author", recorded=True)
+    found = claims(mistaken(id_), id_.split(".")[0], "author", recorded=True)
     assert "fail" in {c.outcome for c in found.values()}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from oracles.variants import VARIANTS
 from refs import catalog as catalogue
 from refs.errors import CatalogError, NotAvailableError
 from refs.locate import locate, sha256_of
@@ -25,7 +26,7 @@ def test_the_installed_packages_are_the_pinned_ones(alias: str) -> None:
 
 
 @pytest.mark.parametrize("aspect", NAMED)
-@pytest.mark.parametrize("variant", catalogue.VARIANTS)
+@pytest.mark.parametrize("variant", CATALOG.variants)
 def test_every_aspect_is_quoted_from_peft_and_cited_from_the_authors(variant: str, aspect: str) -> None:
     found = quotes_of(CATALOG, variant, aspect)
     aliases = {citation.alias.partition("_")[0] for citation in found}
@@ -44,7 +45,7 @@ def assert_found(cite: catalogue.Cite) -> None:
     assert found.url.endswith(f"#L{found.start}-L{found.end}")
 
 
-@pytest.mark.parametrize("variant", catalogue.VARIANTS)
+@pytest.mark.parametrize("variant", CATALOG.variants)
 def test_every_cite_of_a_package_is_found(variant: str) -> None:
     for cite in CATALOG.cites:
         if cite.variant == variant and cite.alias in PACKAGED:
@@ -117,7 +118,7 @@ FILE = f'"a.py" = {{ path = "p/a.py", sha256 = "{"0" * 64}" }}'
         (GOOD, FILE.replace("p/a.py", "../a.py"), "", "is not a path inside"),
         (GOOD, FILE.replace("p/a.py", "/etc/a.py"), "", "is not a path inside"),
         (GOOD, FILE.replace("0" * 64, "0" * 63), "", "is not a sha256"),
-        (GOOD, FILE, '[cites.nolora]\nforward = ["a.py:f"]', "unknown variant or aspect"),
+        (GOOD, FILE, '[cites.lora]\nforwards = ["a.py:f"]', "unknown aspect"),
         (GOOD, FILE, '[cites.lora]\nforward = ["b.py:f"]', "there is no reference `b.py`"),
         (GOOD, FILE, '[cites.lora]\nforward = ["a.py"]', "is not ALIAS:SYMBOL"),
         (GOOD, "a = 1", "", "is malformed"),
@@ -132,6 +133,10 @@ def test_a_malformed_catalogue_is_refused(
     with pytest.raises(CatalogError, match=r".") as caught:
         catalogue.load(toml)
     assert sentence in str(caught.value)
+
+
+def test_the_variants_are_those_of_the_audit() -> None:
+    assert set(CATALOG.variants) <= set(VARIANTS)
 
 
 def test_unknown_names_are_refused(pinned: Pinned, tmp_path: Path) -> None:

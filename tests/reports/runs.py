@@ -6,12 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from reports.judge.grouping import DISAGREE
 from reports.model import (
     CheckInfo,
     Claim,
     Declaration,
     Diagnosis,
+    Key,
     OracleInfo,
     Prior,
     PriorFinding,
@@ -72,12 +72,25 @@ def claim(
     more.setdefault("threshold", 30.0)
     more.setdefault("ratio", 1.23456 if outcome == "pass" else None)
     aspect = check.split(".")[0]
-    return Claim(f"{check}[{variant}-{oracle}]", variant, aspect, check, oracle, outcome, examples=20, **more)
+    key = Key(check, variant, more.get("mode"), oracle)
+    return Claim(key.id, variant, aspect, check, oracle, outcome, examples=20, **more)
+
+
+def no_mode(check: str = "forward.modes", variant: str = "lora", option: str = "feedforward") -> Claim:
+    """A claim whose mode the subject does not offer."""
+    why = {"reason": f"{option} is refused", "cause": "mode_missing", "detail": option}
+    return claim(check, variant, outcome="not_applicable", **why)
+
+
+def plan(*claims: Claim) -> tuple[Key, ...]:
+    """What these claims were before they were asked."""
+    return tuple(Key(c.check, c.variant, c.mode, c.oracle) for c in claims)
 
 
 def agreeing(check: str, variant: str = "lora", oracle: str = "author") -> Claim:
     """A claim that holds against an oracle which is catalogued to differ from the reference of record."""
-    return claim(check, variant, oracle, reason=f"{DISAGREE} (some.entry): the subject agrees with this one")
+    reason = "the references disagree here (some.entry): the subject agrees with this one"
+    return claim(check, variant, oracle, reason=reason, cause="references_disagree", detail="some.entry")
 
 
 def diagnosis(mistake: str = "delora.scalar_norm", **more: Any) -> Diagnosis:
@@ -95,7 +108,8 @@ def declaration(check: str, variant: str = "lora", oracle: str = "*", **more: An
 def run(*claims: Claim, docstring: str = "", **more: Any) -> Run:
     """A run of these claims (default: two that pass) over the variants they name."""
     asked = claims or (claim("init.identity"), claim("forward.random_parameters"))
-    names = sorted({c.variant for c in asked})
+    asked_about = {c.variant for c in asked}
+    names = [v for v in VARIANTS if v in asked_about] + sorted(asked_about - set(VARIANTS))
     subject = Subject(
         "lora_lite", "0.1.0", "lora_lite",
         sources={(v, "forward"): (HERE / "sample.py", "Sample.forward") for v in names},

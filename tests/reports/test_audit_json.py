@@ -1,4 +1,4 @@
-"""`audit.json`: schema 1, valid JSON whatever a subject hands over, refused where it is not what it says."""
+"""`audit.json`: schema 2, valid JSON whatever a subject hands over, refused where it is not what it says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from reports.judge.judgement import judge
 from reports.model import Audit, PriorFinding, Witness
 from reports.render import markdown
 from reports.store import audit_json
-from tests.reports.runs import FORWARD, claim, declaration, diagnosis, prior, run
+from tests.reports.runs import FORWARD, claim, declaration, diagnosis, plan, prior, run
 
 TOP = [
     "schema_version", "generator", "subject", "oracles", "environment", "profile", "claims", "findings",
@@ -59,11 +59,11 @@ def test_the_keys_are_those_of_the_design(written):
     assert list(data) == TOP
     assert list(data["claims"][0]) == [
         "id", "variant", "aspect", "check", "oracle", "outcome", "ratio", "threshold", "examples", "witness",
-        "diagnosis", "reason",
+        "diagnosis", "reason", "cause", "detail", "mode",
     ]  # fmt: skip
     assert list(data["findings"][0]) == [
         "id", "variant", "aspect", "tag", "new", "overturn", "severity", "title", "failure_mode", "claims",
-        "reference_cites", "subject_cites",
+        "reference_cites", "subject_cites", "agree", "differ", "not_asked",
     ]  # fmt: skip
     assert list(data["verdicts"]["delora"]) == [
         "prior", "verdict", "reason", "new_bugs", "doc_gaps", "verified", "applicable",
@@ -140,10 +140,10 @@ def test_without_complete_it_is_refused(written):
         audit_json.read(written)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True, [1]])
+@pytest.mark.parametrize("version", [0, 3, "1", None, True, [1]])
 def test_another_schema_version_is_refused(written, version):
     written.write_text(json.dumps({**document(written), "schema_version": version}))
-    with pytest.raises(OtherSchema, match="only 1 can be read"):
+    with pytest.raises(OtherSchema, match="only 1 and 2 can be read"):
         audit_json.read(written)
 
 
@@ -156,7 +156,7 @@ def test_another_schema_version_is_refused(written, version):
         "null",
         "{",
         "[" * 100_000,
-        '{"schema_version": 1, "complete": true}',
+        '{"schema_version": 2, "complete": true}',
         "NaN",
         '{"a": Infinity}',
     ],
@@ -208,7 +208,7 @@ def test_claims_twice_and_findings_on_nothing_are_refused(written):
 @settings(max_examples=50, deadline=None, derandomize=True)
 def test_any_other_json_is_refused_by_name(tmp_path_factory, value):
     path = tmp_path_factory.mktemp("fuzz") / "a.json"
-    path.write_text(json.dumps({"schema_version": 1, "complete": True, "claims": value}))
+    path.write_text(json.dumps({"schema_version": 2, "complete": True, "claims": value}))
     with pytest.raises(ReportsError):
         audit_json.read(path)
 
@@ -224,7 +224,7 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
 
 
 def test_a_partial_run_is_kept_and_marked(tmp_path):
-    asked, planned = claim(FORWARD), (f"{FORWARD}[lora-peft]", "init.identity[lora-peft]")
+    asked, planned = claim(FORWARD), plan(claim(FORWARD), claim("init.identity"))
     audit_json.write_partial(run(asked, planned=planned), tmp_path / "a.json")
     with pytest.raises(Incomplete):
         audit_json.read(tmp_path / "a.json")
@@ -235,6 +235,8 @@ def test_a_partial_run_is_kept_and_marked(tmp_path):
 
 
 def test_a_complete_document_with_missing_claims_is_refused(tmp_path):
-    audit_json.write(judge(run(claim(FORWARD), planned=("x",), shard="1/2")), tmp_path / "a.json")
+    audit_json.write(
+        judge(run(claim(FORWARD), planned=plan(claim("init.identity")), shard="1/2")), tmp_path / "a.json"
+    )
     with pytest.raises(ShardOnly, match="1/2"):
         audit_json.read(tmp_path / "a.json")

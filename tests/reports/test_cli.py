@@ -13,10 +13,10 @@ from reports.__main__ import FORMATS, main
 from reports.judge.judgement import judge
 from reports.model import Claim, Run
 from reports.store import audit_json
-from tests.reports.runs import FORWARD, claim, declaration, prior, run
+from tests.reports.runs import FORWARD, claim, declaration, plan, prior, run
 
 CLAIMS = (claim(FORWARD), claim("init.identity"), claim("training.sgd", "delora", outcome="fail"))
-PLAN = tuple(c.id for c in CLAIMS)
+PLAN = plan(*CLAIMS)
 
 
 def file(folder: Path, name: str, made: Run) -> str:
@@ -51,7 +51,7 @@ def test_render_refuses_what_is_incomplete(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("refused: a.json has no `complete`")
     code, words = call("render", str(tmp_path / "a.json"), "--allow-partial")
     assert code == 0
-    assert all(id_ in words for id_ in PLAN[1:])
+    assert all(key.id in words for key in PLAN[1:])
 
 
 def test_merged_shards_are_the_whole_run(tmp_path):

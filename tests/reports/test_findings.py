@@ -6,7 +6,7 @@ import dataclasses
 
 from reports.judge.judgement import judge
 from reports.model import Finding, PriorFinding, Run
-from tests.reports.runs import FORWARD, agreeing, claim, declaration, diagnosis, prior, run
+from tests.reports.runs import FORWARD, agreeing, claim, declaration, diagnosis, no_mode, prior, run
 
 ATTACHED = {"severity": "major", "documented_by": ("flows through the norm",)}
 
@@ -93,8 +93,8 @@ def test_agreeing_where_the_references_do_not_differ_is_an_accident_of_the_cases
 
 
 def test_agreement_in_one_mode_does_not_excuse_another():
-    failing = dataclasses.replace(claim(FORWARD, outcome="fail"), id=f"{FORWARD}[lora-gram_schmidt-peft]")
-    assert only(run(failing, claim(FORWARD, oracle="paper"))).tag == "BUG"
+    failing = claim(FORWARD, outcome="fail", mode="gram_schmidt")
+    assert only(run(failing, agreeing(FORWARD, oracle="paper"))).tag == "BUG"
 
 
 def test_a_form_that_some_reference_has_is_no_bug():
@@ -131,9 +131,12 @@ def test_an_error_is_a_bug_with_its_reason():
 
 def test_the_same_error_everywhere_is_one_finding():
     claims = [
-        claim(c, outcome="error", reason=f"raised at 0x{n}") for n, c in enumerate((FORWARD, "init.identity"))
+        claim(c, outcome="error", reason=f"raised at row {n}", cause="raised", detail="IndexError at row #")
+        for n, c in enumerate((FORWARD, "init.identity"))
     ]
     assert len(only(run(*claims)).claims) == 2
+    other = claim("dropout.active", outcome="error", reason="no", cause="raised", detail="ValueError: no")
+    assert len(found(run(*claims, other))) == 2
 
 
 def test_what_cannot_be_verified_is_said_once_per_reason():
@@ -152,18 +155,18 @@ def test_not_applicable_is_no_finding():
 
 
 def test_a_missing_mode_is_a_finding():
-    missing = claim(
-        "forward.modes", "ia3", outcome="not_applicable", reason="mode missing: feedforward is refused"
-    )
+    missing = no_mode("forward.modes", "ia3")
     finding = only(run(missing))
+    assert finding.title == "A mode of the references is missing: feedforward is refused"
     assert (finding.tag, finding.severity) == ("OK-undoc", "major")
     assert only(run(missing, docstring="Gates outputs only; feed-forward is left out.")).tag == "OK-doc"
 
 
 def test_no_save_is_a_finding_and_no_bug():
-    reason = "not offered: save_load: the subject has no save"
-    finding = only(run(claim("save_load.round_trip", outcome="not_applicable", reason=reason)))
+    lacking = {"outcome": "not_applicable", "reason": "the subject has no save", "cause": "not_offered"}
+    finding = only(run(claim("save_load.round_trip", detail="save", **lacking)))
     assert (finding.tag, finding.severity) == ("OK-undoc", "major")
+    assert found(run(claim("targets.default", detail="adapt_model", **lacking))) == ()
 
 
 def test_a_declared_deviation_is_tagged_by_the_docstring():
@@ -212,3 +215,27 @@ def test_findings_cite_both_sides():
     finding = only(run(claim(FORWARD, outcome="fail")))
     assert finding.subject_cites[0].label == "tests/reports/sample.py:L7"
     assert any(c.label.startswith("peft_lora_layer.py:L") for c in finding.reference_cites)
+
+
+def test_a_finding_says_against_whom_it_stands():
+    claims = claim(FORWARD, "delora", outcome="fail"), agreeing(FORWARD, "delora")
+    finding = only(run(*claims))
+    assert (finding.differ, finding.agree, finding.not_asked) == (("peft",), ("author",), ("paper",))
+    silent = claim(FORWARD, "delora", "paper", outcome="unverified", reason="not synced")
+    assert found(run(*claims, silent))[0].not_asked == ("paper",)
+
+
+def test_what_a_check_says_of_itself_names_no_other_check():
+    own = claim("dtype.output", outcome="fail", diagnosis=diagnosis("dtype.single", source="check"))
+    finding = only(run(own, claim(FORWARD, outcome="fail")))
+    assert finding.title == "The output differs."
+    named = claim("dtype.output", outcome="fail", diagnosis=diagnosis("dtype.single"))
+    assert {f.title for f in found(run(named, claim(FORWARD, outcome="fail")))} != {"The output differs."}
+
+
+def test_a_declaration_covers_an_aspect_and_every_oracle_or_one():
+    made = claim("dtype.output"), claim("dtype.output", oracle="paper"), claim("dtype.output", "dora")
+    assert [declaration("dtype.*").covers(c) for c in made] == [True, True, False]
+    assert [declaration("dtype.output", oracle="paper").covers(c) for c in made] == [False, True, False]
+    assert not declaration("dtype.*").covers(claim(FORWARD))
+    assert not declaration("*").covers(claim(FORWARD))

@@ -6,9 +6,7 @@ import pytest
 
 from reports.judge.judgement import audit_exit_code, judge
 from reports.model import Claim
-from tests.reports.runs import FORWARD, agreeing, claim, declaration, diagnosis, prior, run
-
-NO_MODE = "mode missing: feedforward"
+from tests.reports.runs import FORWARD, agreeing, claim, declaration, diagnosis, no_mode, plan, prior, run
 
 
 def verdict(*claims: Claim, **more: object) -> str:
@@ -29,9 +27,7 @@ def test_major(check):
 
 
 def test_major_a_mode_is_missing():
-    assert (
-        verdict(claim(FORWARD), claim("forward.modes", outcome="not_applicable", reason=NO_MODE)) == "Partial"
-    )
+    assert verdict(claim(FORWARD), no_mode()) == "Partial"
     assert (
         verdict(claim(FORWARD), claim("forward.modes", outcome="not_applicable", reason="no modes"))
         == "Faithful"
@@ -116,13 +112,13 @@ def test_a_stale_declaration_fails_the_run(occurred, code):
 
 
 def test_a_missing_mode_fails_the_run_unless_declared():
-    missing = claim("forward.modes", outcome="not_applicable", reason=NO_MODE)
+    missing = no_mode()
     assert exit_code(missing) == 1
     assert exit_code(missing, declarations=(declaration("forward.modes"),)) == 0
 
 
 def test_a_missing_claim_fails_the_run():
-    assert exit_code(claim(FORWARD), planned=(f"{FORWARD}[lora-peft]", "init.identity[lora-peft]")) == 1
+    assert exit_code(claim(FORWARD), planned=plan(claim(FORWARD), claim("init.identity"))) == 1
 
 
 def test_faithful_names_what_is_documented():

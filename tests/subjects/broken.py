@@ -991,7 +991,9 @@ class LambdaFrozen(wrapped.Delora):
         self.lambda_.requires_grad_(False)
 
 
-@layer("delora", "step0.gradients", "Buggy", "save_load init scale shapes merge dropout")
+@layer(
+    "delora", "step0.gradients forward.small_parameters", "Buggy", "save_load init scale shapes merge dropout"
+)
 class ClampTooSmall(wrapped.Delora):
     """1e-12 instead of 1e-4: the first gradient of B is 1e8 times larger."""
 

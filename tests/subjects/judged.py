@@ -11,7 +11,7 @@ from harness.engine.session import claims_for, environment, load_checks
 from oracles.implementation import Implementation
 from oracles.variants import VARIANTS
 from reports.judge.judgement import judge
-from reports.model import Audit, Claim, OracleInfo, Run, Subject, VariantInfo
+from reports.model import Audit, Claim, Key, OracleInfo, Run, Subject, VariantInfo
 
 QUICK = Profile("quick", 4, 0)
 Selection = Callable[[Check], bool]
@@ -58,6 +58,6 @@ def audit(
         tuple(VariantInfo(v.id, v.title, v.paper, v.equation) for v in chosen),
         {id_: check.info for id_, check in load_checks().items()},
         tuple(claims),
-        planned=tuple(claim.id for claim in claims),
+        planned=tuple(Key(c.check, c.variant, c.mode, c.oracle) for c in claims),
     )
     return judge(run)

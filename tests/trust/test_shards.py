@@ -13,12 +13,12 @@ from reports.errors import MergeRefused, ShardOnly
 from reports.judge.judgement import judge
 from reports.model import Audit
 from reports.store import audit_json, merge
-from tests.reports.runs import claim, run
+from tests.reports.runs import claim, plan, run
 from tests.trust.runs import audit
 
 IDS = st.lists(st.text(min_size=1, max_size=8), unique=True, max_size=40)
 NAMES = ("init.identity", "forward.random_parameters", "dtype.output", "training.sgd")
-PLANNED = tuple(f"{name}[lora-peft]" for name in NAMES)
+PLANNED = plan(*map(claim, NAMES))
 
 
 @given(IDS, st.integers(2, 6))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oracles.equation import Equation
-from oracles.mistakes import mistake
+from oracles.mistakes import mistaken
 
 
 class Wrong(Equation):
@@ -12,7 +12,7 @@ class Wrong(Equation):
     variants = frozenset({"ia3", "hra"})
 
     def __init__(self) -> None:
-        super().__init__({**mistake("ia3.bias_not_gated").forms, **mistake("hra.reversed").forms}, "wrong")
+        super().__init__(mistaken("ia3.bias_not_gated", "hra.reversed").forms, "wrong")
 
 
 class OnlyGates(Equation):

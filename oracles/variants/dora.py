@@ -1,0 +1,303 @@
+"""DoRA (Liu et al., arXiv 2402.09353): a magnitude for each output, and a direction that LoRA moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oracles.implementation import AdapterSpec
+from oracles.variants import lora
+from oracles.variants.paper import linear, scale
+from oracles.variants.record import Active, Binding, Call, Canonical, Mistake, Parameters, Variant, form_of
+from oracles.variants.shared_mistakes import (
+    both_zero,
+    branches,
+    common,
+    detached,
+    dropouts,
+    lost_bias,
+    more_dropouts,
+    scales,
+    starts_of_factors,
+)
+from oracles.variants.shared_parts import (
+    GAUSSIAN_A,
+    RSLORA,
+    B,
+    adding,
+    base_bias,
+    no_bias,
+    same,
+    signed,
+)
+
+
+def dora(call: Call, do: Any) -> Tensor:
+    """DoRA Eq. (5), ``W' = m (W₀ + BA) / ‖W₀ + BA‖_c``, the norm a constant under differentiation (§4.3, Eq. (11)).
+
+    One norm per output feature (a row of W): what both codes compute; the paper's ‖·‖_c over columns of
+    W ∈ R^{d×k} read literally would be one per input. Dropout: the base path keeps x.
+    """
+    A, B, W, s = call.p["A"], call.p["B"], call.W, do.scale(call.spec)
+    V = W + s * (B @ A)
+    length = do.constant(do.norm(do.normed(W, V, call.p, s)))
+    m = do.magnitude(call.p["m"])
+    if length.dim() == 1 and call.place != "delta_w":
+        g = m / length
+        x = call.drop("input", call.x)
+        h = call.drop("hidden", call.drop("low_rank", x) @ A.mT)
+        product = call.drop("product", h @ B.mT)
+        adapted = (g - 1) * (x @ W.mT) + g * s * product
+    else:
+        g = do.spread(m) / (length if length.dim() == 2 else length[:, None])
+        V = W + s * call.drop("delta_w", B @ A)
+        adapted = call.drop("input", call.x) @ (g * V - W).mT
+    adapted = call.drop("update", do.branch(adapted))
+    if do.outer is not None:
+        adapted = do.outer(call.spec) * adapted
+    return linear(do.base_input(call.x), W, do.bias(call.b, g)) + adapted
+
+
+def rows(V: Tensor) -> Tensor:
+    """‖V‖ over the inputs, one number per output (out,)."""
+    return torch.linalg.vector_norm(V, dim=1)
+
+
+def _columns(V: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(V, dim=0, keepdim=True)
+
+
+def _frobenius(V: Tensor) -> Tensor:
+    return torch.linalg.matrix_norm(V).reshape(1, 1)
+
+
+def _frobenius_start(W: Tensor, spec: AdapterSpec) -> Tensor:
+    return torch.full((W.shape[0],), float(torch.linalg.matrix_norm(W)), dtype=W.dtype)
+
+
+def _scaled_bias(b: Tensor | None, g: Tensor) -> Tensor | None:
+    return None if b is None else b * (g if g.dim() == 1 else g[:, 0])
+
+
+def _of_activations(call: Call, do: Any) -> Tensor:
+    """m y / ‖y‖ for every row y of x (W + s B A)ᵀ + b."""
+    h = call.drop("hidden", call.drop("input", call.x) @ call.p["A"].mT)
+    update = call.drop("update", do.scale(call.spec) * (h @ call.p["B"].mT))
+    y = linear(do.base_input(call.x), call.W, call.b) + update
+    return do.magnitude(call.p["m"]) * y / torch.linalg.vector_norm(y, dim=-1, keepdim=True).clamp(min=1e-8)
+
+
+TENSORS = (
+    GAUSSIAN_A,
+    B,
+    Canonical("m", lambda out, in_, spec: (out,), exact=lambda W, spec: rows(W), far=signed(0.5, 3)),
+)
+FORM = form_of(
+    dora,
+    TENSORS,
+    scale=scale,
+    norm=rows,
+    normed=lambda W, V, p, s: V,
+    constant=detached,
+    magnitude=same,
+    spread=lambda m: m[:, None],
+    outer=None,
+    bias=base_bias,
+    base_input=same,
+    branch=same,
+)
+
+
+def _of_unscaled(W: Tensor, V: Tensor, p: Parameters, s: float) -> Tensor:
+    return W + p["B"] @ p["A"]
+
+
+def _update(p: Parameters, spec: AdapterSpec) -> Tensor:
+    return scale(spec) * (p["B"] @ p["A"])
+
+
+def _running(active: Sequence[Active], W: Tensor, b: Tensor | None, x: Tensor) -> Tensor:
+    """As PEFT: each adapter's gain, by its norms of the base weight, is on all that is there before it."""
+    there = W
+    for p, spec in active:
+        g = p["m"] / rows(W + _update(p, spec)).detach()
+        there = g[:, None] * (there + _update(p, spec))
+    return linear(x, there, b)
+
+
+def _with_norms_of(own: Active, other: Active, W: Tensor) -> Parameters:
+    p, spec = own
+    return {**p, "m": p["m"] * rows(W + _update(p, spec)) / rows(W + _update(*other))}
+
+
+MISTAKES = (
+    Mistake(
+        "dora.norm_attached",
+        "the gradient flows through ‖V‖ (Eq. (6)) instead of treating it as a constant (§4.3, Eq. (11))",
+        "gradients of A and B lose their component along V: training follows another trajectory and needs more memory",
+        {"constant": same},
+        "detach ‖W + (α/r) B A‖ before dividing by it",
+        documented=(
+            "dora_simple\\s*=\\s*False",
+            "(through|differentiat\\w*|backprop\\w*|gradients?\\b.{0,40})\\W+(through )?the (weight )?norm",
+            "norm.{0,40}(not|n't|never).{0,12}detach",
+            "(not|n't|without).{0,12}detach\\w*.{0,40}norm",
+            "attached norm",
+            "norm.{0,30}(takes part|participates|(is )?included|is kept|stays|remains) in the "
+            "(gradient|graph|backward)",
+            "gradients?.{0,12}(flows?|propagates?|pass(es)?) (also )?through.{0,20}norm",
+            "(?<!not the )(?<!instead of the )(?<!without the )full gradient",
+            "norm.{0,20}attached",
+        ),
+        severity="major",
+    ),
+    Mistake(
+        "dora.norm_over_inputs",
+        "one norm per input feature (a column of W) divides, instead of one per output feature",
+        "the direction is not the reference's; the paper's ‖·‖_c read literally, which no code does",
+        {"norm": _columns},
+        "take the norm of each row of W + (α/r) B A (dim=1 of the torch weight): one per output",
+    ),
+    Mistake(
+        "dora.frobenius_norm",
+        "one Frobenius norm of V divides every row",
+        "rows are no longer normalised: magnitude and direction are not decoupled",
+        {"norm": _frobenius, "start.m": _frobenius_start},
+        "divide each row of W + (α/r) B A by its own norm",
+    ),
+    Mistake(
+        "dora.bias_scaled",
+        "the bias is multiplied by m/‖V‖ with the rest of the output",
+        "as soon as m or V moves, every bias moves with it",
+        {"bias": _scaled_bias},
+        "multiply x (W + (α/r) B A)ᵀ by m/‖V‖ first, and add the bias afterwards",
+    ),
+    Mistake(
+        "dora.unscaled_norm",
+        "the norm is that of W + B A, without α/r",
+        "with α ≠ r rows are not normalised: the output's magnitude is not m",
+        {"normed": _of_unscaled},
+        "divide by ‖W + (α/r) B A‖, with the scale, instead of ‖W + B A‖",
+    ),
+    Mistake(
+        "dora.norm_of_base",
+        "the norm is that of the frozen W, not of W + (α/r) B A",
+        "the direction is not normalised: B A changes the magnitude as well",
+        {"normed": lambda W, V, p, s: W},
+        "divide by ‖W + (α/r) B A‖, taken anew at every call, instead of ‖W‖",
+    ),
+    Mistake(
+        "dora.magnitude_ones",
+        "m starts at one instead of ‖W‖",
+        "every row is normalised to length one at the start: the adapted model is not the base model",
+        {"start.m": lambda W, spec: torch.ones(W.shape[0], dtype=W.dtype)},
+        "start m at the norms of the rows of W",
+    ),
+    Mistake(
+        "dora.dropout_on_low_rank",
+        "dropout reaches the low-rank product alone: the correction (g − 1) x Wᵀ sees the whole x",
+        "the two halves of the update see different inputs: with the mask of PEFT and the authors both are dropped",
+        {"place": "low_rank"},
+        "use one dropped x for both (g − 1) x Wᵀ and g (α/r) x Aᵀ Bᵀ",
+    ),
+    *scales("dora"),
+    *starts_of_factors("dora"),
+    *dropouts("dora"),
+    *common("dora"),
+    lost_bias("dora", {"bias": no_bias}),
+    Mistake(
+        "dora.plain_lora",
+        "asked for DoRA, a plain LoRA layer is built: there is no magnitude, and nothing is normalised",
+        "another method is trained, and nothing says so",
+        {"equation": lora.lora, "hidden": frozenset({"m"}), "role.m": "buffer"},
+        "build the layer with a magnitude m of one entry per output, started at the norms of W's rows",
+        about=frozenset({"output", "roles"}),
+    ),
+    Mistake(
+        "dora.scale_outside",
+        "α/r multiplies the change after the decomposition, W + (α/r) (m (W + B A)/‖W + B A‖ − W)",
+        "what is normalised is another direction, and the layer's magnitude is not m",
+        {"scale": lambda spec: 1.0, "outer": scale},
+        "scale B A inside the decomposition, V = W + (α/r) B A, and nothing outside it",
+    ),
+    Mistake(
+        "dora.magnitude_per_input",
+        "there is one magnitude for each input (a column of W) instead of one for each output",
+        "m has another length: checkpoints do not fit, and other directions are rescaled",
+        {
+            "norm": _columns,
+            "spread": lambda m: m[None, :],
+            "start.m": lambda W, spec: torch.linalg.vector_norm(W, dim=0),
+        },
+        "keep one magnitude per output: the norm of each row of the torch weight (dim=1)",
+    ),
+    Mistake(
+        "dora.norm_of_activations",
+        "the output is divided by its own norm, instead of the weight by the norm of its rows",
+        "the layer is not affine in its input: it cannot be merged, and large inputs are answered like small ones",
+        {"equation": _of_activations, "bias": same},
+        "divide the rows of W + (α/r) B A by their norms, not the output by its own",
+    ),
+    Mistake(
+        "dora.magnitude_clamped",
+        "negative magnitudes are taken to be zero",
+        "an output whose magnitude has crossed zero is switched off and gets no gradient any more",
+        {"magnitude": lambda m: m.clamp(min=0)},
+        "use m as it is, of either sign",
+    ),
+    Mistake(
+        "dora.magnitude_absolute",
+        "the magnitude is taken without its sign",
+        "a checkpoint with a negative magnitude gives the output of the opposite sign",
+        {"magnitude": torch.abs},
+        "use m as it is, of either sign",
+    ),
+    Mistake(
+        "dora.magnitude_frozen",
+        "m is a buffer and never trained",
+        "the magnitudes stay those of the base: half of the method is missing",
+        {"role.m": "buffer"},
+        "register m as a parameter",
+    ),
+    Mistake(
+        "dora.dropout_on_product",
+        "dropout is applied to the low-rank product x Aᵀ Bᵀ instead of the adapter's input",
+        "entries of the update are dropped instead of features, and the correction sees the whole x",
+        {"place": "product"},
+        "use one dropped x for both (g − 1) x Wᵀ and g (α/r) x Aᵀ Bᵀ",
+    ),
+    both_zero("dora"),
+    *branches("dora"),
+    *more_dropouts("dora"),
+)
+
+DORA_LAYER = "lora/dora.py"
+VARIANT = Variant(
+    id="dora",
+    order=3,
+    title="DoRA",
+    paper="arXiv 2402.09353",
+    equation="y = x (diag(m / ‖V‖_row) V)ᵀ + b, V = W + (α/r) B A, ‖V‖ constant under differentiation",
+    tensors=TENSORS,
+    form=FORM,
+    mistakes=MISTAKES,
+    composition="each scales what those before it left: W ← m_i/‖W₀ + s_i B_i A_i‖ (W + s_i B_i A_i); with dropout in "
+    "training PEFT adds what each changes of the base instead, W₀ + Σ (W_i − W₀)",
+    compose_adapters=_running,
+    also_composes=(adding(FORM),),
+    with_norms_of=_with_norms_of,
+    peft=Binding(
+        lambda spec, targets: lora.config(spec, targets, use_dora=True),
+        {**lora.FACTORS, "m": "lora_magnitude_vector.default.weight"},
+        {
+            "shapes": (DORA_LAYER, "DoraLinearLayer.update_layer"),
+            "init": (DORA_LAYER, "DoraLinearLayer.update_layer"),
+            "forward": (DORA_LAYER, "DoraLinearLayer.forward"),
+        },
+    ),
+    options=(RSLORA,),
+    has_dropout=True,
+)

@@ -1,0 +1,105 @@
+"""LoRA (Hu et al., arXiv 2106.09685v2): a low-rank update beside the frozen weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from oracles.implementation import AdapterSpec
+from oracles.variants.paper import linear, scale
+from oracles.variants.record import Binding, Call, Mistake, Targets, Variant, form_of
+from oracles.variants.shared_mistakes import (
+    both_zero,
+    branches,
+    common,
+    dropouts,
+    lost_bias,
+    more_dropouts,
+    scales,
+    starts_of_factors,
+)
+from oracles.variants.shared_parts import GAUSSIAN_A, RSLORA, B, adding, base_bias, no_bias, same
+
+if TYPE_CHECKING:
+    import peft
+
+
+def lora(call: Call, do: Any) -> Tensor:
+    """LoRA Eq. (3): ``h = W₀x + (α/r) B A x``, with A (r, in) and B (out, r).
+
+    PiSSA Eq. (5) is the same function of the residual: ``Y = X (W_res + A B)`` in the paper's row-vector
+    convention, so its A is our Bᵀ's partner: ``A_paper = A.T`` (in, r), ``B_paper = B.T`` (r, out).
+    """
+    A, B, s = call.p["A"], call.p["B"], do.scale(call.spec)
+    if call.place == "delta_w":
+        update = s * (call.x @ call.drop("delta_w", B @ A).mT)
+    else:
+        update = s * (call.drop("hidden", call.drop("input", call.x) @ A.mT) @ B.mT)
+    base = linear(do.base_input(call.x), call.W, do.bias(call.b, s))
+    return base + do.branch(call.drop("update", update))
+
+
+PARTS: dict[str, Any] = {"scale": scale, "bias": base_bias, "base_input": same, "branch": same}
+TENSORS = (GAUSSIAN_A, B)
+FORM = form_of(lora, TENSORS, **PARTS)
+
+MISTAKES = (
+    *scales("lora"),
+    *starts_of_factors("lora", "LoRA paper §4.1 (random Gaussian for A)", "minor"),
+    Mistake(
+        "lora.bias_scaled",
+        "the base bias is multiplied by α/r",
+        "the adapted layer differs from the base by a constant from the first step on",
+        {"bias": lambda b, s: None if b is None else b * s},
+        "multiply the low-rank product alone by α/r, not the bias",
+    ),
+    lost_bias("lora", {"bias": no_bias}),
+    *dropouts("lora"),
+    *common("lora"),
+    both_zero("lora"),
+    *branches("lora"),
+    *more_dropouts("lora"),
+)
+
+
+def config(spec: AdapterSpec, targets: Targets, **more: Any) -> peft.PeftConfig:
+    """PEFT's LoraConfig, also for the methods that are an option of it."""
+    import peft
+
+    return peft.LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        use_rslora=spec.rslora,
+        target_modules=targets,
+        **more,
+    )
+
+
+LAYER = "lora/layer.py"
+FACTORS = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
+
+VARIANT = Variant(
+    id="lora",
+    order=1,
+    title="LoRA",
+    paper="arXiv 2106.09685v2",
+    equation="y = x Wᵀ + b + (α/r) drop(x) Aᵀ Bᵀ",
+    tensors=TENSORS,
+    form=FORM,
+    mistakes=MISTAKES,
+    composition="updates add: y = x Wᵀ + b + Σ (α_i/r_i) x A_iᵀ B_iᵀ",
+    compose_adapters=adding(FORM),
+    peft=Binding(
+        config,
+        FACTORS,
+        {
+            "shapes": (LAYER, "LoraLayer.update_layer"),
+            "init": (LAYER, "LoraLayer.reset_lora_parameters"),
+            "forward": (LAYER, "Linear.forward"),
+        },
+    ),
+    options=(RSLORA,),
+    has_dropout=True,
+)

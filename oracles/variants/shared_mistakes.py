@@ -1,0 +1,350 @@
+"""Mistakes that can be made in several methods: of the scale, of dropout, of the start of two factors, of training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oracles.implementation import AdapterSpec
+from oracles.variants.record import Mistake, Severity
+
+Value = Callable[[Tensor, AdapterSpec], Tensor]
+
+
+# α/r
+
+
+def scales(variant: str) -> list[Mistake]:
+    """The scale computed otherwise; replaces the part ``scale``, an AdapterSpec's number."""
+    remedy = "multiply the update by α/r, a true division of alpha by the rank"
+    return [
+        Mistake(f"{variant}.{name}", summary, failure, {"scale": scale}, remedy)
+        for name, scale, summary, failure in (
+            (
+                "sqrt_rank",
+                lambda s: s.alpha * math.sqrt(s.rank) / s.rank,
+                "α/√r in place of α/r",
+                "the update is √r too large, so learning rates and alphas tuned for the method do not carry over",
+            ),
+            (
+                "no_scale",
+                lambda s: 1.0,
+                "no scale: α is ignored",
+                "alpha changes nothing; a checkpoint trained elsewhere with α ≠ r is applied at the wrong strength",
+            ),
+            (
+                "alpha_unscaled",
+                lambda s: s.alpha,
+                "α in place of α/r",
+                "the update grows with the rank, r times too large",
+            ),
+            (
+                "inverse_scale",
+                lambda s: s.rank / s.alpha,
+                "r/α in place of α/r",
+                "raising alpha weakens the adapter",
+            ),
+            (
+                "integer_scale",
+                lambda s: float(s.alpha // s.rank),
+                "α // r, the whole part of α/r",
+                "with α < r the adapter is switched off, and with α = 1.5 r it is a third too weak",
+            ),
+            (
+                "scale_squared",
+                lambda s: (s.alpha / s.rank) ** 2,
+                "(α/r) applied twice",
+                "the update is α/r too large wherever α ≠ r",
+            ),
+        )
+    ]
+
+
+# Dropout
+
+
+def _always(t: Tensor, rate: float, training: bool) -> Tensor:
+    return nn.functional.dropout(t, rate, training=True)
+
+
+def _never(t: Tensor, rate: float, training: bool) -> Tensor:
+    return t
+
+
+def _unscaled(t: Tensor, rate: float, training: bool) -> Tensor:
+    return nn.functional.dropout(t, rate, training) * (1 - rate if training else 1)
+
+
+def _rows(t: Tensor, rate: float, training: bool) -> Tensor:
+    return t * nn.functional.dropout(torch.ones_like(t[..., :1]), rate, training)
+
+
+def _scaled_in_evaluation(t: Tensor, rate: float, training: bool) -> Tensor:
+    return nn.functional.dropout(t, rate, training) * (1 if training else 1 - rate)
+
+
+def dropouts(variant: str) -> list[Mistake]:
+    """Dropout that acts otherwise (the part ``mask``) or elsewhere (``place``)."""
+    return [*_masks(variant), *_places(variant)]
+
+
+def _masks(variant: str) -> list[Mistake]:
+    return [
+        Mistake(f"{variant}.{name}", summary, failure, {"mask": mask}, remedy)
+        for name, mask, summary, failure, remedy in (
+            (
+                "dropout_ignored",
+                _never,
+                "dropout is accepted and does nothing",
+                "the regularisation that the configuration asks for is absent, and nothing says so",
+                "pass the adapter branch's input through a dropout of the configured rate",
+            ),
+            (
+                "dropout_in_eval",
+                _always,
+                "dropout stays active in evaluation mode",
+                "inference is random and biased",
+                "drop in training mode only",
+            ),
+            (
+                "dropout_unscaled",
+                _unscaled,
+                "dropped inputs are not divided by 1 − p",
+                "the adapter's contribution in training is (1 − p) of that in evaluation",
+                "divide what is kept by 1 − p, as torch's dropout does",
+            ),
+            (
+                "dropout_rows",
+                _rows,
+                "whole samples are dropped instead of entries",
+                "the adapter is switched off for a random subset of the tokens",
+                "draw the mask for each entry of the input, not for each sample",
+            ),
+        )
+    ]
+
+
+def _places(variant: str) -> list[Mistake]:
+    return [
+        Mistake(f"{variant}.{name}", summary, failure, {"place": place}, "drop the adapter branch's input")
+        for name, place, summary, failure in (
+            (
+                "dropout_on_output",
+                "output",
+                "dropout is applied to the layer's output",
+                "the frozen base path is dropped too, so training sees a damaged base model",
+            ),
+            (
+                "dropout_on_update",
+                "update",
+                "dropout is applied to the adapter's output instead of its input",
+                "entries of the update are dropped instead of features: the factors are regularised otherwise",
+            ),
+            (
+                "dropout_on_hidden",
+                "hidden",
+                "dropout is applied to the rank-r activation x Aᵀ instead of the adapter's input",
+                "components of the update are dropped instead of features: at a small rank most of it, or none",
+            ),
+        )
+    ]
+
+
+def more_dropouts(variant: str) -> list[Mistake]:
+    """Those that were seen later: they come last, where a diagnosis prefers the earlier of two that fit."""
+    return [
+        Mistake(
+            f"{variant}.dropout_evaluation_scaled",
+            "evaluation multiplies the adapter's contribution by 1 − p, which training has already made up for",
+            "the evaluated adapter is weaker than the trained one by the dropout rate",
+            {"mask": _scaled_in_evaluation},
+            "leave the contribution alone in evaluation mode: training divides by 1 − p",
+        ),
+        Mistake(
+            f"{variant}.dropout_on_everything",
+            "dropout is applied to the input of the whole layer, the frozen base path included",
+            "training sees a damaged base model",
+            {"place": "everything"},
+            "drop the adapter branch's input only, and give the base layer x itself",
+        ),
+        Mistake(
+            f"{variant}.dropout_on_delta_w",
+            "dropout is applied to the entries of ΔW, one mask for the whole batch",
+            "weights are dropped instead of features: all samples of a batch see the same holes",
+            {"place": "delta_w"},
+            "drop the adapter branch's input, not the update's weight",
+        ),
+    ]
+
+
+# The start of A and B
+
+
+def random_like(shape: Callable[[Tensor, AdapterSpec], tuple[int, ...]], std: float) -> Value:
+    """A Gaussian start of that shape."""
+    return lambda W, spec: torch.randn(shape(W, spec), dtype=torch.float64) * std
+
+
+def shape_a(W: Tensor, spec: AdapterSpec) -> tuple[int, ...]:
+    """(r, in)."""
+    return spec.rank, W.shape[1]
+
+
+def shape_b(W: Tensor, spec: AdapterSpec) -> tuple[int, ...]:
+    """(out, r)."""
+    return W.shape[0], spec.rank
+
+
+def _uniform_a(factor: float) -> Value:
+    def draw(W: Tensor, spec: AdapterSpec) -> Tensor:
+        return (torch.rand(shape_a(W, spec), dtype=torch.float64) * 2 - 1) * factor / math.sqrt(W.shape[1])
+
+    return draw
+
+
+def _gaussian_a(W: Tensor, spec: AdapterSpec) -> Tensor:
+    return torch.randn(shape_a(W, spec), dtype=torch.float64) / math.sqrt(W.shape[1])
+
+
+def zeros(shape: Callable[[Tensor, AdapterSpec], tuple[int, ...]]) -> Value:
+    """A start at zero."""
+    return lambda W, spec: torch.zeros(shape(W, spec), dtype=torch.float64)
+
+
+def starts_of_factors(
+    variant: str, gaussian_agrees_with: str | None = None, gaussian: Severity | None = None
+) -> list[Mistake]:
+    """A and B that start elsewhere than A ~ U(±1/√in), B = 0."""
+    from_zero = "start B at zero and A at random, U(−1/√in, 1/√in)"
+    return [
+        Mistake(
+            f"{variant}.b_not_zero",
+            "B starts at random values instead of zero",
+            "the adapted model is not the base model before training",
+            {"start.B": random_like(shape_b, 1e-6)},
+            "start B at zero",
+        ),
+        Mistake(
+            f"{variant}.factors_swapped",
+            "A starts at zero and B at random",
+            "the roles of the factors are exchanged: learning rates set per factor act on the wrong one",
+            {"start.A": zeros(shape_a), "start.B": random_like(shape_b, 0.1)},
+            from_zero,
+        ),
+        Mistake(
+            f"{variant}.a_gain",
+            "A is drawn with kaiming_uniform's default gain (a = 0): bound √(6/in) instead of √(1/in)",
+            "A starts √6 too large: B's first steps are that much larger",
+            {"start.A": _uniform_a(math.sqrt(6))},
+            "draw A with kaiming_uniform_(a=√5), which is U(−1/√in, 1/√in)",
+        ),
+        Mistake(
+            f"{variant}.gaussian_a",
+            "A is drawn from a Gaussian of standard deviation 1/√in, as the paper's text says; the codes draw "
+            "uniformly",
+            "A starts √3 larger than with either code; fine in itself, a different start from the references' "
+            "code",
+            {"start.A": _gaussian_a},
+            "draw A from U(−1/√in, 1/√in), or say in the docstring that it is Gaussian",
+            agrees_with=gaussian_agrees_with,
+            documented=("gaussian", "normal"),
+            severity=gaussian,
+        ),
+    ]
+
+
+def both_zero(variant: str) -> Mistake:
+    """No factor ever moves."""
+    return Mistake(
+        f"{variant}.factors_zero",
+        "both factors start at zero",
+        "neither factor ever gets a gradient: nothing trains",
+        {"start.A": zeros(shape_a), "start.B": zeros(shape_b)},
+        "start A at random, U(−1/√in, 1/√in); only B starts at zero",
+    )
+
+
+# Training, dtypes
+
+
+def _in_single(y: Tensor, x: Tensor, base: nn.Linear) -> Tensor:
+    return y.float()
+
+
+def common(variant: str) -> list[Mistake]:
+    """What is independent of the method."""
+    return [
+        Mistake(
+            f"{variant}.trainable_bias",
+            "the base layer's bias stays trainable",
+            "training changes the base model; the saved adapter alone does not reproduce the result",
+            {"trainable_base_bias": True},
+            "freeze the base layer's bias with its weight",
+        ),
+        Mistake(
+            f"{variant}.dead_first_step",
+            "no gradient reaches the adapter on the first step",
+            "the first optimiser step is lost, and warm-up schedules are off by one",
+            {"dead_until_step": 1},
+            "let the adapter's parameters take part in the graph from the first call on",
+        ),
+        Mistake(
+            f"{variant}.output_in_fp32",
+            "the output is fp32 whatever the input's dtype",
+            "a half-precision model gets a layer that answers in another dtype: the next layer raises or promotes",
+            {"finish": _in_single},
+            "cast the output to the input's dtype",
+        ),
+    ]
+
+
+def no_gradient(variant: str) -> Mistake:
+    """The adapter's parameters are cut out of the graph."""
+    return Mistake(
+        f"{variant}.no_gradient",
+        "no gradient ever reaches the adapter: its parameters are cut out of the graph",
+        "nothing trains, on any step, and nothing says so",
+        {"dead_until_step": math.inf},
+        "compute the adapter's branch with its parameters themselves, not with detached copies of them",
+    )
+
+
+def detached(t: Tensor) -> Tensor:
+    """``t`` as a constant."""
+    return t.detach()
+
+
+def branches(variant: str) -> list[Mistake]:
+    """Of methods that add a branch to the base path: either path cut out of the graph."""
+    return [
+        no_gradient(variant),
+        Mistake(
+            f"{variant}.branch_cut",
+            "the adapter's branch is cut from the graph: no gradient reaches it, nor goes through it to the input",
+            "nothing trains, on any step, and layers below miss the adapter's part of their gradient",
+            {"branch": detached},
+            "add the branch's output as it was computed: no detach, no new tensor, no no_grad around it",
+        ),
+        Mistake(
+            f"{variant}.base_path_cut",
+            "no gradient goes through the base path to the input",
+            "layers below the adapted one get only the adapter's part of their gradient",
+            {"base_input": detached},
+            "call the base layer with x itself, outside torch.no_grad",
+        ),
+    ]
+
+
+def lost_bias(variant: str, changes: dict[str, Any]) -> Mistake:
+    """The base layer's bias is lost in forward."""
+    return Mistake(
+        f"{variant}.bias_dropped",
+        "the base bias is lost",
+        "every layer with a bias is shifted",
+        changes,
+        "add the base layer's bias to the output",
+    )
