@@ -29,6 +29,8 @@ from oracles.seeding import seed_torch
 SEVERAL = ("add_adapter", "set_adapters")
 FOLDING = ("merge_in_place", "unmerge")
 GIVEN = (("add_adapter", SECOND),)  # every sequence of several adapters begins with two
+TOUCHING = ("add_adapter", "save_and_load", "delete_adapter")
+READING = ("merge", "save_and_load", "deepcopy")
 ROUNDS = 20  # of merging and unmerging
 FOLDED, FRESH = ROUNDOFFS["folded layer"], ROUNDOFFS["fresh adapter"]
 
@@ -104,7 +106,7 @@ BY_SUBTRACTION = named(
 def test_unmerge(context: Context, case: LifeCase) -> None:
     """Unmerged, the layer answers bit for bit as before it was merged, and with no adapter active as the base does."""
     need(context.subject, case.spec, FOLDING)
-    with life(context, case) as layer:
+    with life(context, case, ("merge_in_place",)) as layer:
         before = layer.output()
         for done in layer.run():
             if done.name == "merge_in_place":
@@ -263,7 +265,7 @@ def _is_base(layer: Life, quantity: str, actual: Tensor, expected: Tensor) -> No
 def test_inactive(context: Context, case: LifeCase) -> None:
     """A training step moves the adapters that are active; those that are not get no gradient and keep every bit."""
     need(context.subject, case.spec, SEVERAL)
-    with life(context, case) as layer:
+    with life(context, case, ("training_step",)) as layer:
         for done in layer.run():
             layer.judge(f"output {done.after}", layer.output())
             if done.name == "training_step":
@@ -333,9 +335,9 @@ def _gradients_of_the_model(layer: Life, done: Done) -> None:
 def test_others(context: Context, case: LifeCase) -> None:
     """Adding, loading or deleting one adapter leaves every tensor of the others, and the active ones' output."""
     need(context.subject, case.spec, ("add_adapter",))
-    with life(context, case) as layer:
+    with life(context, case, TOUCHING) as layer:
         for done in layer.run():
-            if done.name in ("add_adapter", "save_and_load", "delete_adapter"):
+            if done.name in TOUCHING:
                 _others_untouched(layer, done)
             layer.judge(f"output {done.after}", layer.output(), roundoffs=FOLDED)
 
@@ -491,9 +493,9 @@ def _came_back(layer: Life, done: Done) -> None:
 )
 def test_kept(context: Context, case: LifeCase) -> None:
     """merge, save and a deep copy leave the adapted layer as it was: every tensor, the output, what is trained."""
-    with life(context, case) as layer:
+    with life(context, case, READING) as layer:
         for done in layer.run():
-            if done.name in ("merge", "save_and_load", "deepcopy"):
+            if done.name in READING:
                 _as_before(layer, done)
 
 
@@ -582,7 +584,7 @@ HALF_ADDED = named(
 def test_refusal(context: Context, case: LifeCase) -> None:
     """A call that raises leaves output, tensors and what is trained as they were, and the same call, righted, works."""
     need(context.subject, case.spec, SEVERAL)
-    with life(context, case) as layer:
+    with life(context, case, ("wrongly",)) as layer:
         for done in layer.run():
             if done.name == "wrongly" and done.refused:
                 _as_before(layer, done)

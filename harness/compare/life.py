@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,18 @@ class State:
 
 @dataclass
 class Done:
-    """A step that was taken; what was there before it, and what it gave."""
+    """A step that was taken; what was there before it, and what it gave.
+
+    ``values``, ``trained`` and ``output`` are looked at before the steps that a check watches.
+    """
 
     step: Step
-    values: dict[str, Values]
     held: dict[str, Held]
-    trained: frozenset[tuple[str, str]]
     states: list[State]
     merged: bool
-    output: Tensor
+    values: dict[str, Values] = field(default_factory=dict)
+    trained: frozenset[tuple[str, str]] = frozenset()
+    output: Tensor = field(default_factory=lambda: torch.zeros(0))
     answer: Any = None
     gradients: dict[str, Values] = field(default_factory=dict)
     refused: bool = False
@@ -78,8 +82,10 @@ class Done:
 class Life:
     """A subject's layer, its adapters' handles, and what they should compute."""
 
-    def __init__(self, context: Context, case: LifeCase, folder: Path) -> None:
-        self.context, self.case, self.folder = context, case, folder
+    def __init__(self, context: Context, case: LifeCase, folder: Path, watched: Collection[str] = ()) -> None:
+        self.context, self.case, self.folder, self.watched = context, case, folder, watched
+        self._weights: dict[tuple[object, ...], Weights] = {}
+        self._kept: list[Held] = []  # whose ids are keys above
         self.dtype = case.torch_dtype
         self.handles: dict[str, Layer] = {}
         self.held: dict[str, Held] = {}
@@ -111,6 +117,7 @@ class Life:
                 raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
             values[tensor.name] = tensor.exact(self.case.weight.double(), spec)
         self.held[name] = Held(spec, values)
+        self._kept.append(self.held[name])
 
     def values(self) -> dict[str, Values]:
         """Every adapter's slots as they are now, but for the base weight that some have among them."""
@@ -141,7 +148,7 @@ class Life:
         """Those that are active in the likeliest reading."""
         return self.states[0].active
 
-    @property
+    @cached_property
     def base(self) -> Weights:
         """The base layer's weight and bias in float64."""
         b = self.case.bias_vector
@@ -156,7 +163,10 @@ class Life:
 
     def weights(self, state: State) -> Weights:
         """(W', b') by the model."""
-        return state.composed(self.base, [self.held[name] for name in state.active])
+        key = (state, tuple(id(self.held[name]) for name in state.active))
+        if key not in self._weights:
+            self._weights[key] = state.composed(self.base, [self.held[name] for name in state.active])
+        return self._weights[key]
 
     def noise(self, state: State) -> float:
         """What rounding in the case's dtype may do to the output: measured by perturbing all that goes in."""
@@ -256,15 +266,10 @@ class Life:
         return done
 
     def _as_it_is(self, step: Step) -> Done:
-        return Done(
-            step,
-            self.values(),
-            dict(self.held),
-            self.trained(),
-            list(self.states),
-            self.merged,
-            self.output(),
-        )
+        done = Done(step, dict(self.held), list(self.states), self.merged)
+        if step[0] in self.watched:
+            done.values, done.trained, done.output = self.values(), self.trained(), self.output()
+        return done
 
     def _settle(self) -> None:
         """After a switch while merged, whether it is still folded in is not said: have it unfolded."""
@@ -398,7 +403,7 @@ class Life:
 
 
 @contextmanager
-def life(context: Context, case: LifeCase) -> Iterator[Life]:
+def life(context: Context, case: LifeCase, watched: Collection[str] = ()) -> Iterator[Life]:
     """A subject's layer at the start of a sequence; its files go afterwards."""
     with tempfile.TemporaryDirectory(prefix="audit-") as folder:
-        yield Life(context, case, Path(folder))
+        yield Life(context, case, Path(folder), watched)
