@@ -29,7 +29,11 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One layer and one input. ``batch``: the leading dimensions of x; ``far``: parameters far from their start."""
+    """One layer and one input. ``batch``: the leading dimensions of x.
+
+    ``spread``: entries of x span 1e-3 to 1e3; ``weight_scale``: the base weight times that; ``pruned``: every third
+    column of it is zero.
+    """
 
     spec: AdapterSpec
     in_features: int
@@ -38,6 +42,9 @@ class Case:
     batch: tuple[int, ...] = (3,)
     dtype: str = "float32"
     seed: int = 0
+    spread: bool = False
+    weight_scale: float = 1.0
+    pruned: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -55,7 +62,10 @@ class Case:
     def weight(self) -> Tensor:
         """W (out, in), entries of order 1/√in, rounded to the case's dtype; returned in that dtype."""
         W = torch.randn(self.out_features, self.in_features, generator=self.generator(0), dtype=torch.float64)
-        return (W / self.in_features**0.5).to(self.torch_dtype)
+        W = W * (self.weight_scale / self.in_features**0.5)
+        if self.pruned:
+            W[:, ::3] = 0
+        return W.to(self.torch_dtype)
 
     @cached_property
     def bias_vector(self) -> Tensor | None:
@@ -74,7 +84,10 @@ class Case:
     def input(self) -> Tensor:
         """The one x that :attr:`x` copies."""
         shape = (*self.batch, self.in_features)
-        return torch.randn(shape, generator=self.generator(2), dtype=torch.float64).to(self.torch_dtype)
+        x = torch.randn(shape, generator=self.generator(2), dtype=torch.float64)
+        if self.spread:
+            x = x * 10 ** (torch.rand(shape, generator=self.generator(2), dtype=torch.float64) * 6 - 3)
+        return x.to(self.torch_dtype)
 
     @cached_property
     def cotangent(self) -> Tensor:
@@ -126,7 +139,12 @@ class Case:
             "batch": list(self.batch),
             "seed": self.seed,
             **more,
+            **{name: getattr(self, name) for name in VALUES if getattr(self, name) != VALUES[name]},
         }
+
+
+# How a case's values are other than ordinary, and what ordinary is.
+VALUES: dict[str, Any] = {"spread": False, "weight_scale": 1.0, "pruned": False}
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,8 @@ def layers(
         (3,),
         draw(st.sampled_from(allowed)),
         draw(st.integers(0, 2**16)),
-        specs[1:],
-        draw(steps),
+        others=specs[1:],
+        steps=draw(steps),
     )
 
 
