@@ -30,6 +30,7 @@ ASKED = (
     "step0.dead_parameters",
     "dtype.output",
     "init.distribution",
+    "init.keyed",
     "shapes.canonical",
     "shapes.roles",
     "shapes.frozen_base",
