@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from harness.cases.layer_cases import Case, Domain
-from harness.compare.context import Context, Refused
+from harness.compare import rounding
+from harness.compare.context import Context, Pair, Refused
 from harness.compare.layer import Layer
-from harness.compare.outcome import Deviation, ModeMissing
+from harness.compare.outcome import Deviation, ModeMissing, ToldElsewhere
 from harness.compare.probing import alike, effective, far_layer
 from harness.compare.thresholds import (
     EVALUATION_GAP,
@@ -17,14 +18,15 @@ from harness.compare.thresholds import (
     NOTHING_DROPPED,
     SAME_MASK,
     STANDARD_ERRORS,
+    THRESHOLDS,
     WHOLE_MASK,
 )
 from harness.engine.checks import check
 from harness.engine.diagnosis import described
-from oracles.implementation import Unsupported
+from oracles.implementation import AdapterSpec, Unsupported
 from oracles.mistakes import mistake
 from oracles.seeding import seed_torch
-from oracles.variants import Variant
+from oracles.variants import Variant, paper
 from reports.model import Diagnosis
 
 RATE = 0.4
@@ -134,6 +136,7 @@ def _varies(context: Context, case: Case) -> bool:
     applies=_has_dropout,
     examples=3,
     against=("peft",),
+    follows=("forward.base_kept",),
 )
 def test_off_in_eval(context: Context, case: Case) -> None:
     """In evaluation mode the output is deterministic and equals that of a layer without dropout."""
@@ -145,7 +148,7 @@ def test_off_in_eval(context: Context, case: Case) -> None:
     if mine:
         without = evaluated(plain, case)
         size = float(without.abs().max())
-        gap = float((evaluated(layer, case) - without).abs().max())
+        gap = float((_in_evaluation(layer, case) - without).abs().max())
         context.demand(
             gap <= EVALUATION_GAP * size,
             case,
@@ -156,8 +159,15 @@ def test_off_in_eval(context: Context, case: Case) -> None:
 
 
 def _steady(layer: Layer, case: Case) -> bool:
-    first = evaluated(layer, case)
-    return all(torch.equal(first, evaluated(layer, case)) for _ in range(2))
+    """Whether three calls in evaluation mode answer alike; the layer stays in it, since turns may do something."""
+    layer.train(False)
+    first = _in_evaluation(layer, case)
+    return all(torch.equal(first, _in_evaluation(layer, case)) for _ in range(2))
+
+
+def _in_evaluation(layer: Layer, case: Case) -> Tensor:
+    with torch.no_grad():
+        return layer(case.x).double()
 
 
 @check(
@@ -169,7 +179,7 @@ def _steady(layer: Layer, case: Case) -> bool:
     applies=_has_dropout,
     examples=4,
     against=("peft",),
-    follows=("dropout.active",),
+    follows=("dropout.active", "forward.base_kept"),
 )
 def test_placement(context: Context, case: Case) -> None:
     """What the adapter branch was given is read back from its contribution: every entry is 0 or x/(1 − p).
@@ -279,3 +289,90 @@ def test_dtypes(context: Context, case: Case) -> None:
     with torch.no_grad():
         actual, wanted = layer(case.x).dtype, theirs(case.x).dtype
     context.demand(actual == wanted, case, f"dtype of y with dropout for {case.dtype}", wanted, actual)
+
+
+@check(
+    "dropout",
+    "critical",
+    title="with dropout on, the gradients are not those of the function that was evaluated",
+    failure_mode="the steps taken, or what is passed down to the layers below, would belong to another loss than the "
+    "one that is shown",
+    domain=DROPPING,
+    applies=_has_dropout,
+    examples=3,
+    against=("paper",),
+    follows=(
+        "dropout.active",
+        "dropout.placement",
+        "forward.random_parameters",
+        "forward.gradients",
+        "forward.input_gradient",
+        "shapes.roles",
+    ),
+    diagnose=False,
+)
+def test_gradients(context: Context, case: Case) -> None:
+    """With the mask fixed by the seed, ∂⟨G, y⟩ of every parameter and of x is that of y with this mask, x_d = m ⊙ x.
+
+    The mask is read from the output: per row, the one of the 2^in masks whose output is the layer's.
+    """
+    pair, plain = context.pair(case, "far"), context.pair(case.but(dropout=0.0), "far")
+    without = _gradients(context, plain, torch.ones_like(case.x, dtype=torch.float64))
+    if _first_wrong(context, plain, rounding.observe(plain.ours, case, gradients=True), without) is not None:
+        why = "without dropout the gradients differ already, which forward.gradients reports"
+        raise ToldElsewhere(why, "forward.gradients")
+    pair.ours.train()
+    seed_torch(case.seed)
+    actual = rounding.observe(pair.ours, case, gradients=True)
+    with_mask = _gradients(context, pair, _mask(context, pair, actual["output"]))
+    wrong = _first_wrong(context, pair, actual, with_mask)
+    if wrong is None:
+        return
+    if wrong.witness.quantity == "output":
+        why = "what is dropped cannot be read from the output, which dropout.placement reports"
+        raise ToldElsewhere(why, "dropout.placement")
+    name = wrong.witness.quantity
+    forgotten = rounding.ratio(actual[name], *without[name]) <= THRESHOLDS["formula"]
+    raise wrong.with_note("it is the gradient without the mask" if forgotten else "")
+
+
+Expected = dict[str, tuple[Tensor, float]]  # quantity -> its float64 value, and the noise it may have
+
+
+def _gradients(context: Context, pair: Pair, mask: Tensor) -> Expected:
+    """Output and gradients of the equation when the adapter's branch is given ``mask ⊙ x``."""
+
+    def forward(
+        x: Tensor, W: Tensor, b: Tensor | None, p: paper.Parameters, spec: AdapterSpec, dropped: Tensor
+    ) -> Tensor:
+        return context.forward(x, W, b, p, spec, dropped * mask.to(dropped.dtype))
+
+    def at(point: rounding.Point) -> rounding.Quantities:
+        return rounding.evaluate(forward, point, pair.trainable, True)
+
+    noise = rounding.noise(at, pair.point, rounding.coarser(pair.case.torch_dtype), pair.case.generator(7))
+    return {name: (value, noise[name]) for name, value in at(pair.point).items()}
+
+
+def _mask(context: Context, pair: Pair, y: Tensor) -> Tensor:
+    """(batch, in) of 0 and 1/(1 − p): per row of x, whichever mask gives the output that is nearest to ``y``."""
+    at = pair.point
+    masks = torch.cartesian_prod(*[torch.tensor([0.0, 1 / (1 - RATE)], dtype=torch.float64)] * at.x.shape[-1])
+    masks = masks.reshape(-1, at.x.shape[-1])
+    with torch.no_grad():
+        every = torch.stack(
+            [context.forward(at.x, at.W, at.b, at.parameters, at.spec, at.x * mask) for mask in masks]
+        )
+    return masks[(every - y).square().sum(-1).argmin(0)]
+
+
+def _first_wrong(
+    context: Context, pair: Pair, actual: rounding.Quantities, expected: Expected
+) -> Deviation | None:
+    """The first quantity that is further off than rounding allows, the output before the gradients."""
+    for name, (exact, limit) in expected.items():
+        try:
+            context.judge(pair.case, name, actual.get(name, torch.zeros_like(exact)), exact, limit)
+        except Deviation as found:
+            return found
+    return None

@@ -286,6 +286,26 @@ def test_modes(context: Context, case: Case) -> None:
 )
 def test_pure(context: Context, case: Case) -> None:
     """A call changes neither its input, nor the adapter or the base, nor torch's generator; twice is the same."""
+    _pure(context, case)
+
+
+@check(
+    "forward",
+    "major",
+    title="in one of its modes calling the layer has side effects",
+    failure_mode="results depend on what was called before, and runs cannot be repeated",
+    against=("paper",),
+    examples=4,
+    modes=True,
+    follows=("forward.pure", "shapes.modes"),
+    diagnose=False,
+)
+def test_pure_modes(context: Context, case: Case) -> None:
+    """In each mode, a call changes neither input, adapter, base nor torch's generator; twice is the same."""
+    _pure(context, case)
+
+
+def _pure(context: Context, case: Case) -> None:
     layer = far_layer(context, case)
     held = {n: t.detach().clone() for n, t in _state(layer).items()}
     x = case.x
@@ -320,22 +340,102 @@ def _state(layer: Layer) -> dict[str, Tensor]:
     failure_mode="what is evaluated is not what was trained",
     against=("paper",),
     examples=4,
+    follows=("forward.base_kept",),
     diagnose=False,
 )
 def test_eval_mode(context: Context, case: Case) -> None:
-    """Without dropout the layer computes the same in training and evaluation mode, with and without gradients."""
+    """Without dropout the layer computes the same in training and evaluation mode, there and back."""
     layer = far_layer(context, case)
     layer.train()
     trained = layer(case.x).detach().double()
     layer.train(False)
-    flows = layer(case.x).requires_grad
-    context.demand(flows, case, "gradients in evaluation mode", "those of training mode", "none")
     with torch.no_grad():
         evaluated = layer(case.x).double()
     layer.train()
     again = layer(case.x).detach().double()
     _same(context, case, "output in evaluation mode", evaluated, trained, 1.0)
     _same(context, case, "output back in training mode", again, trained, 1.0)
+
+
+FOLDED = Diagnosis(
+    "forward.folded_in_evaluation",
+    "in evaluation mode no gradient reaches the adapter",
+    "what takes gradients in evaluation mode (attribution, training with dropout off) would leave the adapter out",
+    matched=1,
+    tried=1,
+    source="check",
+    agrees_with="microsoft/LoRA, whose layers fold the update into the weight on eval() (merge_weights, on by default)",
+    documented_by=(
+        r"(fold|merge)\w* .{0,60}\beval",
+        r"\beval\w*\b.{0,60}(fold|merge)",
+        "no gradients? in evaluation",
+    ),
+    severity="minor",
+)
+
+
+@check(
+    "forward",
+    "minor",
+    title="in evaluation mode no gradient reaches the adapter",
+    failure_mode="what takes gradients in evaluation mode would leave the adapter out",
+    against=("paper",),
+    examples=2,
+    follows=("forward.gradients", "forward.eval_mode", "forward.base_kept", "step0.nothing_trains"),
+    diagnose=False,
+)
+def test_eval_gradients(context: Context, case: Case) -> None:
+    """In evaluation mode, too, the output depends on the adapter's parameters for autograd."""
+    layer = far_layer(context, case)
+    layer.train()
+    before = layer(case.x).requires_grad
+    layer.train(False)
+    if before and not layer(case.x).requires_grad:
+        raise Deviation(
+            case, "gradients in evaluation mode", "those of training mode", "none", diagnosis=FOLDED
+        )
+
+
+@check(
+    "forward",
+    "critical",
+    title="evaluation mode changes the base weight for good",
+    failure_mode="each evaluation leaves the base further from where it was, and what is trained afterwards is another "
+    "model",
+    against=("paper",),
+    examples=4,
+    diagnose=False,
+)
+def test_base_kept(context: Context, case: Case) -> None:
+    """After evaluating and going back to training mode, three times over, the base weight and bias are as before.
+
+    Up to rounding, since a weight that is folded in and taken out again may lose its last digit.
+    """
+    layer = far_layer(context, case)
+    layer.train()
+    before = {n: t.detach().double().clone() for n, t in _outside(layer).items()}
+    for _ in range(3):
+        layer.train(False)
+        with torch.no_grad():
+            layer(case.x)
+        layer.train()
+    after = _outside(layer)
+    size = float(torch.linalg.matrix_norm(case.weight.double()))
+    weight = torch.cat([effective(layer, case)[0], case.weight.double()])
+    unit = rounding.roundoff(case.torch_dtype) * (size + float(torch.linalg.matrix_norm(weight)))
+    for name in [n for n in before if n in after and after[n].shape == before[n].shape]:
+        context.judge(case, f"{name} after three evaluations", after[name].double(), before[name], unit)
+
+
+def _outside(layer: Layer) -> dict[str, Tensor]:
+    """The layer's tensors that are no slot's: the base's, whatever the subject calls them."""
+    slots = {layer.raw(name).untyped_storage().data_ptr() for name in layer.names}
+    state = dict(layer.module.named_parameters()) | dict(layer.module.named_buffers())
+    return {
+        n: t
+        for n, t in state.items()
+        if t.is_floating_point() and t.untyped_storage().data_ptr() not in slots
+    }
 
 
 @check(
@@ -345,7 +445,7 @@ def test_eval_mode(context: Context, case: Case) -> None:
     failure_mode="evaluations between epochs, and what is deployed afterwards, are those of an earlier model",
     against=("paper",),
     examples=4,
-    follows=("forward.random_parameters", "forward.eval_mode"),
+    follows=("forward.random_parameters", "forward.eval_mode", "forward.base_kept"),
     diagnose=False,
 )
 def test_stale_weights(context: Context, case: Case) -> None:

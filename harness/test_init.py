@@ -14,11 +14,19 @@ from torch.nn.utils import parametrize
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, plain
-from harness.compare.layer import Layer
+from harness.compare.layer import Layer, adapt
 from harness.compare.outcome import Deviation, NoSlot, OutsideDomain, ToldElsewhere
 from harness.compare.probing import mode_is_ignored
-from harness.compare.thresholds import FALSE_ALARM, GAUSSIAN_SIGMA, REACHED, STANDARD_ERRORS, SUPPORT
+from harness.compare.thresholds import (
+    FALSE_ALARM,
+    GAUSSIAN_SIGMA,
+    REACHED,
+    SINGULAR,
+    STANDARD_ERRORS,
+    SUPPORT,
+)
 from harness.engine.checks import check
+from oracles.implementation import Implementation
 from oracles.seeding import seed_torch
 from oracles.variants import Canonical, Variant
 from reports.model import Diagnosis
@@ -135,7 +143,7 @@ def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> fl
     applies=_has_random,
     examples=2,
     against=("peft",),
-    follows=("init.pairs", "init.deterministic", "init.seeded"),
+    follows=("step0.nothing_trains", "init.pairs", "init.deterministic", "init.seeded", "init.each_layer"),
 )
 def test_distribution(context: Context, case: Case) -> None:
     """Random tensors follow the reference's law: exact support, second moment, and a Kolmogorov-Smirnov test.
@@ -174,6 +182,7 @@ def drawn_from_a_gaussian(variant: Variant, tensor: Canonical) -> Diagnosis:
         "the first steps have another size than with the published defaults; fine in itself",
         matched=1,
         tried=1,
+        source="check",
         agrees_with=tensor.gaussian,
         documented_by=("gaussian", "normal"),
         severity="minor",
@@ -245,9 +254,29 @@ def _same_shape_of_law(context: Context, case: Case, name: str, ours: Tensor, th
 
 
 def _same_independence(context: Context, case: Case, name: str, ours: Tensor, theirs: Tensor) -> None:
-    """Rows and columns of one draw are as independent as the reference's: equal ones lower the rank."""
+    """Rows and columns of one draw are as independent as the reference's: equal ones lower the rank, and the mean
+    square of the cosines between the rows tells rows that were made orthogonal, or alike."""
     actual, wanted = (int(torch.linalg.matrix_rank(t[0])) for t in (ours, theirs))
     context.demand(actual == wanted, case, f"rank of one draw of {name}", wanted, actual)
+    mine, other = _cosines(ours), _cosines(theirs)
+    if not other.numel():
+        return
+    error = math.hypot(*(float(c.std()) / c.numel() ** 0.5 for c in (mine, other)))
+    gap = abs(float(mine.mean() - other.mean()))
+    quantity = f"mean square of the cosine between rows of {name}"
+    context.demand(
+        gap <= STANDARD_ERRORS * error,
+        case,
+        quantity,
+        f"{float(other.mean()):.3g}",
+        f"{float(mine.mean()):.3g}",
+    )
+
+
+def _cosines(drawn: Tensor) -> Tensor:
+    """The squared cosines between neighbouring rows, two by two, of all draws (DRAWS, rows, columns)."""
+    rows = torch.nn.functional.normalize(drawn, dim=-1)
+    return (rows[:, :-1:2] * rows[:, 1::2]).sum(-1).square().flatten()
 
 
 @check(
@@ -288,7 +317,7 @@ def _equal_columns(U: Tensor) -> list[list[int]]:
     applies=_has_random,
     examples=3,
     against=("paper",),
-    follows=("init.deterministic",),
+    follows=("step0.nothing_trains", "init.deterministic"),
     diagnose=False,
 )
 def test_seeded(context: Context, case: Case) -> None:
@@ -301,6 +330,76 @@ def test_seeded(context: Context, case: Case) -> None:
         context.demand(same, case, f"{tensor.name} drawn twice from one seed", "equal", "different")
         differs = not torch.equal(first.value(tensor.name), other.value(tensor.name))
         context.demand(differs, case, f"{tensor.name} drawn from two seeds", "different", "equal")
+
+
+@check(
+    "init",
+    "major",
+    title="layers of one shape start with the same random factors",
+    failure_mode="the adapters of a model are correlated at the start, where the reference draws each of its own",
+    domain=TALL_ENOUGH,
+    applies=lambda variant: bool(_random(variant)),
+    examples=3,
+    against=("paper",),
+    follows=("step0.nothing_trains", "init.seeded", "init.deterministic"),
+    diagnose=False,
+)
+def test_each_layer(context: Context, case: Case) -> None:
+    """Two layers of one shape that are adapted one after the other draw different tensors."""
+    first = context.layer(case)
+    second = adapt(context.subject, case.base(), case.spec)  # torch's generator goes on from where it was
+    for tensor in _random(context.variant):
+        if tensor.name not in first.names or tensor.name not in second.names:
+            raise NoSlot(f"the subject has no slot {tensor.name!r}", tensor.name)
+        differs = not torch.equal(first.value(tensor.name), second.value(tensor.name))
+        context.demand(differs, case, f"{tensor.name} of two layers", "different", "equal")
+
+
+STAYS = Diagnosis(
+    "init.training_mode",
+    "a fresh adapter is in training mode whatever the mode of the base",
+    "until somebody calls eval() once more, a model that was in evaluation mode answers at random",
+    matched=1,
+    tried=1,
+    source="check",
+    agrees_with="PEFT, whose fresh layers are in training mode until eval() is called",
+    documented_by=("training mode",),
+    severity="minor",
+)
+
+
+@check(
+    "init",
+    "major",
+    title="over a base in evaluation mode the adapter drops entries all the same",
+    failure_mode="a model that is adapted to be evaluated, or that is loaded for it, answers at random",
+    domain=Domain(dtypes=("float32",), sizes=(3, 8), batches=((16,),), dropout=0.4),
+    applies=lambda variant: variant.has_dropout,
+    examples=2,
+    against=("peft",),
+    follows=("dropout.off_in_eval", "dropout.active"),
+    diagnose=False,
+)
+def test_evaluation_mode(context: Context, case: Case) -> None:
+    """A fresh adapter on a base in evaluation mode is in evaluation mode: with p > 0, two calls answer alike.
+
+    Stricter than PEFT, whose fresh layers are in training mode.
+    """
+    mine = _drops(context.subject, case)
+    if mine and _drops(context.oracle, case):
+        raise Deviation(
+            case, "two calls over a base in evaluation mode", "equal", "different", diagnosis=STAYS
+        )
+    context.demand(not mine, case, "two calls over a base in evaluation mode", "equal", "different")
+
+
+def _drops(who: Implementation, case: Case) -> bool:
+    base = case.base().eval()
+    seed_torch(case.seed)
+    layer = adapt(who, base, case.spec)
+    layer.write(case.far(dict.fromkeys(layer.names)))
+    with torch.no_grad():
+        return not torch.equal(layer(case.x), layer(case.x))
 
 
 @check(
@@ -446,3 +545,53 @@ def test_modes(context: Context, case: Case) -> None:
     _deterministic(context, case)
     if context.variant.starts_at_identity(case.spec):
         _identity(context, case)
+
+
+PAIRED = Diagnosis(
+    "init.singular_start",
+    "in this mode the adapter starts at a point where its equation divides by rounding noise, or by zero",
+    "a share of all seeds would start at NaN, the others at a function that another machine does not repeat",
+    matched=1,
+    tried=1,
+    source="check",
+    agrees_with="PEFT 0.21, whose Gram-Schmidt mode starts in equal pairs of columns",
+    severity="major",
+)
+
+
+@check(
+    "init",
+    "critical",
+    title="in one of its modes the adapter starts at NaN, or where rounding decides what it computes",
+    failure_mode="training would diverge before the first step, or start from another function on every machine",
+    against=("paper",),
+    modes=True,
+    follows=("shapes.modes", "init.modes"),
+    diagnose=False,
+)
+def test_finite_modes(context: Context, case: Case) -> None:
+    """In each mode, output and gradients at the subject's own start are finite, and no division by rounding noise."""
+    if mode_is_ignored(context, case):
+        raise ToldElsewhere("the mode is ignored, which shapes.modes reports", "shapes.modes")
+    ours = context.layer(case)
+    start = ours.values()
+    for name, found in rounding.observe(ours, case, gradients=True).items():
+        if not bool(torch.isfinite(found).all()):
+            raise Deviation(case, f"{name} at the start", "finite", "not finite", diagnosis=_paired(start))
+    pair = context.pair(case, "initial")
+    size = float(torch.linalg.vector_norm(rounding.observe(pair.ours, case)["output"]))
+    noise = context.noise(pair)["output"]
+    moved = noise / (rounding.roundoff(torch.float32) * size) if size else 0.0
+    if not moved < SINGULAR:
+        quantity = "roundings of the output per rounding of the start"
+        raise Deviation(case, quantity, f"below {SINGULAR:g}", f"{moved:.3g}", diagnosis=_paired(start))
+
+
+def _paired(start: dict[str, Tensor]) -> Diagnosis | None:
+    """That the start has equal columns, of which orthogonalisation leaves nothing, if it has."""
+    return PAIRED if any(_has_equal_columns(value) for value in start.values()) else None
+
+
+def _has_equal_columns(value: Tensor) -> bool:
+    """Whether some columns of a matrix are the same: made orthogonal to one another, nothing is left of them."""
+    return value.dim() == 2 and len(_equal_columns(value)) < value.shape[1]

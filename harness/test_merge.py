@@ -5,68 +5,243 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from harness.cases.layer_cases import Case, Domain
+from harness.cases.tiny_models import ModelCase, logits
 from harness.compare import rounding
+from harness.compare.adapted_model import far, offers_models, subject_on
 from harness.compare.context import Context, double
-from harness.compare.probing import effective, far_layer, plain_layer
+from harness.compare.layer import Layer, SubjectRaised, answering
+from harness.compare.outcome import Deviation, NotApplicable, NotOffered
+from harness.compare.probing import coefficient, effective, far_layer, plain_layer
+from harness.compare.thresholds import ROUNDOFFS, SAME_UPDATE
 from harness.engine.checks import check
+from oracles.implementation import AdapterSpec, Implementation
+from oracles.variants import Variant
+from reports.model import Diagnosis
+
+
+def told(id_: str, summary: str) -> Diagnosis:
+    """What a merged layer that is wrong turned out to be."""
+    return Diagnosis(
+        f"merge.{id_}",
+        summary,
+        "what is deployed would answer as another model",
+        matched=1,
+        tried=1,
+        source="check",
+    )
+
+
+IS_BASE = told("is_base", "the merged layer is the base, without the adapter")
+NEGATED = told("negated", "the adapter is merged with the wrong sign")
+TWICE = told("twice", "the adapter is merged twice")
+FACTOR = told("factor", "the adapter is merged with another factor than it acts with")
+BIAS_LOST = told("bias_lost", "the merged layer has lost the bias")
+BIAS_OF_BASE = told("bias_of_base", "the merged layer's bias is the base's, where the adapter changes it")
+NAMED_FACTORS = {0: IS_BASE, -1: NEGATED, 2: TWICE}
 
 
 @check(
     "merge",
-    "major",
+    "critical",
     title="the merged layer is not the adapted one",
     failure_mode="deployment runs another model than the one that was trained and evaluated",
     against=("paper",),
+    follows=("forward.linear",),
     diagnose=False,
 )
 def test_weight(context: Context, case: Case) -> None:
     """The merged layer's weight and bias are the effective ones of the adapted layer, and it computes the same."""
-    _merged(context, case)
+    _merged(context, case, far_layer(context, case))
+
+
+@check(
+    "merge",
+    "critical",
+    title="in one of its modes the merged layer is not the adapted one",
+    failure_mode="deployment runs another model than the one that was trained and evaluated",
+    against=("paper",),
+    modes=True,
+    follows=("merge.weight", "shapes.modes", "forward.linear"),
+    diagnose=False,
+)
+def test_modes(context: Context, case: Case) -> None:
+    """In each mode the merged layer is the adapted one."""
+    _merged(context, case, far_layer(context, case))
+
+
+@check(
+    "merge",
+    "critical",
+    title="merged at the start, the layer is not the adapted one",
+    failure_mode="an adapter that is merged before it has been trained gives another model",
+    against=("paper",),
+    examples=4,
+    follows=("merge.weight", "forward.linear"),
+    diagnose=False,
+)
+def test_at_init(context: Context, case: Case) -> None:
+    """A fresh adapter that is merged gives the layer that it is."""
+    _merged(context, case, context.layer(case))
+
+
+@check(
+    "merge",
+    "critical",
+    title="merged in training mode with dropout, the layer is not the one that evaluation answers with",
+    failure_mode="what is deployed depends on the mode in which it was merged, or on a mask",
+    domain=Domain(dtypes=("float32",), dropout=0.4),
+    against=("paper",),
+    applies=lambda variant: variant.has_dropout,
+    examples=4,
+    follows=("merge.weight", "forward.linear", "forward.base_kept", "dropout.off_in_eval"),
+    diagnose=False,
+)
+def test_in_training(context: Context, case: Case) -> None:
+    """Merged in training mode with p > 0, the layer is what the adapted one is in evaluation mode."""
+    layer, twin = far_layer(context, case), far_layer(context, case)
+    twin.write(layer.values())
+    layer.train()
+    twin.train(False)
+    _merged(context, case, layer, effective(twin, case))
+
+
+def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Tensor] | None = None) -> None:
+    """Raise Deviation unless the layer merges into one with the effective weight and bias ``wanted``."""
+    weight, bias = wanted or effective(layer, case)
+    base = context.variant.weight_beneath(case.weight.double(), layer.values())
+    merged = plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
+    own = torch.zeros_like(bias) if merged.bias is None else merged.bias.detach().double()
+    with torch.no_grad():
+        y = merged(case.x).double()
+    x = case.x.double()
+    size = float(torch.linalg.matrix_norm(weight)) + float(torch.linalg.matrix_norm(case.weight.double()))
+    shift = float(torch.linalg.vector_norm(bias))
+    judge = functools.partial(_judge_merged, context, case)
+    try:
+        judge("merged weight", merged.weight.detach().double(), weight, 2 * (size + shift))
+    except Deviation as found:
+        raise _named(found, merged.weight.detach().double() - base, weight - base) from None
+    try:
+        judge("merged bias", own, bias, shift)
+    except Deviation as found:
+        kept = case.bias_vector is not None and torch.equal(own, case.bias_vector.double())
+        found.diagnosis = BIAS_OF_BASE if kept else None if own.any() else BIAS_LOST
+        raise
+    judge(
+        "output of the merged layer",
+        y,
+        x @ weight.mT + bias,
+        float(torch.linalg.vector_norm(x)) * size + shift,
+    )
+
+
+def _judge_merged(
+    context: Context, case: Case, what: str, actual: Tensor, exact: Tensor, operands: float
+) -> None:
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
+    own = unit * float(torch.linalg.vector_norm(exact))
+    context.judge(case, what, actual, exact, own, noise=lambda: unit * context.amplification(case) * operands)
+
+
+def _named(found: Deviation, actual: Tensor, update: Tensor) -> Deviation:
+    """The deviation with its name, where what was merged is a multiple of the update."""
+    if actual.shape != update.shape or not bool(update.any()):
+        return found
+    c = coefficient(actual, update)
+    rest = float(torch.linalg.vector_norm(actual - c * update))
+    if rest > SAME_UPDATE * float(torch.linalg.vector_norm(update)):
+        return found
+    named = {n: d for n, d in NAMED_FACTORS.items() if abs(c - n) < SAME_UPDATE}
+    found.diagnosis = next(iter(named.values()), FACTOR)
+    return found.with_note(f"what was merged is {c:.4g} times the adapter's change of the weight")
 
 
 @check(
     "merge",
     "major",
-    title="in one of its modes the merged layer is not the adapted one",
-    failure_mode="deployment runs another model than the one that was trained and evaluated",
+    title="merging changes the adapted layer",
+    failure_mode="what is trained, evaluated or merged after a first merge is another layer",
     against=("paper",),
-    modes=True,
-    follows=("merge.weight", "shapes.modes"),
+    examples=4,
+    follows=("forward.base_kept",),
     diagnose=False,
 )
-def test_modes(context: Context, case: Case) -> None:
-    """In each mode the merged layer is the adapted one."""
-    _merged(context, case)
+def test_untouched(context: Context, case: Case) -> None:
+    """Merged twice, the second layer is the first; and the adapted layer holds and computes what it did.
 
-
-def _merged(context: Context, case: Case) -> None:
+    Where merging folds in place, as PEFT's merge_and_unload does, only the second merge is looked at.
+    """
     layer = far_layer(context, case)
-    weight, bias = effective(layer, case)
-    merged = plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
-    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
-    size = float(torch.linalg.matrix_norm(weight)) + float(torch.linalg.matrix_norm(case.weight.double()))
-    shift = float(torch.linalg.vector_norm(bias))
-    amplified = functools.cache(lambda: unit * context.amplification(case))
-
-    def judge(what: str, actual: Tensor, exact: Tensor, operands: float) -> None:
-        own = unit * float(torch.linalg.vector_norm(exact))
-        context.judge(case, what, actual, exact, own, noise=lambda: amplified() * operands)
-
-    judge("merged weight", merged.weight.detach().double(), weight, 2 * (size + shift))
-    own = torch.zeros_like(bias) if merged.bias is None else merged.bias.detach().double()
-    judge("merged bias", own, bias, shift)
+    values = layer.values()
     with torch.no_grad():
-        y = merged(case.x).double()
-    expected = case.x.double() @ weight.mT + bias
-    judge(
-        "output of the merged layer",
-        y,
-        expected,
-        float(torch.linalg.vector_norm(case.x.double())) * size + shift,
+        before = layer(case.x).double()
+    merged = plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
+    first = merged.weight.detach().double().clone()
+    if not _is_part_of(merged, layer):
+        _as_before(context, case, layer, values, before)
+    again = _merged_again(context, layer).weight.detach().double()
+    size = float(torch.linalg.matrix_norm(first)) + float(torch.linalg.matrix_norm(case.weight.double()))
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
+    context.judge(case, "weight of a second merge", again, first, unit * size)
+
+
+def _is_part_of(merged: nn.Linear, layer: Layer) -> bool:
+    """Whether the merged layer is the adapted one, or holds its tensors: folded in place, the adapter taken off."""
+    own = [*layer.module.parameters(), *layer.module.buffers(), *(layer.raw(name) for name in layer.names)]
+    held = {t.untyped_storage().data_ptr() for t in own}
+    return merged is layer.module or merged.weight.untyped_storage().data_ptr() in held
+
+
+def _merged_again(context: Context, layer: Layer) -> nn.Linear:
+    try:
+        found = context.calling("merge", context.subject.merge, layer.adapted)
+    except SubjectRaised:
+        raise NotApplicable(
+            "merging takes the adapter off: there is nothing to merge a second time"
+        ) from None
+    return plain_layer(found, "merge")
+
+
+def _as_before(context: Context, case: Case, layer: Layer, values: dict[str, Tensor], before: Tensor) -> None:
+    """Raise Deviation unless the adapted layer holds ``values`` and answers ``before``."""
+    for name, value in values.items():
+        held = name in layer.names and torch.equal(layer.value(name), value)
+        context.demand(held, case, f"{name} after a merge", "as before", "changed")
+    with torch.no_grad():
+        after = layer(case.x).double()
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
+    noise = unit * context.amplification(case) * float(torch.linalg.vector_norm(case.x.double()))
+    size = float(torch.linalg.vector_norm(before))
+    weight = float(torch.linalg.matrix_norm(case.weight.double()))
+    context.judge(
+        case, "output of the adapted layer after a merge", after, before, unit * size + noise * weight
     )
+
+
+@check(
+    "merge",
+    "major",
+    title="detaching after a merge does not give back the base layer",
+    failure_mode="the base model is damaged by having been merged once",
+    against=("paper",),
+    examples=4,
+    follows=("merge.detach", "merge.untouched"),
+    diagnose=False,
+)
+def test_detach_after(context: Context, case: Case) -> None:
+    """Detached after a merge, weight and bias are bitwise the base's as before adapt.
+
+    Not asked where merging folds in place and takes the adapter off.
+    """
+    layer = far_layer(context, case)
+    merged = plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
+    if _is_part_of(merged, layer):
+        raise NotApplicable("merging folds in place: no adapted layer is left to detach from")
+    _detached(context, case, layer)
 
 
 @check(
@@ -105,16 +280,7 @@ def test_detach(context: Context, case: Case) -> None:
     base = case.base()
     with torch.no_grad():
         before = base(case.x)
-    layer = context.layer(case)
-    layer.write(case.far(dict.fromkeys(layer.names)))
-    found = plain_layer(context.calling("detach", context.subject.detach, layer.adapted), "detach")
-    same = torch.equal(found.weight.detach(), case.weight)
-    context.demand(
-        same, case, "the weight after detach", "bitwise the base's", _apart(found.weight, case.weight)
-    )
-    if case.bias_vector is not None:
-        same = found.bias is not None and torch.equal(found.bias.detach(), case.bias_vector)
-        context.demand(same, case, "the bias after detach", "bitwise the base's", "changed")
+    found = _detached(context, case, far_layer(context, case))
     with torch.no_grad():
         context.demand(
             torch.equal(found(case.x), before),
@@ -129,3 +295,52 @@ def _apart(actual: Tensor, exact: Tensor) -> str:
     if actual.shape != exact.shape:
         return f"shape {tuple(actual.shape)}"
     return f"up to {float((actual.detach() - exact).abs().max()):.3g} away"
+
+
+def _detached(context: Context, case: Case, layer: Layer) -> nn.Linear:
+    """What ``detach`` gives, its weight and bias bitwise the base's."""
+    found = plain_layer(context.calling("detach", context.subject.detach, layer.adapted), "detach")
+    same = torch.equal(found.weight.detach(), case.weight)
+    context.demand(
+        same, case, "the weight after detach", "bitwise the base's", _apart(found.weight, case.weight)
+    )
+    if case.bias_vector is not None:
+        same = found.bias is not None and torch.equal(found.bias.detach(), case.bias_vector)
+        context.demand(same, case, "the bias after detach", "bitwise the base's", "changed")
+    return found
+
+
+MERGED = ("llama", "gpt2", "t5_gated", "bert")
+
+
+def whole(variant: Variant) -> st.SearchStrategy[ModelCase]:
+    """Small models at the variant's default targets: GPT-2 stores its weights transposed."""
+    spec = AdapterSpec(variant.id, rank=2, alpha=3.0)
+    return st.sampled_from([ModelCase(spec, name, seed=i) for i, name in enumerate(MERGED)])
+
+
+@check(
+    "merge",
+    "major",
+    title="the merged model is not the adapted one",
+    failure_mode="deployment runs another model than the one that was trained and evaluated",
+    domain=Domain(strategy=whole),
+    against=("paper",),
+    examples=2 * len(MERGED),
+    follows=("merge.weight", "targets.model_forward"),
+    diagnose=False,
+)
+def test_model(context: Context, case: ModelCase) -> None:
+    """With every adapter of a model far from its start, the merged model's logits are the adapted one's."""
+    if type(context.subject).merge_model is Implementation.merge_model or not offers_models(context.subject):
+        raise NotOffered(f"{context.subject.name} offers no merging of whole models", "merge_model")
+    ours = subject_on(context, case)
+    ours.write(far(ours, case))
+    ours.model.eval()
+    with torch.no_grad():
+        wanted = logits(ours.model, case).double()
+        with answering(ours.who, f"merge_model of {case.architecture}"):
+            merged = context.subject.merge_model(ours.model)
+        actual = logits(merged.eval(), case).double()
+    unit = rounding.roundoff(torch.float32) * float(torch.linalg.vector_norm(wanted))
+    context.judge(case, "logits of the merged model", actual, wanted, ROUNDOFFS["layer of a model"] * unit)

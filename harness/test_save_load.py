@@ -16,8 +16,9 @@ from harness.compare import rounding, saved_files
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
 from harness.compare.outcome import Deviation, NotApplicable, OutsideDomain
+from harness.compare.probing import coefficient, without_adapter
 from harness.compare.saving import load, offered, same_output, same_slots, saved
-from harness.compare.thresholds import BASE_CHANGED, ROUNDOFFS
+from harness.compare.thresholds import BASE_CHANGED, ROUNDOFFS, SAME_UPDATE
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
 from oracles.variants import VARIANTS, Variant
@@ -71,11 +72,60 @@ def test_modes(context: Context, case: Case) -> None:
     _round_trip(context, case)
 
 
+RESCALED = Diagnosis(
+    "save_load.rescaled",
+    "the loaded adapter has the saved tensors and contributes a multiple of what the saved one does",
+    "what is deployed from the checkpoint would act more or less strongly than what was trained",
+    matched=1,
+    tried=1,
+    source="check",
+)
+ALPHA_LOST = dataclasses.replace(
+    RESCALED,
+    mistake="save_load.alpha_lost",
+    summary="alpha is not in the file, and the loaded adapter has another: it contributes a multiple of what was saved",
+)
+
+
 def _round_trip(context: Context, case: Case) -> None:
     with saved(context, case) as (layer, path):
         loaded = load(context, case.base(), case, path)
         same_slots(context, case, layer, loaded)
-        same_output(context, case, layer, loaded, "output after loading")
+        try:
+            same_output(context, case, layer, loaded, "output after loading")
+        except Deviation as found:
+            raise _rescaled(found, context, case, layer, loaded) from None
+
+
+def alpha_is_stored(context: Context, case: Case, layer: Layer) -> bool:
+    """Whether two adapters that differ in alpha alone are saved as different files."""
+    other = case.but(alpha=2 * case.spec.alpha + 1)
+    twin = context.layer(other)
+    twin.write(layer.values())
+    return _bytes_of(context, layer) != _bytes_of(context, twin)
+
+
+def _bytes_of(context: Context, layer: Layer) -> list[tuple[str, bytes]]:
+    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
+        offered(context, lambda: context.subject.save(layer.adapted, Path(folder) / "adapter"), "save")
+        files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+        return [(str(p.relative_to(folder)), p.read_bytes()) for p in files]
+
+
+def _rescaled(found: Deviation, context: Context, case: Case, before: Layer, after: Layer) -> Deviation:
+    """The deviation with its name, where the loaded adapter contributes a multiple of the saved one."""
+    base = without_adapter(case, before.values())
+    with torch.no_grad():
+        wanted, actual = before(case.x).double() - base, after(case.x).double() - base
+    if not bool(wanted.any()):
+        return found
+    c = coefficient(actual, wanted)
+    if float(torch.linalg.vector_norm(actual - c * wanted)) > SAME_UPDATE * float(
+        torch.linalg.vector_norm(wanted)
+    ):
+        return found
+    found.diagnosis = RESCALED if alpha_is_stored(context, case, before) else ALPHA_LOST
+    return found.with_note(f"the loaded adapter contributes {c:.4g} times what the saved one does")
 
 
 @check(
@@ -195,14 +245,33 @@ def _damage() -> dict[str, Callable[[Path], object]]:
 def test_bad_files(context: Context, case: Case) -> None:
     """Truncated, missing-key, wrong-shape and other-method files raise, and the base computes what it did."""
     with saved(context, case) as (_, path):
+        found = []
         for what, damage in _damage().items():
             copy = saved_files.copy(path, path.parent.parent / what.replace(" ", "-"))
             damage(copy)
-            _refused(context, case, copy, f"a file {what}")
+            found += _complaint(context, case, copy, f"a file {what}")
     other = dataclasses.replace(case.spec, variant=_unlike(context.variant).id, rank=2)
     if other.variant in context.subject.variants:
         with _saved_other(context, case, other) as path:
-            _refused(context, case, path, f"a file of another method ({other.variant})")
+            found += _complaint(context, case, path, f"a file of another method ({other.variant})")
+    _tell_all(found)
+
+
+def _complaint(context: Context, case: Case, path: Path, what: str) -> list[Deviation]:
+    """What is wrong with how this file is met, if anything is."""
+    try:
+        _refused(context, case, path, what)
+    except Deviation as found:
+        return [found]
+    return []
+
+
+def _tell_all(found: list[Deviation]) -> None:
+    """Raise the first complaint that is no choice which a reference makes too, the others in its note."""
+    if found:
+        lead = min(found, key=lambda f: f.diagnosis is not None)
+        more = [f"{f.witness.quantity}: {f.witness.actual}" for f in found if f is not lead]
+        raise lead.with_note("; ".join(more))
 
 
 BASE_REPLACED = Diagnosis(
@@ -391,3 +460,109 @@ def _to_peft(context: Context, case: Case) -> bool:
             ROUNDOFFS["interchange"],
         )
     return True
+
+
+ALPHA_NOT_STORED = Diagnosis(
+    "save_load.alpha_not_stored",
+    "alpha is not in the file: another alpha at load gives another model and is not refused",
+    "a checkpoint that is loaded with other settings than it was trained with would silently be another adapter",
+    matched=1,
+    tried=1,
+    source="check",
+    agrees_with="microsoft/LoRA, whose lora_state_dict holds no alpha either",
+    documented_by=(
+        r"alpha .{0,60}not (be )?(stored|saved|in the (file|checkpoint))",
+        "same (alpha|spec|config)",
+    ),
+    severity="major",
+)
+
+ALPHA_NOT_READ = Diagnosis(
+    "save_load.alpha_not_read",
+    "another alpha at load gives another model and is not refused, though the file depends on alpha",
+    "a checkpoint that is loaded with other settings than it was trained with would silently be another adapter",
+    matched=1,
+    tried=1,
+    source="check",
+)
+
+
+@check(
+    "save_load",
+    "major",
+    title="another rank, alpha or option at load gives another model and is not refused",
+    failure_mode="a checkpoint that is loaded with other settings than it was trained with would silently be another "
+    "adapter",
+    domain=FILES,
+    examples=EXAMPLES,
+    against=("paper",),
+    follows=("save_load.round_trip", "shapes.modes"),
+    diagnose=False,
+)
+def test_other_settings(context: Context, case: Case) -> None:
+    """Loaded with another alpha, rank, λ₀ or mode, the adapter is the one in the file, or loading is refused."""
+    with saved(context, case) as (layer, path):
+        load(context, case.base(), case, path)  # not offered at all is another matter
+        for name, old, new, other in _other_settings(case):
+            try:
+                loaded = load(context, case.base(), other, path)
+            except (SubjectRaised, NotApplicable):
+                continue
+            what = f"output after loading with {name} = {new} in place of {old}"
+            try:
+                same_output(context, case, layer, loaded, what)
+            except Deviation as found:
+                if name == "alpha":
+                    stored = alpha_is_stored(context, case, layer)
+                    found.diagnosis = ALPHA_NOT_READ if stored else ALPHA_NOT_STORED
+                raise
+
+
+def _other_settings(case: Case) -> Iterator[tuple[str, object, object, Case]]:
+    """What of the spec is another (its name, the value in the file, the new one), and the case with it."""
+    spec = case.spec
+    yield "alpha", spec.alpha, 2 * spec.alpha + 1, case.but(alpha=2 * spec.alpha + 1)
+    yield "rank", spec.rank, spec.rank + 2, case.but(rank=spec.rank + 2)
+    for option in case.variant.options:
+        old = option.of(spec)
+        new = not old if isinstance(old, bool) else next((v for v in option.values if v != old), None)
+        if new is not None:
+            yield option.name, old, new, dataclasses.replace(case, spec=option.put(spec, new))
+
+
+@check(
+    "save_load",
+    "major",
+    title="a loaded adapter trains other tensors than a fresh one",
+    failure_mode="training that goes on from a checkpoint moves the base, or leaves part of the adapter where it is",
+    domain=FILES,
+    examples=EXAMPLES,
+    against=("paper",),
+    follows=("save_load.round_trip", "shapes.roles", "shapes.frozen_base"),
+    diagnose=False,
+)
+def test_roles(context: Context, case: Case) -> None:
+    """After load, each tensor trains or is frozen as in a fresh adapter, and so is everything outside the adapter."""
+    with saved(context, case) as (_, path):
+        loaded, fresh = load(context, case.base(), case, path), context.layer(case)
+        for name in [n for n in fresh.names if n in loaded.names]:
+            wanted, actual = _role(fresh.raw(name)), _role(loaded.raw(name))
+            context.demand(actual == wanted, case, f"role of {name} after loading", wanted, actual)
+        more = _trained_outside(loaded) - _trained_outside(fresh)
+        context.demand(
+            not more,
+            case,
+            "trainable parameters outside the adapter after loading",
+            "none",
+            ", ".join(sorted(more)),
+        )
+
+
+def _role(tensor: torch.Tensor) -> str:
+    return "trainable" if tensor.requires_grad else "not trainable"
+
+
+def _trained_outside(layer: Layer) -> set[str]:
+    """The parameters outside the slots that want a gradient."""
+    own = {id(layer.raw(name)) for name in layer.names}
+    return {n for n, p in layer.module.named_parameters() if p.requires_grad and id(p) not in own}

@@ -8,9 +8,11 @@ from torch import Tensor
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Pair, double
-from harness.compare.layer import answering
+from harness.compare.layer import Layer, answering
+from harness.compare.outcome import Deviation
 from harness.compare.thresholds import DEAD_GRADIENT
 from harness.engine.checks import check
+from reports.model import Diagnosis
 
 INNER = Domain(sizes=(2, 9), ranks=(1, 6))
 
@@ -20,7 +22,7 @@ INNER = Domain(sizes=(2, 9), ranks=(1, 6))
     "critical",
     title="the first gradient is not the reference's",
     failure_mode="training starts in another direction or with another step size",
-    follows=("forward.gradients", "forward.random_parameters"),
+    follows=("step0.nothing_trains", "forward.gradients", "forward.random_parameters"),
 )
 def test_gradients(context: Context, case: Case) -> None:
     """∂⟨G, y⟩ of every parameter equals the reference's, both at the subject's own start."""
@@ -34,7 +36,13 @@ def test_gradients(context: Context, case: Case) -> None:
     title="parameters are dead on step 0 that the reference trains, or the other way round",
     failure_mode="part of the adapter does not learn until another part has moved",
     domain=INNER,
-    follows=("forward.gradients", "forward.random_parameters", "init.deterministic", "scale.effective"),
+    follows=(
+        "step0.nothing_trains",
+        "forward.gradients",
+        "forward.random_parameters",
+        "init.deterministic",
+        "scale.effective",
+    ),
 )
 def test_dead_parameters(context: Context, case: Case) -> None:
     """The parameters whose first gradient is exactly zero are the reference's: A where B = 0, and no others.
@@ -97,3 +105,54 @@ def test_base_frozen(context: Context, case: Case) -> None:
     own = {id(layer.raw(name)) for name in layer.names}
     held = [n for n, p in layer.module.named_parameters() if p.grad is not None and id(p) not in own]
     context.demand(not held, case, "gradients outside the adapter", "none", ", ".join(held))
+
+
+ALL_ZERO = Diagnosis(
+    "step0.all_zero",
+    "both factors start at zero: nothing ever trains",
+    "every gradient is a product with a factor that is zero, on the first step and on all that follow",
+    matched=1,
+    tried=1,
+    source="check",
+)
+CUT = Diagnosis(
+    "step0.cut",
+    "no gradient reaches the adapter, on any step",
+    "the adapter stays as it was initialised, whatever is trained",
+    matched=1,
+    tried=1,
+    source="check",
+)
+
+
+@check(
+    "step0",
+    "critical",
+    title="at the start no parameter of the adapter gets a gradient: nothing trains",
+    failure_mode="the adapter stays as it was initialised",
+    domain=INNER,
+    examples=4,
+    against=("paper",),
+    diagnose=False,
+)
+def test_nothing_trains(context: Context, case: Case) -> None:
+    """At the subject's own start some parameter has a gradient, as some has in the reference."""
+    layer, theirs = context.layer(case), context.reference(case)
+    if _with_gradient(layer, case) or not _with_gradient(theirs, case):
+        return
+    zero = [n for n in layer.names if layer.view(n).dim() == 2 and not layer.value(n).any()]
+    layer.write(case.far(dict.fromkeys(layer.names)))
+    told = None if _with_gradient(layer, case) else CUT
+    if len(zero) > 1 and told is None:
+        told = ALL_ZERO
+    note = f"all zero at the start: {', '.join(zero)}" if told is ALL_ZERO else ""
+    raise Deviation(
+        case, "parameters with a gradient at the start", "some", "none", note=note, diagnosis=told
+    )
+
+
+def _with_gradient(layer: Layer, case: Case) -> list[str]:
+    """The slots whose gradient is not exactly zero."""
+    layer.train()
+    found = rounding.observe(layer, case, gradients=True)
+    return [n for n in layer.names if (g := found.get(f"gradient of {n}")) is not None and bool(g.any())]

@@ -18,6 +18,7 @@ from harness.compare.adapted_model import (
     far,
     noise,
     observe,
+    offers_models,
     reference_on,
     subject_on,
     take_off,
@@ -28,7 +29,7 @@ from harness.compare.layer import Layer, SubjectRaised
 from harness.compare.outcome import NoSlot, Unverified
 from harness.compare.thresholds import ROUNDOFFS
 from harness.engine.checks import check
-from oracles.implementation import AdapterSpec
+from oracles.implementation import AdapterSpec, Unsupported
 from oracles.variants import Variant
 
 Strategy = Callable[[Variant], st.SearchStrategy[ModelCase]]
@@ -424,3 +425,32 @@ def test_detach(context: Context, case: ModelCase) -> None:
     with torch.no_grad():
         same = torch.equal(logits(plain, case), logits(ours.model, case))
     context.demand(same, case, "logits after detach", "bitwise as before", "changed")
+
+
+def nothing_named(variant: Variant) -> st.SearchStrategy[ModelCase]:
+    """A target that is no layer's name, on two architectures."""
+    return st.sampled_from([ModelCase(spec_of(variant), a, ("no_such_layer",)) for a in ("llama", "bert")])
+
+
+@check(
+    "targets",
+    "major",
+    title="a target that names no layer is accepted",
+    failure_mode="a mistyped target trains nothing, or something that was not asked for",
+    domain=Domain(strategy=nothing_named),
+    against=("peft",),
+    examples=2,
+    diagnose=False,
+)
+def test_nothing_named(context: Context, case: ModelCase) -> None:
+    """Targets of which none is a layer's name are refused, as PEFT refuses them."""
+    try:
+        ours = adapted_by(context.subject, case)
+    except Unsupported:
+        if offers_models(context.subject):
+            return
+        raise
+    except SubjectRaised:
+        return
+    found = listed(set(ours.layers)) if ours.layers else "a model without adapters"
+    context.demand(False, case, f"adapt_model with targets {case.targets}", "an exception", found)

@@ -17,6 +17,7 @@ STEPS = 10
 SMALL = Domain(dtypes=("float64", "float32"), sizes=(3, 8), ranks=(1, 4), batches=((6,),))
 Optimiser = Callable[[list[Tensor]], torch.optim.Optimizer]
 WRONG_BEFORE = (
+    "step0.nothing_trains",
     "forward.random_parameters",
     "forward.gradients",
     "step0.gradients",

@@ -27,8 +27,8 @@ from reports.model import Diagnosis
 # Small enough to be quick, large enough that few mistakes coincide: distinct sizes, even rank, α ≠ r, with and
 # without a bias.
 GENERIC = (
-    {"in_features": 6, "out_features": 5, "rank": 4, "alpha": 3.0, "batch": (5,), "seed": 1, "bias": False},
-    {"in_features": 4, "out_features": 7, "rank": 2, "alpha": 8.0, "batch": (3,), "seed": 2, "bias": True},
+    {"in_features": 6, "out_features": 5, "rank": 4, "alpha": 6.0, "batch": (5,), "seed": 1, "bias": False},
+    {"in_features": 4, "out_features": 7, "rank": 2, "alpha": 5.0, "batch": (3,), "seed": 7, "bias": True},
 )
 MOST_PAIRED, MOST_TRIPLED = 24, 14
 
@@ -129,7 +129,9 @@ class Search:
         if a is None and b is None:
             return True  # neither has such a tensor
         right = self.right.value(key)
-        return same(a, b, key[1], 0.0 if right is None or isinstance(right, str) else float(right.norm()))
+        return same(
+            a, b, key[1], key[2], 0.0 if right is None or isinstance(right, str) else float(right.norm())
+        )
 
     def wrong(self, found: Set, parts: Sequence[str]) -> list[Key]:
         """The quantities in which the subject is not what it would be with the mistakes found."""

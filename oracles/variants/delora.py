@@ -69,7 +69,8 @@ def _held(W: Tensor, p: Any) -> Tensor:
 
 
 def _strength(shape: tuple[int, ...], spec: AdapterSpec, g: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=g, dtype=torch.float64) * 4 + 2
+    sign = torch.randint(0, 2, shape, generator=g, dtype=torch.float64) * 2 - 1
+    return sign * (torch.rand(shape, generator=g, dtype=torch.float64) * 4 + 2)
 
 
 TENSORS = (

@@ -210,7 +210,18 @@ class DetachKeepsResidual(LoraLite):
         return layer
 
 
+class NothingIsFine(LoraLite):
+    """A target that names nothing gives a model without adapters."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        return {} if targets and not names & set(targets) else super().adapt_model(model, spec, targets)
+
+
 BROKEN = [
+    (NothingIsFine, "nothing_named", "lora"),
     (MissesOne, "default", "lora"),
     (NoRareDefaults, "coverage", "lora"),
     (NoGpt2, "coverage", "ia3"),
@@ -239,7 +250,18 @@ def test_a_broken_subject_is_caught(subject: type[LoraLite], check: str, variant
 
 
 @pytest.mark.parametrize(
-    "check", ["default", "coverage", "explicit", "heads", "shared", "model_forward", "counts", "detach"]
+    "check",
+    [
+        "nothing_named",
+        "default",
+        "coverage",
+        "explicit",
+        "heads",
+        "shared",
+        "model_forward",
+        "counts",
+        "detach",
+    ],
 )
 def test_a_right_subject_passes(check: str) -> None:
     assert ask(LoraLite(), check, "pissa").outcome == "pass"
@@ -258,7 +280,7 @@ def test_sides_pass_and_are_asked_of_ia3_alone() -> None:
     assert not claims_for(LoraLite(), variants=["hra"], checks=lambda c: c.id == "targets.sides")
 
 
-@pytest.mark.parametrize("check", ["default", "shared", "model_forward", "detach"])
+@pytest.mark.parametrize("check", ["nothing_named", "default", "shared", "model_forward", "detach"])
 def test_a_subject_for_layers_alone_is_not_asked(check: str) -> None:
     claim = ask(Equation(), check)
     assert claim.outcome == "not_applicable"
@@ -298,5 +320,5 @@ def test_a_fresh_model_is_tied_within_and_shares_nothing_without(architecture: s
 def test_no_check_of_whole_models_is_explained_by_a_layers_mistake() -> None:
     load_checks()
     adapted: list[Check] = [c for c in CHECKS.values() if c.id.startswith("targets.")]
-    assert len(adapted) == 9
+    assert len(adapted) == 10
     assert not any(c.diagnose for c in adapted)

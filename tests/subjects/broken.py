@@ -703,7 +703,7 @@ class DirectionDetached(wrapped.Dora):
         return (y + fn.linear(d, g[:, None] * V - self.w0)).to(x.dtype)
 
 
-@layer("dora", "merge.weight", "Partial", "save_load init scale forward shapes dropout training step0")
+@layer("dora", "merge.weight", "Buggy", "save_load init scale forward shapes dropout training step0")
 class MergeWithoutMagnitude(wrapped.Dora):
     """Merges as LoRA does."""
 
@@ -776,7 +776,7 @@ class FeedforwardGatesBias(wrapped.Ia3):
         return (y + self.base.bias * (self.l.mean() - 1)).to(y.dtype)
 
 
-@layer("ia3", "merge.weight", "Partial", "save_load init scale forward shapes training step0")
+@layer("ia3", "merge.weight", "Buggy", "save_load init scale forward shapes training step0")
 class MergeLeavesBias(wrapped.Ia3):
     """The merged bias is not gated."""
 
@@ -1155,7 +1155,7 @@ class Unpickles(files.InTorchFile, wrapped.Library):
         return found["method"], found["tensors"]
 
 
-@library("lora dora", "merge.weight", "Partial", "init scale forward shapes dropout save_load training step0")
+@library("lora dora", "merge.weight", "Buggy", "init scale forward shapes dropout save_load training step0")
 class MergeUnscaled(wrapped.Library):
     """The merged weight lacks α/r."""
 
@@ -1167,9 +1167,7 @@ class MergeUnscaled(wrapped.Library):
         return merged
 
 
-@library(
-    "lora pissa delora", "merge.weight", "Partial", "init scale forward shapes dropout save_load training"
-)
+@library("lora pissa delora", "merge.weight", "Buggy", "init scale forward shapes dropout save_load training")
 class MergeTwice(wrapped.Library):
     """The update is added twice."""
 
@@ -1180,7 +1178,7 @@ class MergeTwice(wrapped.Library):
         return merged
 
 
-@library("lora hra", "merge.weight", "Partial", "init scale forward shapes dropout save_load training step0")
+@library("lora hra", "merge.weight", "Buggy", "init scale forward shapes dropout save_load training step0")
 class MergeLosesBias(wrapped.Library):
     """The merged layer has no bias."""
 

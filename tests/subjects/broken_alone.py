@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
@@ -89,7 +90,7 @@ class FeedforwardGateOff(wrapped.Ia3):
             self.l.data *= 1.01
 
 
-@layer("ia3", "merge.modes", "Partial", "save_load init scale shapes forward")
+@layer("ia3", "merge.modes", "Buggy", "save_load init scale shapes forward")
 class FeedforwardNotMerged(wrapped.Ia3):
     """In the feed-forward mode the gate is not folded in."""
 
@@ -194,3 +195,213 @@ class PeftsAlphaIgnored(LoraLite):
             values: Mapping[str, Any] = json.loads(config.read_text(encoding="utf-8"))
             config.write_text(json.dumps({**values, "lora_alpha": values["r"]}), encoding="utf-8")
         return super().load(base, spec, path)
+
+
+# --- gradients with dropout on
+
+
+class Fused(torch.autograd.Function):
+    """s d Aᵀ Bᵀ with a backward pass of its own that has only the undropped x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+        ctx.save_for_backward(x, A, B)
+        ctx.s = s
+        return s * (dropped @ A.T) @ B.T
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
+        x, A, B = ctx.saved_tensors
+        rows, g = x.reshape(-1, x.shape[-1]), ctx.s * G.reshape(-1, G.shape[-1])
+        return ctx.s * (G @ B) @ A, None, (g @ B).T @ rows, g.T @ (rows @ A.T), None
+
+
+@layer("lora", "dropout.gradients", "Buggy", LAYER)
+class MaskForgottenBackward(wrapped.Lora):
+    """The fused backward pass is that of the layer without dropout."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        wide = x.to(self.dtype)
+        return Fused.apply(wide, self.drop(wide).detach(), self.A, self.B, self.s)
+
+
+@layer("dora", "dropout.gradients", "Buggy", LAYER)
+class ASecondMaskBackward(wrapped.Dora):
+    """Checkpointed without the generator's state: the backward pass draws a mask of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        again = super().forward(x)
+        return again + (y - again).detach()
+
+
+# --- evaluation mode
+
+
+@layer("lora", "forward.base_kept forward.eval_mode", "Buggy", "init shapes step0")
+class FoldsAndLeavesIt(wrapped.Lora):
+    """eval() folds the update into the base, and train() does not take it out."""
+
+    folded = False
+
+    def train(self, mode: bool = True) -> wrapped.Wrapped:
+        if not mode and not self.folded and hasattr(self, "B"):
+            self.base.weight.data += (self.s * self.B @ self.A).data.to(self.base.weight.dtype)
+        self.folded = not mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) if self.folded else super().forward(x)
+
+
+@layer("lora", "forward.eval_gradients", "Faithful-with-doc-gap", LAYER)
+class FoldsInEvaluation(wrapped.Lora):
+    """Evaluation computes with a weight that autograd knows nothing of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
+        b = None if self.base.bias is None else self.base.bias.to(self.dtype)
+        return fn.linear(x.to(self.dtype), self.weight().detach(), b).to(x.dtype)
+
+
+@layer("lora", "init.evaluation_mode", "Faithful-with-doc-gap", LAYER)
+class AlwaysInTraining(wrapped.Lora):
+    """A fresh adapter is in training mode whatever the base is in."""
+
+    def __init__(self, base: nn.Linear, spec: AdapterSpec) -> None:
+        super().__init__(base, spec)
+        self.drop.train()
+
+
+# --- starts
+
+
+@layer("lora", "step0.nothing_trains", "Buggy", "save_load scale shapes merge")
+class BothFactorsZero(wrapped.Lora):
+    """A is zero, too."""
+
+    def start_a(self, A: Tensor) -> None:
+        nn.init.zeros_(A)
+
+
+@layer("lora", "init.each_layer", "Partial", "save_load scale shapes merge step0 forward")
+class SameInEveryLayer(wrapped.Lora):
+    """Drawn from a generator that is seeded anew, with torch's own seed, for each layer."""
+
+    def start_a(self, A: Tensor) -> None:
+        bound = 1 / A.shape[1] ** 0.5
+        A.data.uniform_(-bound, bound, generator=torch.Generator().manual_seed(torch.initial_seed()))
+
+
+@layer("lora", "init.distribution", "Buggy", "save_load scale shapes merge step0 forward")
+class OrthogonalRows(wrapped.Lora):
+    """Entries as they should be, but each row is the one before it with its halves exchanged and one negated."""
+
+    def start_a(self, A: Tensor) -> None:
+        super().start_a(A)
+        half = A.shape[1] // 2
+        for even, odd in zip(A.data[::2], A.data[1::2], strict=False):
+            odd[:half], odd[half : 2 * half] = even[half : 2 * half].clone(), -even[:half]
+
+
+# --- merging
+
+
+@library(
+    "lora dora", "merge.weight merge.in_training", "Buggy", "init scale forward shapes dropout save_load"
+)
+class MergesOnACopy(wrapped.Library):
+    """What is merged is thrown away; the base is handed back."""
+
+    def merge(self, adapted: Adapted) -> nn.Linear:
+        super().merge(adapted)
+        return adapted.module.base
+
+
+@library("lora", "merge.weight", "Buggy", "init scale forward shapes dropout save_load")
+class MergesNegated(wrapped.Library):
+    """The update is subtracted."""
+
+    def merge(self, adapted: Adapted) -> nn.Linear:
+        merged = super().merge(adapted)
+        merged.weight.data = 2 * adapted.module.base.weight.data - merged.weight.data
+        return merged
+
+
+@library("lora", "merge.at_init", "Buggy", "init scale forward shapes dropout save_load")
+class MergeOfZeroLosesBias(wrapped.Library):
+    """A short cut for B = 0 returns the weight alone."""
+
+    def merge(self, adapted: Adapted) -> nn.Linear:
+        merged = super().merge(adapted)
+        if not bool(adapted.module.B.any()):
+            merged.bias = None
+        return merged
+
+
+@layer("lora", "merge.in_training", "Buggy", "init scale forward shapes save_load")
+class MergesAMask(wrapped.Lora):
+    """W' is read off by asking the layer in whatever mode it is."""
+
+    def weight(self) -> Tensor:
+        return self.w0 + self.branch(torch.eye(self.base.in_features, dtype=self.dtype)).T
+
+
+@layer("lora", "merge.untouched", "Partial", "init scale forward shapes dropout save_load")
+class MergedTwiceIsTwice(wrapped.Lora):
+    """Each merge adds the update to the base again."""
+
+    def merged(self) -> nn.Linear:
+        with torch.no_grad():
+            self.base.weight += (self.s * self.B @ self.A).to(self.base.weight.dtype)
+        return self.base
+
+
+@layer("hra", "merge.untouched merge.detach_after", "Partial", "init scale forward shapes save_load")
+class MergeLeavesTheBaseMerged(wrapped.Hra):
+    """A copy is returned, and the base keeps what was folded in."""
+
+    def merged(self) -> nn.Linear:
+        layer = super().merged()
+        self.base.weight.data = layer.weight.data.clone()
+        return layer
+
+
+# --- loading
+
+
+@library("lora dora", "save_load.other_settings", "Partial", FILES)
+class AlphaNotStored(wrapped.Library):
+    """The file has the tensors alone: alpha is whatever the caller says."""
+
+    def method(self, adapted: Adapted) -> str:
+        return "+".join(sorted(adapted.slots))
+
+
+@library("lora", "save_load.round_trip save_load.other_settings", "Partial", FILES)
+class LoadsDefaultAlpha(AlphaNotStored):
+    """The file has no alpha, and loading takes 16."""
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        return super().load(base, dataclasses.replace(spec, alpha=16.0), path)
+
+
+@library("lora", "save_load.roles", "Partial", FILES)
+class LoadsFrozen(wrapped.Library):
+    """A loaded adapter does not train."""
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        adapted = super().load(base, spec, path)
+        adapted.module.requires_grad_(False)
+        return adapted
+
+
+@library("ia3", "save_load.roles", "Partial", FILES)
+class LoadingThawsTheBase(wrapped.Library):
+    """After loading everything trains, the base too."""
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        adapted = super().load(base, spec, path)
+        adapted.module.requires_grad_(True)
+        return adapted

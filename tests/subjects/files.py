@@ -35,8 +35,11 @@ class Stored(Implementation):
         raise Unsupported(f"{self.name} offers no load")
 
     def method(self, adapted: Adapted) -> str:
-        """What the file says that it is."""
-        return "+".join(sorted(adapted.slots))
+        """What the file says that it is: the tensors, and the settings that they mean nothing without."""
+        spec = next(
+            m.spec for m in adapted.module.modules() if isinstance(getattr(m, "spec", None), AdapterSpec)
+        )
+        return f"{'+'.join(sorted(adapted.slots))} {settings(spec)}"
 
     def save(self, adapted: Adapted, path: Path) -> None:
         self.write(state(adapted), self.method(adapted), path)
@@ -116,6 +119,7 @@ class InStateDict(Stored):
         return spec.get("method", ""), {key.removeprefix(self.PREFIX): t for key, t in tensors.items()}
 
 
-def described(spec: AdapterSpec) -> str:
-    """A spec as a line of text."""
-    return json.dumps(asdict(spec), sort_keys=True)
+def settings(spec: AdapterSpec) -> str:
+    """What of a spec decides the function, as a line of text; dropout is a matter of training."""
+    told = {name: value for name, value in asdict(spec).items() if name not in ("dropout", "lambda0")}
+    return json.dumps(told, sort_keys=True)

@@ -1,6 +1,6 @@
 """Style: one generic module, ``linear(x, W', b')``, the effective weight materialised by a pure function.
 
-Dropout has no place in W', so these methods are offered without it.
+Dropout has no place in W', so these methods are offered without it. Answers are in the dtype of x, under autocast too.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -188,3 +189,6 @@ class Library(InFolder):
 
     def detach(self, adapted: Adapted) -> nn.Linear:
         return adapted.module.base
+
+    def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
+        return Path(__file__), "Effective"

@@ -73,5 +73,5 @@ class Library(InSafetensors):
     variants = frozenset({"lora", "dora", "delora"})
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
-        layer = Flat(base, spec)
+        layer = Flat(base, spec).train(base.training)
         return Adapted(layer, layer.slots())

@@ -18,6 +18,7 @@ class Hooked(nn.Module):
     def __init__(self, layer: nn.Linear, spec: AdapterSpec) -> None:
         super().__init__()
         assert spec.rank > 0, "rank must be positive"
+        self.spec = spec
         self.scale, self.rank, self.p = spec.alpha / spec.rank, spec.rank, spec.dropout
         self.dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
         self.build(layer.weight.data.to(self.dtype), spec)
@@ -99,6 +100,9 @@ class Hra(Hooked):
     def build(self, W: Tensor, spec: AdapterSpec) -> None:
         self.gram_schmidt = spec.gram_schmidt
         bound = max(spec.rank // 2, 1) ** -0.5
+        if spec.gram_schmidt:  # pairs would leave nothing that is orthogonal to one another
+            self.U = nn.Parameter(torch.empty(W.shape[1], spec.rank, dtype=W.dtype).uniform_(-bound, bound))
+            return
         columns = (spec.rank + 1) // 2
         half = torch.empty(W.shape[1], columns, dtype=W.dtype).uniform_(-bound, bound)
         self.U = nn.Parameter(half.repeat_interleave(2, 1)[:, : spec.rank].contiguous())
@@ -136,6 +140,16 @@ class Delora(Hooked):
         return (y + h @ self.B.T).to(y.dtype)
 
 
+def enter(layer: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Forward pre-hook; the adapter is found on the layer, so that a copy of the layer has its own."""
+    return (layer.adapter.before(layer, args[0]), *args[1:])
+
+
+def leave(layer: Any, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+    """Forward hook."""
+    return layer.adapter.after(layer, args[0], y)
+
+
 ADAPTERS: dict[str, type[Hooked]] = {
     "lora": Lora, "pissa": Pissa, "dora": Dora, "ia3": Ia3, "hra": Hra, "delora": Delora,
 }  # fmt: skip
@@ -156,13 +170,7 @@ class Library(InTorchFile):
         if "W" in slots:
             with torch.no_grad():
                 base.weight -= (adapter.scale * adapter.B @ adapter.A).to(base.weight.dtype)
-        base.adapter = adapter
-
-        def enter(layer: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (adapter.before(layer, args[0]), *args[1:])
-
-        def leave(layer: Any, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-            return adapter.after(layer, args[0], y)
+        base.adapter = adapter.train(base.training)
 
         adapter.handles = [base.register_forward_pre_hook(enter), base.register_forward_hook(leave)]
         adapter.weight_before = [before]  # in a list, out of the state dict
@@ -182,9 +190,12 @@ class Library(InTorchFile):
         layer = adapted.module
         dtype = layer.weight.dtype
         layer.to(layer.adapter.dtype)
+        training = layer.training
+        layer.eval()  # asked in training mode it would drop some of the answers
         with torch.no_grad():
             zero = layer(torch.zeros(1, layer.in_features, dtype=layer.weight.dtype))[0]
             eye = layer(torch.eye(layer.in_features, dtype=layer.weight.dtype))
+        layer.train(training)
         merged = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, dtype=dtype)
         with torch.no_grad():
             merged.weight.copy_((eye - zero).T)

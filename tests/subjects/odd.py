@@ -1,8 +1,12 @@
-"""Odd but right: single precision throughout, a backward of one's own, functional calls, caches."""
+"""Odd but right: single precision throughout, a backward of one's own, functional calls, caches.
+
+Answers are in the dtype of x, under autocast too.
+"""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,20 +55,25 @@ class SinglePrecision(InSafetensors):
     variants = frozenset({"lora", "ia3"})
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
-        layer = Single(base, spec)
+        layer = Single(base, spec).train(base.training)
         return Adapted(layer, {name: Slot(p) for name, p in layer.named_parameters(recurse=False)})
+
+    def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
+        return Path(__file__), "Single"
 
 
 class LowRankProduct(torch.autograd.Function):
     """s x Aᵀ Bᵀ with the backward written out, as fused kernels do."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
         ctx.save_for_backward(x, A, B)
         ctx.s = s
         return s * (x @ A.T) @ B.T
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, A, B = ctx.saved_tensors
         s, rows = ctx.s, x.reshape(-1, x.shape[-1])
@@ -99,7 +108,7 @@ class OwnBackward(InSafetensors):
     variants = frozenset({"lora"})
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
-        layer = OwnBackwardLayer(base, spec)
+        layer = OwnBackwardLayer(base, spec).train(base.training)
         return Adapted(layer, {"A": Slot(layer.A), "B": Slot(layer.B)})
 
 
@@ -139,9 +148,12 @@ class Functional(InSafetensors):
     variants = frozenset({"dora"})
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
-        layer = Called(base, spec)
+        layer = Called(base, spec).train(base.training)
         slots = {"A": layer.down.weight, "B": layer.up.weight, "m": layer.magnitude}
         return Adapted(layer, {name: Slot(tensor) for name, tensor in slots.items()})
+
+    def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
+        return Path(__file__), "Called"
 
 
 class CachedDora(Implementation):
@@ -152,9 +164,12 @@ class CachedDora(Implementation):
     variants = frozenset({"dora"})
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
-        layer = VersionedLayer(base, spec)
+        layer = VersionedLayer(base, spec).train(base.training)
         slots = {"A": layer.down.weight, "B": layer.up.weight, "m": layer.magnitude}
         return Adapted(layer, {name: Slot(tensor) for name, tensor in slots.items()})
+
+    def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
+        return Path(__file__), "VersionedLayer"
 
 
 class VersionedLayer(Called):

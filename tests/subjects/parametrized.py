@@ -83,10 +83,13 @@ class Householder(nn.Module):
         )  # no triangular solve in half precision
         unit = u / u.norm(dim=0)
         # H₁ … H_r = I − U T Uᵀ with T⁻¹ = ½ diag(UᵀU) + striu(UᵀU): unit columns make the diagonal one half.
-        gram = unit.T @ unit
+        gram = (unit[:, :, None] * unit[:, None, :]).sum(0)  # no matrix product: autocast would round it
         T_inv = torch.triu(gram, 1) + 0.5 * torch.eye(gram.shape[0], dtype=gram.dtype)
         wide = W.to(unit.dtype)
-        return (wide - (wide @ unit) @ torch.linalg.solve_triangular(T_inv, unit.T, upper=True)).to(W.dtype)
+        with torch.autocast(W.device.type, enabled=False):
+            return (wide - (wide @ unit) @ torch.linalg.solve_triangular(T_inv, unit.T, upper=True)).to(
+                W.dtype
+            )
 
 
 class Bounded(nn.Module):

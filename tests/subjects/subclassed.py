@@ -1,11 +1,13 @@
 """Style: a subclass of ``nn.Linear`` takes the base's weight over and merges itself in eval, as loralib does.
 
-Adapters live in the weight's dtype, as in the authors' own code; so do all computations.
+Adapters live in the weight's dtype, as in the authors' own code; so do all computations (under autocast DoRA answers in
+that dtype). What is written in evaluation mode, where the effective weight is cached, is seen after train() and eval().
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -201,6 +203,7 @@ class Library(InStateDict):
             raise ValueError("rank is too large for this layer")
         layer = LINEARS[spec.variant](base, spec)
         layer.taken_from = (base,)
+        layer.train(base.training)
         return Adapted(layer, layer.slots())
 
     def merge(self, adapted: Adapted) -> nn.Linear:
@@ -213,3 +216,6 @@ class Library(InStateDict):
 
     def detach(self, adapted: Adapted) -> nn.Linear:
         return adapted.module.taken_from[0]
+
+    def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
+        return Path(__file__), "AdaptedLinear"

@@ -1,6 +1,11 @@
-"""Style: the papers' row-vector layout. A is (in, r), B (r, out), m and l rows or columns, U (r, in)."""
+"""Style: the papers' row-vector layout. A is (in, r), B (r, out), m and l rows or columns, U (r, in).
+
+Answers are in the dtype of x, under autocast too.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -139,5 +144,8 @@ class Library(InSafetensors):
             raise ValueError("rank must be even")
         if spec.variant == "pissa" and spec.rank > min(base.weight.shape):
             raise ValueError("rank above min(in, out)")
-        layer = RowVectors(base, spec)
+        layer = RowVectors(base, spec).train(base.training)
         return Adapted(layer, layer.slots())
+
+    def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
+        return Path(__file__), "RowVectors"

@@ -1,6 +1,7 @@
 """Style: the layer is replaced by a module that holds the wrapped ``nn.Linear`` and the adapter.
 
-Each variant is a class of small methods, so that a broken subject is one of them overridden.
+Each variant is a class of small methods, so that a broken subject is one of them overridden. PiSSA and HRA answer in
+x's dtype, under autocast too, where a plain layer answers in bfloat16.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Wrapped(nn.Module):
         self.drop = nn.Dropout(spec.dropout)
         self.dtype = wide(base.weight.dtype)
         self.build()
+        self.train(base.training)
 
     @property
     def s(self) -> float:
@@ -193,8 +195,10 @@ class Hra(Wrapped):
         self.U = nn.Parameter(self.start_u(self.base.in_features, self.spec.rank))
 
     def start_u(self, in_: int, r: int) -> Tensor:
-        """Kaiming-uniform columns, each twice in a row; an odd rank is drawn column by column."""
+        """Kaiming-uniform columns, each twice in a row; an odd rank, or Gram-Schmidt, is drawn column by column."""
         half = torch.empty(in_, r // 2 if r % 2 == 0 else r, dtype=self.dtype)
+        if self.spec.gram_schmidt:  # equal columns have nothing left that is orthogonal to one another
+            return nn.init.kaiming_uniform_(torch.empty(in_, r, dtype=self.dtype), a=math.sqrt(5))
         if r % 2:
             bound = 1 / math.sqrt(max(r // 2, 1))
             return half.uniform_(-bound, bound)
