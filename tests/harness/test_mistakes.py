@@ -39,7 +39,7 @@ ASKED = (
     "training.alive",
 )
 # Facts that a diagnosis cannot be read off: the finding has the check's own words.
-UNNAMED = {"delora.norm_not_saved"}
+UNNAMED = {"delora.norm_not_saved", "vera.matrices_not_saved"}
 
 
 def claims(subject: Equation, variant: str) -> Iterator[Claim]:
