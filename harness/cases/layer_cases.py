@@ -27,6 +27,10 @@ DTYPES = {
 }
 
 
+# Fields of a spec that a witness has a place for, or shows one by one.
+TOLD_ANYWAY = ("variant", "rank", "alpha", "options")
+
+
 @dataclass(frozen=True)
 class Case:
     """One layer and one input. ``batch``: the leading dimensions of x.
@@ -123,12 +127,11 @@ class Case:
     def describe(self) -> dict[str, Any]:
         """The case in plain values, for a witness."""
         defaults = AdapterSpec(self.spec.variant)
-        more = {
-            f.name: getattr(self.spec, f.name)
-            for f in dataclasses.fields(AdapterSpec)
-            if f.name not in ("variant", "rank", "alpha")
-            and getattr(self.spec, f.name) != getattr(defaults, f.name)
-        }
+        names = [f.name for f in dataclasses.fields(AdapterSpec) if f.name not in TOLD_ANYWAY]
+        more = {name: getattr(self.spec, name) for name in names}
+        more = {name: value for name, value in more.items() if value != getattr(defaults, name)}
+        options = {o.name: o for o in self.variant.options}
+        more |= {n: v for n, v in self.spec.options.items() if n not in options or v != options[n].default}
         return {
             "in": self.in_features,
             "out": self.out_features,

@@ -30,6 +30,7 @@ ASKED = (
     "step0.dead_parameters",
     "dtype.output",
     "init.distribution",
+    "init.keyed",
     "shapes.canonical",
     "shapes.roles",
     "shapes.frozen_base",
@@ -38,7 +39,7 @@ ASKED = (
     "training.alive",
 )
 # Facts that a diagnosis cannot be read off: the finding has the check's own words.
-UNNAMED = {"delora.norm_not_saved"}
+UNNAMED = {"delora.norm_not_saved", "vera.matrices_not_saved"}
 
 
 def claims(subject: Equation, variant: str) -> Iterator[Claim]:
