@@ -98,11 +98,11 @@ class Defect:
 
     def _names(self, claim: Claim) -> bool:
         """Whether the claim's diagnosis speaks of the whole group: a catalogued mistake does; what a check says of
-        itself (a guard, a precision, a format) is no name for what makes other checks fail."""
+        itself (a guard, a precision, a format) is no name for what makes other checks fail, unless those follow it."""
         if claim.diagnosis is None:
             return False
         catalogued = not is_of_a_check(claim.diagnosis)
-        return catalogued or all(c.check == claim.check for c in self.members)
+        return catalogued or all(claim.check in (c.check, *self.info(c).follows) for c in self.members)
 
     @cached_property
     def diagnosis(self) -> Diagnosis | None:
