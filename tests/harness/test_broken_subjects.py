@@ -6,7 +6,7 @@ import pytest
 
 from harness.cases.profiles import Profile
 from harness.engine.checks import Check
-from tests.subjects import broken_alone  # noqa: F401  (fills the table)
+from tests.subjects import broken_alone, checkpoint_loaders  # noqa: F401  (fill the table)
 from tests.subjects.broken import BROKEN, Broken
 from tests.subjects.judged import audit
 
