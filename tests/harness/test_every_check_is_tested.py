@@ -15,7 +15,7 @@ from harness.cases.profiles import Profile
 from harness.engine.checks import CHECKS, load_checks
 from oracles.implementation import Implementation
 from tests.models import test_checks as models
-from tests.subjects import broken_alone, broken_contexts  # noqa: F401  (they fill the table)
+from tests.subjects import broken_alone, broken_contexts, checkpoint_loaders  # noqa: F401  (they fill the table)
 from tests.subjects.broken import BROKEN
 from tests.subjects.judged import once
 
