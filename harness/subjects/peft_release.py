@@ -44,7 +44,11 @@ def _fields(name: str) -> set[str]:
 
 
 def _offered() -> frozenset[str]:
-    found = {variant for variant, (config, _, fixed, _) in BINDINGS.items() if set(fixed) <= _fields(config) != set()}
+    found = {
+        variant
+        for variant, (config, _, fixed, _) in BINDINGS.items()
+        if set(fixed) <= _fields(config) != set()
+    }
     # Before 0.10 `init_lora_weights` was a switch that took any text for yes.
     if "use_dora" not in _fields("LoraConfig") or not _documents("LoraConfig", "pissa"):
         found -= {"pissa"}
@@ -159,7 +163,9 @@ def _slots(layer: Any, spec: AdapterSpec) -> dict[str, Slot]:
         tensor = _resolve(layer, path)
         if tensor is None:
             continue
-        slots[name] = Slot(tensor, _gate(spec)) if name == "l" else _magnitude(tensor) if name == "m" else Slot(tensor)
+        slots[name] = (
+            Slot(tensor, _gate(spec)) if name == "l" else _magnitude(tensor) if name == "m" else Slot(tensor)
+        )
     return slots
 
 
@@ -169,7 +175,11 @@ def _resolve(module: Any, path: str) -> Tensor | None:
         return getattr(node, "base_layer", node).weight  # type: ignore[no-any-return]
     for part in path.split("."):
         try:
-            node = node[part] if isinstance(node, (nn.ModuleDict, nn.ParameterDict)) else getattr(node, part, None)
+            node = (
+                node[part]
+                if isinstance(node, (nn.ModuleDict, nn.ParameterDict))
+                else getattr(node, part, None)
+            )
         except KeyError:
             return None
     found = getattr(node, "weight", node)  # DoRA's magnitude became a module of its own in 0.11
