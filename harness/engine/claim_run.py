@@ -157,7 +157,7 @@ class ClaimRun:
             why = _because(broken.cause, broken.sentence)
             return {"outcome": broken.outcome, "examples": 0, **why}
         try:
-            with isolation.global_state(self.elsewhere), isolation.time_limit():
+            with isolation.global_state(self.subject), isolation.time_limit():
                 asked = self._drive(context)
         except Deviation as found:
             failure = Failure(self.check, context, self.oracle_id, self.others())
@@ -210,11 +210,6 @@ class ClaimRun:
         if context.left_out:
             return {"outcome": "not_applicable", "examples": 0, **_because("outside", context.left_out)}
         return {"outcome": "unverified", **_because("refused_all", "the subject refused every case")}
-
-    @property
-    def elsewhere(self) -> isolation.Watched | None:
-        """The process of a subject that has one of its own."""
-        return getattr(self.subject, "elsewhere", None)
 
     @property
     def known(self) -> disagreements.Disagreement | None:
