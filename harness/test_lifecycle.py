@@ -41,7 +41,15 @@ FOLDED, FRESH = ROUNDOFFS["folded layer"], ROUNDOFFS["fresh adapter"]
     title="the output is not that of the active adapters",
     failure_mode="what is evaluated or deployed is another model than the one that was asked for",
     domain=Domain(
-        strategy=lives(steps.ADD, steps.SET, steps.SET, steps.DELETE, steps.MODES, steps.TRAIN, begins=GIVEN)
+        strategy=lives(
+            steps.ADD,
+            steps.SET,
+            steps.DELETE,
+            steps.MODES,
+            steps.TRAIN,
+            begins=GIVEN,
+            about=((), (("eval",), ("set_adapters",)), (("set_adapters", FIRST, SECOND),), steps.DELETE[:1]),
+        )
     ),
     against=("paper",),
     follows=("forward.random_parameters", "forward.modes"),
@@ -64,7 +72,14 @@ def test_output(context: Context, case: LifeCase) -> None:
     domain=Domain(
         strategy=lives(
             steps.FOLD, steps.TRAIN, steps.SET, steps.ADD, steps.DELETE, steps.MODES,
-            about=(steps.MERGE, steps.FOLD[:1], (*steps.FOLD, *steps.FOLD)),
+            about=(
+                steps.FOLD[:1],
+                steps.MERGE,
+                (*steps.FOLD[:1], *steps.MERGE),
+                (*GIVEN, *steps.FOLD[:1], ("set_adapters", SECOND)),
+                (*GIVEN, ("set_adapters", SECOND), *steps.MERGE),
+                (*steps.FOLD, *steps.FOLD),
+            ),
         )
     ),
     against=("paper",),

@@ -49,6 +49,11 @@ def _held(life: Life, names: Sequence[str]) -> list[Held]:
     return [life.held[name] for name in names]
 
 
+def _was_folded(life: Life) -> bool:
+    """Whether something was folded in that should not be any more."""
+    return bool(life.folded) and (life.unsettled or not life.merged)
+
+
 def _changed(base: Weights, plus: Weights, minus: Weights) -> Weights:
     """base + plus − minus."""
     b = None if base[1] is None or plus[1] is None or minus[1] is None else base[1] + plus[1] - minus[1]
@@ -64,6 +69,35 @@ def deleted_acts(life: Life, state: State) -> Iterator[Weights]:
     for held in life.gone.values():
         yield state.composed(life.base, [held])
         yield state.composed(life.base, [*_held(life, state.active), held])
+
+
+@fault(
+    "still_folded",
+    "an adapter that was folded in stays in the base weight",
+    "the base weight is another one from then on, under whatever adapter comes next",
+)
+def still_folded(life: Life, state: State) -> Iterator[Weights]:
+    there = {**life.gone, **life.held}
+    if _was_folded(life) and set(life.folded) <= there.keys():
+        left = state.composed(life.base, [there[name] for name in life.folded])
+        yield left
+        yield state.composed(left, _held(life, state.active))
+
+
+@fault(
+    "unmerged_another",
+    "unmerging takes out the adapter that is active, not the one that was folded in",
+    "the base weight is another one from then on",
+)
+def unmerged_another(life: Life, state: State) -> Iterator[Weights]:
+    if not _was_folded(life) or not set(life.folded) <= life.held.keys():
+        return
+    put_in = state.composed(life.base, _held(life, life.folded))
+    for names in [state.active, *((n,) for n in life.held)]:
+        taken = state.composed(life.base, _held(life, names))
+        left = _changed(life.base, put_in, taken)
+        yield left
+        yield state.composed(left, _held(life, state.active))
 
 
 @fault(
@@ -122,6 +156,32 @@ def reversed_chain(life: Life, state: State) -> Iterator[Weights]:
 
 
 @fault(
+    "norm_of_another",
+    "the magnitude is divided by the norm that belongs to another adapter",
+    "every row of the merged weight is too long or too short",
+)
+def norm_of_another(life: Life, state: State) -> Iterator[Weights]:
+    active, mixed = _held(life, state.active), VARIANTS[life.case.spec.variant].with_norms_of
+    if mixed is None or not active:
+        return
+    for other in life.held.values():
+        theirs = (other.values, other.spec)
+        wrong = [Held(h.spec, mixed((h.values, h.spec), theirs, life.base[0])) for h in active]
+        yield state.composed(life.base, wrong)
+    yield chained(life.base, active)  # the norm of what the one before it left
+
+
+@fault(
+    "scale_of_another",
+    "an adapter acts with the scale of another one",
+    "its update is too large or too small by the ratio of the two scales",
+)
+def scale_of_another(life: Life, state: State) -> Iterator[Weights]:
+    for other in life.held.values():
+        yield state.composed(life.base, [Held(other.spec, held.values) for held in _held(life, state.active)])
+
+
+@fault(
     "composed_otherwise",
     "several active adapters act together in another way than in the references",
     "adapters that were trained apart are not the model together that they should be",
@@ -146,35 +206,6 @@ def twice(life: Life, state: State) -> Iterator[Weights]:
 
 
 @fault(
-    "unmerged_another",
-    "unmerging takes out the adapter that is active, not the one that was folded in",
-    "the base weight is another one from then on",
-)
-def unmerged_another(life: Life, state: State) -> Iterator[Weights]:
-    if not life.folded or not set(life.folded) <= life.held.keys():
-        return
-    put_in = state.composed(life.base, _held(life, life.folded))
-    for names in [state.active, *((n,) for n in life.held)]:
-        taken = state.composed(life.base, _held(life, names))
-        left = _changed(life.base, put_in, taken)
-        yield left
-        yield state.composed(left, _held(life, state.active))
-
-
-@fault(
-    "still_folded",
-    "an adapter that was folded in stays in the base weight",
-    "the base weight is another one from then on, under whatever adapter comes next",
-)
-def still_folded(life: Life, state: State) -> Iterator[Weights]:
-    there = {**life.gone, **life.held}
-    if life.folded and set(life.folded) <= there.keys():
-        left = state.composed(life.base, [there[name] for name in life.folded])
-        yield left
-        yield state.composed(left, _held(life, state.active))
-
-
-@fault(
     "shared_residual",
     "what one adapter takes out of the base weight stays out while another is active",
     "adding an adapter changes what the others compute, and none of them gives the base back",
@@ -186,32 +217,6 @@ def shared_residual(life: Life, state: State) -> Iterator[Weights]:
         for names in itertools.combinations(idle, count):
             W, b = state.composed(life.base, _held(life, state.active))
             yield W - sum(lost[name] for name in names), b
-
-
-@fault(
-    "scale_of_another",
-    "an adapter acts with the scale of another one",
-    "its update is too large or too small by the ratio of the two scales",
-)
-def scale_of_another(life: Life, state: State) -> Iterator[Weights]:
-    for other in life.held.values():
-        yield state.composed(life.base, [Held(other.spec, held.values) for held in _held(life, state.active)])
-
-
-@fault(
-    "norm_of_another",
-    "the magnitude is divided by the norm that belongs to another adapter",
-    "every row of the merged weight is too long or too short",
-)
-def norm_of_another(life: Life, state: State) -> Iterator[Weights]:
-    active, mixed = _held(life, state.active), VARIANTS[life.case.spec.variant].with_norms_of
-    if mixed is None or not active:
-        return
-    for other in life.held.values():
-        theirs = (other.values, other.spec)
-        wrong = [Held(h.spec, mixed((h.values, h.spec), theirs, life.base[0])) for h in active]
-        yield state.composed(life.base, wrong)
-    yield chained(life.base, active)  # the norm of what the one before it left
 
 
 @fault(
