@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import contexts, rounding
-from harness.compare.context import Context, double
+from harness.compare.context import Context, Pair, double
 from harness.compare.contexts import observe, same
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
 from harness.compare.outcome import Deviation, NotOffered, OutsideDomain
@@ -23,8 +23,13 @@ from oracles.seeding import seed_torch
 from reports.model import Diagnosis
 
 SMALL = Domain(dtypes=("float32",), sizes=(2, 9), ranks=(1, 6), batches=((4,), (2, 3)))
+CAST = Domain(dtypes=("float32",), sizes=(6, 9), ranks=(5, 6), batches=((4,),))  # α/r is no bf16 number
 EXAMPLES = 4
 RATE = 0.4
+NARROW = (
+    1e-4,
+    1e4,
+)  # sizes of weights: the squares are below float16's smallest number, or above its largest
 WRONG_BEFORE = ("forward.random_parameters", "forward.gradients", "forward.eval_mode")
 
 SEEN_LATER = (r"(merge|fold|cache)\w*.{0,60}\beval", r"\beval\w*.{0,60}(merge|fold|cache)", r"seen after")
@@ -352,14 +357,35 @@ def test_autocast_dtype(context: Context, case: Case) -> None:
     diagnose=False,
 )
 def test_autocast(context: Context, case: Case) -> None:
-    """Under ``torch.autocast("cpu", torch.bfloat16)`` output and gradients are the float64 ones up to bf16 rounding."""
-    pair = context.pair(case, "far")
+    """Under ``torch.autocast("cpu", torch.bfloat16)`` output and gradients are the float64 ones up to bf16 rounding.
+
+    Far from the start, and at the start over weights whose squares float16 cannot hold.
+    """
+    _as_bfloat16(context, context.pair(case, "far"))
+    for scale in NARROW:
+        _as_bfloat16(context, context.pair(_scaled(case, scale), "initial"))
+
+
+def _as_bfloat16(context: Context, pair: Pair) -> None:
+    case = pair.case
     actual = observe(pair.ours, case, _under_autocast(pair.ours))
     exact = observe(pair.theirs, double(case))
     noise = context.noise(pair, gradients=True, unit=torch.bfloat16)
     for name in [n for n in exact if n in actual and n in noise]:
         kind = "precision gradient" if name.startswith("gradient") else "precision"
         context.judge(case, f"{name} under autocast", actual[name], exact[name], noise[name], kind)
+
+
+def _scaled(case: Case, scale: float) -> Case:
+    """The same case over a base whose weight is ``scale`` times as large."""
+    other = case.but()
+    vars(other).update(
+        weight=case.weight * scale,
+        bias_vector=case.bias_vector,
+        input=case.input,
+        cotangent=case.cotangent,
+    )
+    return other
 
 
 def _under_autocast(layer: Layer) -> Callable[[Tensor], Tensor]:
@@ -534,7 +560,7 @@ def _change_buffers(context: Context, case: Case, layer: Layer) -> None:
     "major",
     title="after .to(bfloat16) and back the layer loses more than its parameters' digits",
     failure_mode="a model that was moved through half precision computes another function than its parameters say",
-    domain=SMALL,
+    domain=CAST,
     against=("paper",),
     examples=EXAMPLES,
     follows=WRONG_BEFORE,
@@ -553,7 +579,7 @@ def test_cast_and_back(context: Context, case: Case) -> None:
         raise OutsideDomain("a slot's tensor is no tensor of the module: what became of it is not known")
     rounded = _rounded(case)
     fresh = context.layer(rounded)
-    fresh.write(moved.values())
+    fresh.write({n: v for n, v in moved.values().items() if not _is_constant(context, moved, n)})
     same(
         context,
         rounded,
@@ -562,6 +588,12 @@ def test_cast_and_back(context: Context, case: Case) -> None:
         observe(fresh, rounded),
         2.0,
     )
+
+
+def _is_constant(context: Context, layer: Layer, name: str) -> bool:
+    """Whether a slot is a single number that neither trains nor belongs to the method: a scale, say."""
+    tensor = layer.raw(name)
+    return tensor.numel() == 1 and not tensor.requires_grad and context.variant.tensor(name) is None
 
 
 def _rounded(case: Case) -> Case:

@@ -286,6 +286,26 @@ def test_modes(context: Context, case: Case) -> None:
 )
 def test_pure(context: Context, case: Case) -> None:
     """A call changes neither its input, nor the adapter or the base, nor torch's generator; twice is the same."""
+    _pure(context, case)
+
+
+@check(
+    "forward",
+    "major",
+    title="in one of its modes calling the layer has side effects",
+    failure_mode="results depend on what was called before, and runs cannot be repeated",
+    against=("paper",),
+    examples=4,
+    modes=True,
+    follows=("forward.pure", "shapes.modes"),
+    diagnose=False,
+)
+def test_pure_modes(context: Context, case: Case) -> None:
+    """In each mode, a call changes neither input, adapter, base nor torch's generator; twice is the same."""
+    _pure(context, case)
+
+
+def _pure(context: Context, case: Case) -> None:
     layer = far_layer(context, case)
     held = {n: t.detach().clone() for n, t in _state(layer).items()}
     x = case.x

@@ -17,7 +17,14 @@ from harness.compare.context import Context, plain
 from harness.compare.layer import Layer, adapt
 from harness.compare.outcome import Deviation, NoSlot, OutsideDomain, ToldElsewhere
 from harness.compare.probing import mode_is_ignored
-from harness.compare.thresholds import FALSE_ALARM, GAUSSIAN_SIGMA, REACHED, STANDARD_ERRORS, SUPPORT
+from harness.compare.thresholds import (
+    FALSE_ALARM,
+    GAUSSIAN_SIGMA,
+    REACHED,
+    SINGULAR,
+    STANDARD_ERRORS,
+    SUPPORT,
+)
 from harness.engine.checks import check
 from oracles.implementation import Implementation
 from oracles.seeding import seed_torch
@@ -538,3 +545,53 @@ def test_modes(context: Context, case: Case) -> None:
     _deterministic(context, case)
     if context.variant.starts_at_identity(case.spec):
         _identity(context, case)
+
+
+PAIRED = Diagnosis(
+    "init.singular_start",
+    "in this mode the adapter starts at a point where its equation divides by rounding noise, or by zero",
+    "a share of all seeds would start at NaN, the others at a function that another machine does not repeat",
+    matched=1,
+    tried=1,
+    source="check",
+    agrees_with="PEFT 0.21, whose Gram-Schmidt mode starts in equal pairs of columns",
+    severity="major",
+)
+
+
+@check(
+    "init",
+    "critical",
+    title="in one of its modes the adapter starts at NaN, or where rounding decides what it computes",
+    failure_mode="training would diverge before the first step, or start from another function on every machine",
+    against=("paper",),
+    modes=True,
+    follows=("shapes.modes", "init.modes"),
+    diagnose=False,
+)
+def test_finite_modes(context: Context, case: Case) -> None:
+    """In each mode, output and gradients at the subject's own start are finite, and no division by rounding noise."""
+    if mode_is_ignored(context, case):
+        raise ToldElsewhere("the mode is ignored, which shapes.modes reports", "shapes.modes")
+    ours = context.layer(case)
+    start = ours.values()
+    for name, found in rounding.observe(ours, case, gradients=True).items():
+        if not bool(torch.isfinite(found).all()):
+            raise Deviation(case, f"{name} at the start", "finite", "not finite", diagnosis=_paired(start))
+    pair = context.pair(case, "initial")
+    size = float(torch.linalg.vector_norm(rounding.observe(pair.ours, case)["output"]))
+    noise = context.noise(pair)["output"]
+    moved = noise / (rounding.roundoff(torch.float32) * size) if size else 0.0
+    if not moved < SINGULAR:
+        quantity = "roundings of the output per rounding of the start"
+        raise Deviation(case, quantity, f"below {SINGULAR:g}", f"{moved:.3g}", diagnosis=_paired(start))
+
+
+def _paired(start: dict[str, Tensor]) -> Diagnosis | None:
+    """That the start has equal columns, of which orthogonalisation leaves nothing, if it has."""
+    return PAIRED if any(_has_equal_columns(value) for value in start.values()) else None
+
+
+def _has_equal_columns(value: Tensor) -> bool:
+    """Whether some columns of a matrix are the same: made orthogonal to one another, nothing is left of them."""
+    return value.dim() == 2 and len(_equal_columns(value)) < value.shape[1]

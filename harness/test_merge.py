@@ -5,16 +5,21 @@ from __future__ import annotations
 import functools
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from harness.cases.layer_cases import Case, Domain
+from harness.cases.tiny_models import ModelCase, logits
 from harness.compare import rounding
+from harness.compare.adapted_model import far, offers_models, subject_on
 from harness.compare.context import Context, double
-from harness.compare.layer import Layer, SubjectRaised
-from harness.compare.outcome import Deviation, NotApplicable
+from harness.compare.layer import Layer, SubjectRaised, answering
+from harness.compare.outcome import Deviation, NotApplicable, NotOffered
 from harness.compare.probing import coefficient, effective, far_layer, plain_layer
-from harness.compare.thresholds import SAME_UPDATE
+from harness.compare.thresholds import ROUNDOFFS, SAME_UPDATE
 from harness.engine.checks import check
+from oracles.implementation import AdapterSpec, Implementation
+from oracles.variants import Variant
 from reports.model import Diagnosis
 
 
@@ -303,3 +308,39 @@ def _detached(context: Context, case: Case, layer: Layer) -> nn.Linear:
         same = found.bias is not None and torch.equal(found.bias.detach(), case.bias_vector)
         context.demand(same, case, "the bias after detach", "bitwise the base's", "changed")
     return found
+
+
+MERGED = ("llama", "gpt2", "t5_gated", "bert")
+
+
+def whole(variant: Variant) -> st.SearchStrategy[ModelCase]:
+    """Small models at the variant's default targets: GPT-2 stores its weights transposed."""
+    spec = AdapterSpec(variant.id, rank=2, alpha=3.0)
+    return st.sampled_from([ModelCase(spec, name, seed=i) for i, name in enumerate(MERGED)])
+
+
+@check(
+    "merge",
+    "major",
+    title="the merged model is not the adapted one",
+    failure_mode="deployment runs another model than the one that was trained and evaluated",
+    domain=Domain(strategy=whole),
+    against=("paper",),
+    examples=2 * len(MERGED),
+    follows=("merge.weight", "targets.model_forward"),
+    diagnose=False,
+)
+def test_model(context: Context, case: ModelCase) -> None:
+    """With every adapter of a model far from its start, the merged model's logits are the adapted one's."""
+    if type(context.subject).merge_model is Implementation.merge_model or not offers_models(context.subject):
+        raise NotOffered(f"{context.subject.name} offers no merging of whole models", "merge_model")
+    ours = subject_on(context, case)
+    ours.write(far(ours, case))
+    ours.model.eval()
+    with torch.no_grad():
+        wanted = logits(ours.model, case).double()
+        with answering(ours.who, f"merge_model of {case.architecture}"):
+            merged = context.subject.merge_model(ours.model)
+        actual = logits(merged.eval(), case).double()
+    unit = rounding.roundoff(torch.float32) * float(torch.linalg.vector_norm(wanted))
+    context.judge(case, "logits of the merged model", actual, wanted, ROUNDOFFS["layer of a model"] * unit)

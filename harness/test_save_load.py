@@ -245,14 +245,33 @@ def _damage() -> dict[str, Callable[[Path], object]]:
 def test_bad_files(context: Context, case: Case) -> None:
     """Truncated, missing-key, wrong-shape and other-method files raise, and the base computes what it did."""
     with saved(context, case) as (_, path):
+        found = []
         for what, damage in _damage().items():
             copy = saved_files.copy(path, path.parent.parent / what.replace(" ", "-"))
             damage(copy)
-            _refused(context, case, copy, f"a file {what}")
+            found += _complaint(context, case, copy, f"a file {what}")
     other = dataclasses.replace(case.spec, variant=_unlike(context.variant).id, rank=2)
     if other.variant in context.subject.variants:
         with _saved_other(context, case, other) as path:
-            _refused(context, case, path, f"a file of another method ({other.variant})")
+            found += _complaint(context, case, path, f"a file of another method ({other.variant})")
+    _tell_all(found)
+
+
+def _complaint(context: Context, case: Case, path: Path, what: str) -> list[Deviation]:
+    """What is wrong with how this file is met, if anything is."""
+    try:
+        _refused(context, case, path, what)
+    except Deviation as found:
+        return [found]
+    return []
+
+
+def _tell_all(found: list[Deviation]) -> None:
+    """Raise the first complaint that is no choice which a reference makes too, the others in its note."""
+    if found:
+        lead = min(found, key=lambda f: f.diagnosis is not None)
+        more = [f"{f.witness.quantity}: {f.witness.actual}" for f in found if f is not lead]
+        raise lead.with_note("; ".join(more))
 
 
 BASE_REPLACED = Diagnosis(

@@ -1,4 +1,4 @@
-"""`python -m oracles findings | record`: where the references disagree, as markdown; the authors' code recorded.
+"""`python -m oracles findings | record | vectors`: where the references disagree; recordings; checkpoint vectors.
 
 With ``findings --into`` the part of the file between the two marker lines is replaced; the rest is left as it is.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from oracles.authors import record
 from oracles.disagreements import Disagreement, disagreements
 from oracles.variants import VARIANTS
+from oracles.vectors import writer
 from refs import catalog as catalogue
 from refs.errors import RefsError
 from refs.quotes import Citation, cite_target
@@ -40,7 +41,15 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("--to", type=Path, metavar="DIR", help="another folder than refs/recordings")
     record.add_argument("--cache", type=Path, metavar="DIR", help="where the authors' files are")
     record.set_defaults(run=_record)
+    vectors = commands.add_parser("vectors", help="write the checkpoint vectors, refs/vectors")
+    vectors.add_argument("--into", type=Path, metavar="DIR", default=writer.HOME)
+    vectors.set_defaults(run=_vectors)
     return parser
+
+
+def _vectors(options: argparse.Namespace) -> int:
+    print(f"{len(writer.write_corpus(options.into))} vectors in {options.into}")
+    return 0
 
 
 def _findings(options: argparse.Namespace) -> int:

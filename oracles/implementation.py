@@ -12,10 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:  # imported where it is called: an environment of arrays has no torch
+    from torch import Tensor, nn
 
 __all__ = ["DTYPES", "Adapted", "AdapterSpec", "Implementation", "Slot", "Unsupported", "identity"]
 
@@ -68,11 +68,15 @@ class Slot:
 
     def canonical(self) -> Tensor:
         """The canonical value as it is now, without a graph: a view of the live tensor, or computed from it."""
+        import torch
+
         with torch.no_grad():
             return self.view(self.tensor) if self.read is None else self.read(self.tensor)
 
     def put(self, value: Tensor) -> None:
         """Store a canonical value. Raises TypeError for a slot with ``read`` and no ``write``."""
+        import torch
+
         with torch.no_grad():
             if self.read is None:
                 self.view(self.tensor).copy_(value)
@@ -88,6 +92,8 @@ class Slot:
 
         Raises TypeError for a slot with ``read`` and no ``gradient``.
         """
+        import torch
+
         if self.tensor.grad is None:
             return None
         with torch.no_grad():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from oracles.implementation import Adapted, AdapterSpec, Slot, Unsupported
 from oracles.oracle import Kind, Oracle
+from oracles.peft_lifecycle import FIRST, Lifecycle
 from oracles.variants import VARIANTS
 from oracles.variants.record import Binding
 
@@ -53,15 +54,24 @@ def _member(node: Any, part: str) -> Any:
     return getattr(node, part) if hasattr(node, part) else node[part]
 
 
-def _slots(module: nn.Module, spec: AdapterSpec) -> dict[str, Slot]:
+def slots_of(module: nn.Module, spec: AdapterSpec, adapter: str = FIRST) -> dict[str, Slot]:
+    """The canonical tensors of one of a tuner layer's adapters."""
     binding = BINDINGS[spec.variant]
-    tensors = {name: _resolve(module, path) for name, path in binding.paths.items()}
+    tensors = {name: _resolve(module, path.replace(FIRST, adapter)) for name, path in binding.paths.items()}
     if binding.view is None:
         return {name: Slot(tensor) for name, tensor in tensors.items()}
     return {name: Slot(tensor, binding.view(name, spec, module)) for name, tensor in tensors.items()}
 
 
-class Peft(Oracle):
+def _whole(model: nn.Module) -> Any:
+    """The PeftModel around an adapted model; raises Unsupported for a model that PEFT has not adapted."""
+    tuned = vars(model).get("_audited_model")
+    if tuned is None:
+        raise Unsupported("PEFT has not adapted this model")
+    return tuned
+
+
+class Peft(Lifecycle, Oracle):
     """The installed PEFT release, as an oracle and as a subject."""
 
     kind: Kind = "library"
@@ -92,7 +102,7 @@ class Peft(Oracle):
             return self.adapt(base, spec)
         start = VARIANTS[spec.variant].form.initial(base.weight.detach().clone(), spec)
         adapted = self.adapt(base, dataclasses.replace(spec, variant=other))
-        slots = _slots(adapted.module, spec)
+        slots = slots_of(adapted.module, spec)
         with torch.no_grad():
             for name, slot in slots.items():
                 slot.tensor.copy_(start[name])
@@ -100,30 +110,10 @@ class Peft(Oracle):
 
     def _adapted(self, model: peft.PeftModel, spec: AdapterSpec) -> Adapted:
         layer = model.base_model.model.layer
-        adapted = Adapted(layer, _slots(layer, spec))
+        adapted = Adapted(layer, slots_of(layer, spec))
         # The model goes with its layer: save and merge are PeftModel's.
         object.__setattr__(layer, "_audited_model", model)
         return adapted
-
-    def save(self, adapted: Adapted, path: Path) -> None:
-        """``PeftModel.save_pretrained`` into the folder ``path``."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            adapted.module._audited_model.save_pretrained(path)  # type: ignore[union-attr, operator]
-
-    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
-        """``PeftModel.from_pretrained`` on a fresh base, trainable."""
-        import peft
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = peft.PeftModel.from_pretrained(OneLayer(base), path, is_trainable=True)
-        return self._adapted(model, spec)
-
-    def merge(self, adapted: Adapted) -> nn.Linear:
-        """``merge_and_unload``."""
-        model: Any = adapted.module._audited_model
-        return model.merge_and_unload().layer
 
     def detach(self, adapted: Adapted) -> nn.Linear:
         """``unload``; of a layer in a whole model, the base layer that ``unload`` puts back there."""
@@ -150,17 +140,54 @@ class Peft(Oracle):
                 tuned = peft.get_peft_model(model, config)
             except TypeError as error:
                 raise Unsupported(f"PEFT: {error}") from error
+        object.__setattr__(model, "_audited_model", tuned)
+        return layers_of(tuned, spec)
+
+    def load_peft(self, model: nn.Module, folder: Path) -> Mapping[str, Adapted]:
+        """``PeftModel.from_pretrained`` around the model, whose layers it replaces in place, trainable.
+
+        The layers come without slots: a file is of any method that PEFT has.
+        """
+        import peft
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tuned = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
+        object.__setattr__(model, "_audited_model", tuned)
         return {
-            name: Adapted(layer, _slots(layer, BINDINGS[spec.variant].sided(layer, spec)))
+            name: Adapted(layer, {})
             for name, layer in tuned.base_model.model.named_modules()
             if isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer)
         }
+
+    def save_peft(self, model: nn.Module, folder: Path) -> None:
+        """``PeftModel.save_pretrained``."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _whole(model).save_pretrained(str(folder))
+
+    def merge_model(self, model: nn.Module) -> nn.Module:
+        """``merge_and_unload``."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _whole(model).merge_and_unload()
 
     def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
         """The tuner's layer file and the method that carries the aspect."""
         sources = BINDINGS[variant].sources
         file, symbol = sources.get(aspect, sources["forward"])
         return TUNERS / file, symbol
+
+
+def layers_of(tuned: peft.PeftModel, spec: AdapterSpec) -> dict[str, Adapted]:
+    """Module name -> tuner layer of a whole model, in module order."""
+    import peft
+
+    return {
+        name: Adapted(layer, slots_of(layer, BINDINGS[spec.variant].sided(layer, spec)))
+        for name, layer in tuned.base_model.model.named_modules()
+        if isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer)
+    }
 
 
 TUNERS = Path(str(getattr(find_spec("peft"), "origin", ""))).parent / "tuners"

@@ -31,6 +31,7 @@ Cause = Literal[
     "bad_answer",  # no tensor, another shape
     "state_changed",  # global state left other than it was found
     "hangs",
+    "died",  # the subject's own process ended
     "unsteady",  # the same call answered differently
 ]
 

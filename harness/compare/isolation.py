@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ IDLE = 0.02  # a process that gets less of a processor than this is waiting, not
 
 class ClaimTimeout(BaseException):
     """A claim ran past its limit. No Exception, so that no library's ``except Exception`` swallows it."""
+
+
+class SubjectDied(BaseException):
+    """The subject's own process is gone; the text says how it ended. No Exception: there is nothing to shrink."""
 
 
 class StateChanged(Exception):
@@ -87,9 +91,21 @@ def _difference(what: str, before: Any, after: Any) -> str:
     return f"changed {what} from {before} to {after}"
 
 
+class Watched(Protocol):
+    """State in a subject's own process, where the subject is the one that changes it."""
+
+    def mark(self) -> None:
+        """Note the state."""
+
+    def restore(self) -> list[tuple[str, Any, Any]]:
+        """Put the state back; (what, before, after) of everything that was left changed."""
+
+
 @contextmanager
-def global_state() -> Iterator[None]:
+def global_state(elsewhere: Watched | None = None) -> Iterator[None]:
     """Random generators restored afterwards; a change of torch's modes or of the folder raises StateChanged."""
+    if elsewhere is not None:
+        elsewhere.mark()
     before = _facts()
     generators = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
@@ -97,13 +113,14 @@ def global_state() -> Iterator[None]:
             yield
         after = _facts()
     finally:
+        changed = elsewhere.restore() if elsewhere is not None else []
         _restore(before)
         torch.set_rng_state(generators[0])
         random.setstate(generators[1])
         np.random.set_state(generators[2])
-    for what, value in before.items():
-        if after[what] != value:
-            raise StateChanged(f"the subject {_difference(what, value, after[what])} and left it so")
+    changed += [(what, value, after[what]) for what, value in before.items() if after[what] != value]
+    for what, was, now in changed:
+        raise StateChanged(f"the subject {_difference(what, was, now)} and left it so")
 
 
 @dataclass

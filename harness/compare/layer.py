@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness import clock
 from harness.compare.blame import Place, place_of
 from harness.compare.ear import speaking
-from harness.compare.isolation import ClaimTimeout
+from harness.compare.isolation import ClaimTimeout, SubjectDied
 from harness.compare.outcome import without_numbers
 from oracles.implementation import Adapted, Implementation, Slot, Unsupported
 
@@ -66,7 +66,7 @@ def answering(who: str, what: str, of: str = "") -> Iterator[None]:
         raise SubjectRaised(
             who, f"called sys.exit({error.code!r}) in {where}", f"sys.exit in {what}"
         ) from error
-    except (KeyboardInterrupt, ClaimTimeout):
+    except (KeyboardInterrupt, ClaimTimeout, SubjectDied):
         raise  # the user's, and the audit's own
     except BaseException as error:
         raise _raised(who, error, what, of) from error

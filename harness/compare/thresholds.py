@@ -19,6 +19,7 @@ THRESHOLDS: dict[str, float] = {
     "coefficient": 6.0,  # the least-squares coefficient of the contribution in fp32
     "coefficient in half": 1.5,  # in bf16 and fp16, where 2 % are five roundoffs, and averaging leaves hardly any
     "exact": 0.0,  # bitwise
+    "drift": 2.0,  # the effective weight after many rounds of merging and unmerging, in roundoffs of both weights
     "value": 4.0,  # a deterministic initial value, in roundoffs of its own norm
 }
 
@@ -35,7 +36,10 @@ GAUSSIAN_SIGMA = (
 # Where the noise is not measured: roundoffs of its own size that an output may be off by, before "formula" is applied.
 ROUNDOFFS = {
     "another base": 100.0,  # the same function by another weight: W_res and B A cancel differently
+    "checkpoint": 100.0,  # a chain of layers; PEFT factorises a PiSSA base again, in float32
     "interchange": 10.0,  # two libraries, two orders of the same sums
+    "folded layer": 4.0,  # the weight is rounded when it is folded and again when it is taken out
+    "fresh adapter": 8.0,  # PiSSA's factors and what they leave of the weight cancel
     "layer of a model": 10.0,  # sums of a few dozen terms, and cancellations of reflections
     "shared layer": 1000.0,  # "acts once" against "acts twice": nothing in between
 }
@@ -43,6 +47,7 @@ ROUNDOFFS = {
 # Facts that are read off numbers, where right and wrong lie far apart.
 SCALE_FACTOR = 1e-3  # the factor on the contribution, relative: α/r against α/√r, not digits
 DEAD_GRADIENT = 50.0  # a gradient below this multiple of its rounding noise is no gradient
+SINGULAR = 1e5  # roundings that one rounding of the start moves the output by: a division by noise
 SAME_FUNCTION = 1e-4  # outputs of order one by which an ignored option is told from one that acts
 BASE_CHANGED = 1e-4  # outputs of order one by which a base that was replaced is told from one that was not
 EVALUATION_GAP = 1e-5  # evaluation with p > 0 against p = 0, relative to the largest entry

@@ -16,7 +16,7 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis.errors import Flaky, Unsatisfiable
 
 from harness import clock
-from harness.cases import example_database
+from harness.cases import example_database, own_draws
 from harness.cases.layer_cases import Case
 from harness.cases.profiles import Profile
 from harness.cases.recorded_cases import Recorded, cases_of
@@ -58,6 +58,7 @@ QUIET = [
 # Cases without an answer before a claim is given up: a whole method that is not there shows soon, a restriction on
 # the spec (no bias, even ranks only) leaves some of the cases.
 PATIENCE_WITH_METHOD, PATIENCE_WITH_SPEC = 6, 40
+own_draws.ignore_local_constants()
 
 
 # What a library does that is no answer and no exception of its own.
@@ -65,6 +66,7 @@ MISBEHAVIOUR: dict[type[BaseException], Cause] = {
     BadAnswer: "bad_answer",
     isolation.StateChanged: "state_changed",
     isolation.ClaimTimeout: "hangs",
+    isolation.SubjectDied: "died",
 }
 
 
@@ -151,7 +153,7 @@ class ClaimRun:
             why = _because(broken.cause, broken.sentence)
             return {"outcome": broken.outcome, "examples": 0, **why}
         try:
-            with isolation.global_state(), isolation.time_limit():
+            with isolation.global_state(self.elsewhere), isolation.time_limit():
                 asked = self._drive(context)
         except Deviation as found:
             failure = Failure(self.check, context, self.oracle_id, self.others())
@@ -204,6 +206,11 @@ class ClaimRun:
         if context.left_out:
             return {"outcome": "not_applicable", "examples": 0, **_because("outside", context.left_out)}
         return {"outcome": "unverified", **_because("refused_all", "the subject refused every case")}
+
+    @property
+    def elsewhere(self) -> isolation.Watched | None:
+        """The process of a subject that has one of its own."""
+        return getattr(self.subject, "elsewhere", None)
 
     @property
     def known(self) -> disagreements.Disagreement | None:

@@ -44,13 +44,15 @@ def broken_wrapper(subject: Implementation, variant: Variant) -> Broken | None:
 
 def _broken(subject: Implementation, case: Case) -> Broken | None:
     try:
-        with isolation.global_state(), isolation.time_limit():
+        with isolation.global_state(getattr(subject, "elsewhere", None)), isolation.time_limit():
             seed_torch(0)
             sentence = _inspect(adapt(subject, case.base(), case.spec), case)
     except BadAnswer as error:
         sentence = str(error)
     except isolation.ClaimTimeout as error:
         return Broken("error", "hangs", f"{subject.name} hangs on a small layer: {error}")
+    except isolation.SubjectDied as error:
+        return Broken("error", "died", f"{subject.name} does not survive a small layer: {error}")
     except (SubjectRaised, isolation.StateChanged):
         return None
     except Unsupported:

@@ -33,6 +33,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="REF",
         help="NAME, package.module:Attr or path/to/file.py:Attr",
     )
+    add(
+        "--subject-python",
+        default=None,
+        metavar="PATH",
+        help="run the subject's file in this interpreter instead of here",
+    )
+    add("--offline", action="store_true", help="make no connection to set a subject's environment up")
     add("--variant", default=None, metavar="V,...", help="only these variants")
     add("--oracle", default=None, metavar="O,...", help="only these oracles")
     add("--audit-json", default=None, metavar="PATH", help=f"machine-readable result (default {AUDIT_JSON})")

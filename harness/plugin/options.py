@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def build(config: pytest.Config) -> Built:
     load_checks()
     try:
         example_database.database("")
-        found = resolve.resolve(config.getoption("subject"))
+        found = resolve.resolve(config.getoption("subject"), _place(config))
         return _built(config, found)
     except (
         resolve.BadSubject,
@@ -66,6 +67,16 @@ def build(config: pytest.Config) -> Built:
         BadOption,
     ) as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def _place(config: pytest.Config) -> resolve.Place:
+    """Where the subject is to run, and who shows the progress of setting that up."""
+    python = config.getoption("subject_python")
+    # Not resolved: a virtual environment's interpreter is a link that has to be called by its own name.
+    path = Path(python).expanduser().absolute() if python else None
+    return resolve.Place(
+        path, config.getoption("offline"), lambda line: print(line, file=sys.stderr, flush=True)
+    )
 
 
 class BadOption(Exception):

@@ -1,4 +1,8 @@
-"""`--subject REF`: a name in `harness/subjects/`, `package.module:Attr`, or `path/to/file.py:Attr`."""
+"""`--subject REF`: a name in `harness/subjects/`, `package.module:Attr`, or `path/to/file.py:Attr`.
+
+A file with inline metadata (PEP 723) runs in an environment made from that, any file in the interpreter that
+`--subject-python` names; the others are imported here.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from harness.subjects.arrays import from_arrays
+from oracles.array_implementation import ArrayImplementation
 from oracles.implementation import Implementation
 from oracles.variants import VARIANTS
 
@@ -32,20 +39,67 @@ class Resolved:
 
 def shipped() -> list[str]:
     """The names that `--subject` takes as they are."""
-    return sorted(p.stem for p in SHIPPED.glob("*.py") if p.stem not in ("__init__", "resolve"))
+    return sorted(p.stem for p in SHIPPED.glob("*.py") if p.stem not in ("__init__", "resolve", "arrays"))
 
 
-def resolve(ref: str) -> Resolved:
+@dataclass(frozen=True)
+class Place:
+    """Where a subject is to run: an interpreter that exists, or one made from the file's metadata."""
+
+    python: Path | None = None
+    offline: bool = False
+    say: Callable[[str], None] = print
+
+
+def resolve(ref: str, place: Place | None = None) -> Resolved:
     """The subject that ``ref`` names. Raises BadSubject."""
+    place = place or Place()
     target, _, attribute = ref.rpartition(":") if ":" in ref else (ref, "", "")
     if not target or (":" in ref and not attribute):
         raise BadSubject(
             f"--subject {ref!r} is no reference; expected NAME, package.module:Attr or file.py:Attr"
         )
+    if (file := _file(target, attribute, ref)) and (python := _interpreter(file, place, ref)):
+        return _remote(python, file, attribute, ref)
+    if place.python is not None:
+        raise BadSubject(f"--subject-python needs a subject in a file, and --subject {ref!r} names none")
     if not attribute:
         return _shipped(ref)
     module = _from_file(target, ref) if target.endswith(".py") else _from_package(target, ref)
     return Resolved(_instance(_attribute(module, attribute, ref), ref), ref, _beside(module))
+
+
+def _file(target: str, attribute: str, ref: str) -> Path | None:
+    """The file that a reference is about; None for a package's module."""
+    if not attribute and ref in shipped():
+        return SHIPPED / f"{ref}.py"
+    file = Path(target).expanduser()
+    return file.resolve() if attribute and target.endswith(".py") and file.is_file() else None
+
+
+def _interpreter(file: Path, place: Place, ref: str) -> Path | None:
+    """The Python of the subject's own environment; None where it is to run in this process."""
+    if place.python is not None:
+        return place.python
+    from harness.subjects.remote import environment
+
+    try:
+        metadata = environment.metadata_of(file)
+        return environment.interpreter(metadata, place.say, offline=place.offline) if metadata else None
+    except (environment.BadEnvironment, OSError, UnicodeDecodeError) as error:
+        raise BadSubject(f"--subject {ref!r}: {error}") from error
+
+
+def _remote(python: Path, file: Path, attribute: str, ref: str) -> Resolved:
+    from harness.subjects.remote.proxy import Command, NoWorker, remote_subject
+
+    try:
+        found = remote_subject(Command(python, file, attribute))
+    except NoWorker as error:
+        raise BadSubject(f"--subject {ref!r}: {error}") from error
+    _check_identity(found, ref)
+    toml = file.with_suffix(".toml")
+    return Resolved(found, ref, toml if toml.is_file() else None)
 
 
 def _shipped(ref: str) -> Resolved:
@@ -106,6 +160,7 @@ def _attribute(module: ModuleType, attribute: str, ref: str) -> Any:
 
 
 def _instance(found: Any, ref: str) -> Implementation:
+    """The subject, made where it is a class; a library of arrays behind torch's interface."""
     if inspect.isclass(found):
         try:
             found = found()
@@ -113,6 +168,8 @@ def _instance(found: Any, ref: str) -> Implementation:
             raise BadSubject(
                 f"--subject {ref!r}: creating {found.__name__}() raised {_said(error)}"
             ) from error
+    if isinstance(found, ArrayImplementation):
+        found = from_arrays(found)
     if not isinstance(found, Implementation):
         raise BadSubject(
             f"--subject {ref!r} is a {type(found).__name__}, expected an Implementation (oracles/implementation.py)"

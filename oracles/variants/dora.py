@@ -11,7 +11,7 @@ from torch import Tensor
 from oracles.implementation import AdapterSpec
 from oracles.variants import lora
 from oracles.variants.paper import linear, scale
-from oracles.variants.record import Binding, Call, Canonical, Mistake, Parameters, Variant, form_of
+from oracles.variants.record import Active, Binding, Call, Canonical, Mistake, Parameters, Variant, form_of
 from oracles.variants.shared_mistakes import (
     both_zero,
     branches,
@@ -115,6 +115,15 @@ FORM = form_of(
 
 def _of_unscaled(W: Tensor, V: Tensor, p: Parameters, s: float) -> Tensor:
     return W + p["B"] @ p["A"]
+
+
+def _update(p: Parameters, spec: AdapterSpec) -> Tensor:
+    return scale(spec) * (p["B"] @ p["A"])
+
+
+def _with_norms_of(own: Active, other: Active, W: Tensor) -> Parameters:
+    p, spec = own
+    return {**p, "m": p["m"] * rows(W + _update(p, spec)) / rows(W + _update(*other))}
 
 
 MISTAKES = (
@@ -259,9 +268,7 @@ MISTAKES = (
 )
 
 
-def _in_order(
-    active: Sequence[tuple[Parameters, AdapterSpec]], W: Tensor, b: Tensor | None, x: Tensor
-) -> Tensor:
+def _in_order(active: Sequence[Active], W: Tensor, b: Tensor | None, x: Tensor) -> Tensor:
     y = x @ W.mT
     for p, spec in active:
         update = scale(spec) * (p["B"] @ p["A"])
@@ -282,7 +289,8 @@ VARIANT = Variant(
     composition="in order, on what the ones before have made of the output: y ← g_i (y − b + s_i x A_iᵀ B_iᵀ) + b from "
     "y = x Wᵀ + b, g_i = m_i / ‖W + s_i B_i A_i‖; in training with dropout each adds what it changes of the base alone",
     compose_adapters=_in_order,
-    compose_otherwise=adding(FORM),
+    also_composes=(adding(FORM),),
+    with_norms_of=_with_norms_of,
     peft=Binding(
         lambda spec, targets: lora.config(spec, targets, use_dora=True),
         {**lora.FACTORS, "m": "lora_magnitude_vector.default.weight"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from oracles.implementation import AdapterSpec
 from oracles.variants import lora
-from oracles.variants.paper import linear, scale
+from oracles.variants.paper import scale
 from oracles.variants.record import (
     Binding,
     Call,
@@ -23,7 +22,7 @@ from oracles.variants.record import (
     form_of,
 )
 from oracles.variants.shared_mistakes import branches, common, dropouts, lost_bias, more_dropouts, scales
-from oracles.variants.shared_parts import RSLORA, A, B, no_bias
+from oracles.variants.shared_parts import RSLORA, A, B, adding, no_bias
 
 
 def pissa(call: Call, do: Any) -> Tensor:
@@ -138,14 +137,6 @@ def _residual(W: Tensor, p: Parameters, spec: AdapterSpec) -> Tensor:
     return W - scale(spec) * (p["B"] @ p["A"])
 
 
-def _added(
-    active: Sequence[tuple[Parameters, AdapterSpec]], W: Tensor, b: Tensor | None, x: Tensor
-) -> Tensor:
-    residual = active[-1][0]["W"] if active else W  # the last one took its part out of what was left
-    y = linear(x, residual, b)
-    return y + sum(scale(spec) * (x @ p["A"].mT @ p["B"].mT) for p, spec in active)
-
-
 VARIANT = Variant(
     id="pissa",
     order=2,
@@ -155,8 +146,9 @@ VARIANT = Variant(
     tensors=TENSORS,
     form=FORM,
     mistakes=MISTAKES,
-    composition="updates add on what is left of the weight: each adapter factorises the residual of the one before",
-    compose_adapters=_added,
+    composition="each adds what it changes of the base, W + Σ (W_res,i + s_i B_i A_i − W): what is left of W is W "
+    "less the principal part of every active one; PEFT takes each part out for good, active or not",
+    compose_adapters=adding(FORM),
     peft=Binding(
         lambda spec, targets: lora.config(spec, targets, init_lora_weights="pissa"),
         {**lora.FACTORS, "W": "base_layer.weight"},

@@ -324,8 +324,6 @@ class Binding:
 # The whole record
 
 Factors = Callable[[Parameters, AdapterSpec], Tensor]  # parameters -> what they determine
-# [(parameters, spec) of each active adapter, in order], W (out, in), b, x -> y
-Composition = Callable[[Sequence[tuple[Parameters, AdapterSpec]], Tensor, Tensor | None, Tensor], Tensor]
 Residual = Callable[
     [Tensor, Parameters, AdapterSpec], Tensor
 ]  # (W (out, in), parameters) -> base that is left
@@ -343,6 +341,12 @@ class Factorised:
     determined: Mapping[str, Factors]
 
 
+Active = tuple[Parameters, AdapterSpec]  # one adapter that acts
+Compose = Callable[
+    [Sequence[Active], Tensor, Tensor | None, Tensor], Tensor
+]  # (active in order, W, b, x) -> y
+
+
 @dataclass(frozen=True)
 class Variant:
     """One adapter method, as the references agree on it; ``order``: its place in the review."""
@@ -356,8 +360,10 @@ class Variant:
     form: Form
     mistakes: tuple[Mistake, ...]
     composition: str  # what several active adapters on one layer compute in PEFT, in words
-    compose_adapters: Composition  # the same, without dropout
-    compose_otherwise: Composition | None = None  # what PEFT itself computes where ``composition`` says so
+    compose_adapters: Compose  # the same, without dropout
+    also_composes: tuple[Compose, ...] = ()  # what PEFT itself computes where ``composition`` says so
+    # The parameters with which the equation computes what an adapter does with the norms of another one.
+    with_norms_of: Callable[[Active, Active, Tensor], Parameters] | None = None
     peft: Binding | None = None
     options: tuple[Option, ...] = ()
     factorised: Factorised | None = None

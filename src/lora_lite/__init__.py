@@ -10,7 +10,19 @@ lora_lite.detach(model)                        # or merge(model)
 """
 
 from . import variants
-from .adapter import adapters, attach, detach, load, merge, parameters, save
+from .adapter import (
+    active,
+    adapters,
+    attach,
+    delete,
+    detach,
+    disabled,
+    load,
+    names,
+    parameters,
+    save,
+    set_adapters,
+)
 from .config import (
     AdapterConfig,
     DeLoRAConfig,
@@ -21,31 +33,46 @@ from .config import (
     PiSSAConfig,
 )
 from .interchange import load_peft, save_peft
+from .kinds import Kind, kind_of
+from .merging import merge, merge_in_place, unmerge
+from .quantised import is_quantised
+from .switch import DEFAULT
 from .variant import VARIANTS, Variant, config_from_dict, register, weight_of
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEFAULT",
     "VARIANTS",
     "AdapterConfig",
     "DeLoRAConfig",
     "DoRAConfig",
     "HRAConfig",
     "IA3Config",
+    "Kind",
     "LoRAConfig",
     "PiSSAConfig",
     "Variant",
+    "active",
     "adapters",
     "attach",
     "config_from_dict",
+    "delete",
     "detach",
+    "disabled",
+    "is_quantised",
+    "kind_of",
     "load",
     "load_peft",
     "merge",
+    "merge_in_place",
+    "names",
     "parameters",
     "register",
     "save",
     "save_peft",
+    "set_adapters",
+    "unmerge",
     "variants",
     "weight_of",
 ]

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import AdapterConfig
-from .variant import Variant, config_from_dict, described, is_linear
+from .kinds import kind_of
+from .variant import Variant, config_from_dict, described
 
 __all__ = ["Entry", "check", "digest", "layer_for", "read", "write"]
 
@@ -130,9 +131,11 @@ def layer_for(model: nn.Module, name: str) -> nn.Module:
         layer = model.get_submodule(name)
     except AttributeError:
         raise ValueError(f"the file adapts layer {name!r}, which this {type(model).__name__} lacks") from None
-    if not is_linear(layer):
+    if kind_of(layer) is None:
         kind = type(layer).__name__
-        raise ValueError(f"the file adapts {name or 'a single layer'!r}, which here is a {kind}, not linear")
+        raise ValueError(
+            f"the file adapts {name or 'a single layer'!r}, which here is a {kind}, not a layer of its kind"
+        )
     return layer
 
 
@@ -151,9 +154,35 @@ def check(name: str, entry: Entry, adapter: Variant, layer: nn.Module) -> None:
         )
 
 
+WHERE = ("targets", "exclude", "layers", "feedforward")  # where to adapt: the file has the layers themselves
+
+
+def check_config(name: str, adapter: Variant, config: AdapterConfig, options: dict[str, Any]) -> None:
+    """Raises ValueError if what was asked for, ``config`` with its ``options`` for this layer, is not in the file."""
+    if adapter.config.variant != config.variant:
+        raise ValueError(
+            f"the file holds a {adapter.config.variant} adapter, and {config.variant} was asked for"
+        )
+    plain = set(config.to_dict()) - {*WHERE, "variant", *config.patterns.values()}
+    for key in sorted(plain | set(options)):
+        asked = options.get(key, getattr(config, key, None))
+        found = adapter.options.get(key) if key == "feedforward" else adapter.option(key)
+        if asked != found:
+            raise ValueError(
+                f"{described(name)}: the file has {key}={found!r}, and {key}={asked!r} was asked for"
+            )
+
+
 def check_tensor(key: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
     """Raises ValueError for another shape, or for a dtype that could not be widened to ``dtype`` exactly."""
-    if tensor.shape != shape:
-        raise ValueError(f"{key}: the file has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+    check_shape(key, tensor, tuple(shape))
     if not tensor.is_floating_point() or torch.promote_types(tensor.dtype, dtype) != dtype:
         raise ValueError(f"{key}: the file has dtype {tensor.dtype}, expected {dtype}")
+
+
+def check_shape(key: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for another shape, or for whole numbers."""
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{key}: the file has shape {tuple(tensor.shape)}, expected {shape}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{key}: the file has dtype {tensor.dtype}, expected floating-point numbers")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -28,10 +29,10 @@ def names(value: Any, field: str) -> str | tuple[str, ...] | None:
     return entries
 
 
-def check_rank(rank: Any) -> None:
+def check_rank(rank: Any, what: str = "rank") -> None:
     """Raises ValueError unless ``rank`` is an int of at least 1."""
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank must be an integer of at least 1, got {rank!r}")
+        raise ValueError(f"{what} must be an integer of at least 1, got {rank!r}")
 
 
 def check_number(field: str, value: Any, low: float, high: float, closed: bool = False) -> None:
@@ -41,6 +42,30 @@ def check_number(field: str, value: Any, low: float, high: float, closed: bool =
         lower = f"at least {low:g}" if closed else f"above {low:g}"
         upper = "finite" if math.isinf(high) else f"below {high:g}"
         raise ValueError(f"{field} must be a number {lower} and {upper}, got {value!r}")
+
+
+def check_flag(field: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{field} must be True or False, got {value!r}")
+
+
+Pattern = tuple[tuple[str, float], ...]
+
+
+def pattern(field: str, value: Any) -> Pattern:
+    """``{regular expression: value}`` as pairs. Raises ValueError for another thing or a broken expression."""
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, tuple) or not all(isinstance(p, tuple) and len(p) == 2 for p in pairs):
+        raise ValueError(f"{field} must map layer names to values, got {value!r}")
+    for name, _ in pairs:
+        try:
+            re.compile(name)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"{field} must map layer names to values, but {name!r} is none: {error}"
+            ) from None
+    return pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +80,9 @@ class AdapterConfig:
     """
 
     variant: ClassVar[str] = ""
+    patterns: ClassVar[
+        dict[str, str]
+    ] = {}  # a value that layers can have for themselves -> the field that says so
 
     targets: str | tuple[str, ...] | None = None
     exclude: str | tuple[str, ...] | None = None
@@ -73,7 +101,12 @@ class AdapterConfig:
         for field in ("targets", "exclude"):
             object.__setattr__(self, field, names(getattr(self, field), field))
         object.__setattr__(self, "layers", self._indices())
+        for field in self.patterns.values():
+            object.__setattr__(self, field, pattern(field, getattr(self, field)))
         self.check()
+        for field, source in self.patterns.items():
+            for name, value in getattr(self, source):
+                self.check_value(f"{source}[{name!r}]", field, value)
 
     def _indices(self) -> tuple[int, ...] | None:
         if self.layers is None:
@@ -87,27 +120,46 @@ class AdapterConfig:
     def check(self) -> None:
         """Raises ValueError for a value that no layer could be adapted with."""
 
+    def check_value(self, what: str, field: str, value: Any) -> None:
+        """Raises ValueError unless ``value`` can be the config's ``field``; ``what`` is where it was given."""
+        if field == "rank":
+            check_rank(value, what)
+        else:
+            check_number(what, value, 0.0, math.inf)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; :func:`lora_lite.config_from_dict` is the inverse."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        maps = set(self.patterns.values())
+        plain = {
+            k: dict(v) if k in maps else list(v) if isinstance(v, tuple) else v for k, v in values.items()
+        }
         return {"variant": self.variant, **plain}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig(AdapterConfig):
-    """rank r; alpha, the scale is alpha / r; dropout on the adapter's input."""
+    """rank r; alpha, the scale is alpha / r, or alpha / √r with ``rslora``; dropout on the adapter's input.
+
+    rank_pattern, alpha_pattern: {ending of a layer's name, as a regular expression: its own rank or alpha}. The
+        first one that fits counts, as in PEFT.
+    """
 
     variant: ClassVar[str] = "lora"
+    patterns: ClassVar[dict[str, str]] = {"rank": "rank_pattern", "alpha": "alpha_pattern"}
 
     rank: int = 8
     alpha: float = 8.0
     dropout: float = 0.0
+    rslora: bool = False
+    rank_pattern: Pattern | Mapping[str, int] = ()
+    alpha_pattern: Pattern | Mapping[str, float] = ()
 
     def check(self) -> None:
         check_rank(self.rank)
         check_number("alpha", self.alpha, 0.0, math.inf)
         check_number("dropout", self.dropout, 0.0, 1.0, closed=True)
+        check_flag("rslora", self.rslora)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +194,10 @@ class IA3Config(AdapterConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class HRAConfig(AdapterConfig):
-    """rank: how many reflections, even unless ``gram_schmidt``, which is I - 2QQᵀ instead of the chain."""
+    """rank: how many reflections; ``gram_schmidt``: I - 2QQᵀ instead of the chain.
+
+    A fresh adapter needs an even rank unless ``gram_schmidt``; a file of another library's may have an odd one.
+    """
 
     variant: ClassVar[str] = "hra"
 
@@ -151,24 +206,24 @@ class HRAConfig(AdapterConfig):
 
     def check(self) -> None:
         check_rank(self.rank)
-        if not isinstance(self.gram_schmidt, bool):
-            raise ValueError(f"gram_schmidt must be True or False, got {self.gram_schmidt!r}")
-        if self.rank % 2 and not self.gram_schmidt:
-            raise ValueError(
-                f"HRA needs an even rank, got {self.rank}: reflections start as equal pairs that cancel, "
-                "and an odd one out would start the layer at a random reflection"
-            )
+        check_flag("gram_schmidt", self.gram_schmidt)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeLoRAConfig(AdapterConfig):
-    """rank r; lambda0, the initial boundary λ; dropout on the adapter's input."""
+    """rank r; lambda0, the initial boundary λ; dropout on the adapter's input.
+
+    rank_pattern, lambda0_pattern: {ending of a layer's name, as a regular expression: its own rank or lambda0}.
+    """
 
     variant: ClassVar[str] = "delora"
+    patterns: ClassVar[dict[str, str]] = {"rank": "rank_pattern", "lambda0": "lambda0_pattern"}
 
     rank: int = 8
     lambda0: float = 15.0
     dropout: float = 0.0
+    rank_pattern: Pattern | Mapping[str, int] = ()
+    lambda0_pattern: Pattern | Mapping[str, float] = ()
 
     def check(self) -> None:
         check_rank(self.rank)

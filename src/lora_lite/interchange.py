@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import checkpoint
-from .adapter import adapters, install, make
+from . import checkpoint, peft_config
+from .adapter import make, put_on, require_named
 from .config import AdapterConfig
-from .variant import Variant, config_from_dict, is_linear
+from .kinds import kind_of
+from .switch import DEFAULT
+from .variant import Variant, described, own
 from .variants import IA3, PiSSA
 
 __all__ = ["load_peft", "save_peft"]
@@ -28,56 +29,52 @@ __all__ = ["load_peft", "save_peft"]
 PREFIX = "base_model.model."
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
-LORA_KEYS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"}
+# PEFT's key endings -> lora_lite's names. An embedding's factors are called otherwise.
 KEYS = {
-    "LORA": LORA_KEYS,
+    "LORA": {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"},
     "IA3": {"ia3_l": "l"},
     "HRA": {"hra_u": "U"},
     "DELORA": {"delora_A": "A", "delora_B": "B", "delora_lambda": "lambda_", "delora_w_norm": "w_norm"},
 }
-
-# What each PEFT type's own fields are called here.
-FIELDS: dict[str, dict[str, str]] = {
-    "LORA": {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"},
-    "IA3": {},
-    "HRA": {"r": "rank", "apply_GS": "gram_schmidt"},
-    "DELORA": {"r": "rank", "delora_lambda": "lambda0", "module_dropout": "dropout"},
-}
-# Fields that change what an adapter computes, with the values that lora_lite computes too.
-HARMLESS: dict[str, tuple[Any, ...]] = {
-    "use_rslora": (False, None),
-    "lora_bias": (False, None),
-    "bias": ("none", None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "modules_to_save": (None, []),
-    "target_parameters": (None, []),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "pissa", None),
-}
-PEFT_TYPE = {"lora": "LORA", "pissa": "LORA", "dora": "LORA", "ia3": "IA3", "hra": "HRA", "delora": "DELORA"}
+EMBEDDING = {"lora_embedding_A": "A", "lora_embedding_B": "B", "lora_magnitude_vector": "m"}
 
 
-def save_peft(model: nn.Module, folder: str | PathLike[str]) -> None:
-    """Write the adapters of ``model`` so that ``PeftModel.from_pretrained(base, folder)`` reads them.
+def keys_of(adapter: Variant) -> dict[str, str]:
+    """PEFT's key ending -> lora_lite's name, of the tensors that one adapter has in PEFT's file."""
+    embedding = adapter.kind.name == "embedding"
+    keys = EMBEDDING if embedding else KEYS[peft_config.PEFT_TYPE[adapter.Config.variant]]
+    return {key: name for key, name in keys.items() if name in adapter.state_dict()}
+
+
+def shape_of(adapter: Variant, name: str, tensor: Tensor) -> tuple[int, ...]:
+    """The shape in which PEFT stores a tensor of the adapter."""
+    if isinstance(adapter, IA3):
+        return (1, tensor.numel()) if adapter.feedforward else (tensor.numel(), 1)
+    if name == "m" and adapter.kind.name == "conv2d":
+        return (1, tensor.numel(), 1, 1)
+    return tuple(tensor.shape)
+
+
+def save_peft(model: nn.Module, folder: str | PathLike[str], name: str = DEFAULT) -> None:
+    """Write one adapter of ``model`` so that ``PeftModel.from_pretrained(base, folder)`` reads it.
 
     PiSSA is written as the plain LoRA of rank 2r that it amounts to on the original base (appendix C of its
     paper): B A - B₀ A₀. Raises ValueError for a model that is itself one layer, which PEFT cannot name.
     """
-    found = adapters(model)
+    found = require_named(model, name)
     configs = {adapter.config for adapter in found.values()}
     if len(configs) != 1 or "" in found:
         raise ValueError(f"expected a model with adapters of one configuration, got {len(configs)} of them")
-    config = configs.pop()
     tensors = {
-        f"{PREFIX}{name}.{key}": tensor.detach().cpu().contiguous().clone()
-        for name, adapter in found.items()
-        for key, tensor in _exported(adapter).items()
+        f"{PREFIX}{path}.{key}": tensor.detach().cpu().contiguous().clone()
+        for path, adapter in found.items()
+        for key, tensor in exported(adapter).items()
     }
+    data = peft_config.written(model, configs.pop(), found)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     _replace(target / FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    text = json.dumps(_peft_config(config, found), indent=2)
-    _replace(target / CONFIG, lambda path: path.write_text(text))
+    _replace(target / CONFIG, lambda path: path.write_text(json.dumps(data, indent=2)))
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
@@ -90,76 +87,37 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _exported(adapter: Variant) -> dict[str, Tensor]:
+def exported(adapter: Variant) -> dict[str, Tensor]:
     """PEFT's key endings and tensors of one adapter."""
-    own = dict(adapter.state_dict())
+    tensors = dict(adapter.state_dict())
     if isinstance(adapter, PiSSA):
-        own = {"A": torch.cat([own["A"], adapter.A0]), "B": torch.cat([own["B"], -adapter.B0], dim=1)}
-    if isinstance(adapter, IA3):
-        own["l"] = own["l"].view((1, -1) if adapter.feedforward else (-1, 1))
-    keys = KEYS[PEFT_TYPE[adapter.Config.variant]]
-    return {key: own[name] for key, name in keys.items() if name in own}
+        own = {"A": torch.cat([tensors["A"], adapter.A0]), "B": torch.cat([tensors["B"], -adapter.B0], dim=1)}
+        return {key: own[name] for key, name in keys_of(adapter).items()}
+    return {k: tensors[n].reshape(shape_of(adapter, n, tensors[n])) for k, n in keys_of(adapter).items()}
 
 
-def _peft_config(config: AdapterConfig, found: dict[str, Variant]) -> dict[str, Any]:
-    """The contents of adapter_config.json; layers by their full names."""
-    kind = PEFT_TYPE[config.variant]
-    data: dict[str, Any] = {"peft_type": kind, "inference_mode": True, "target_modules": list(found)}
-    data |= {field: getattr(config, name) for field, name in FIELDS[kind].items()}
-    if config.variant == "pissa":
-        data |= {"r": 2 * data["r"], "lora_alpha": 2 * data["lora_alpha"]}
-    if kind == "LORA":
-        data |= {"use_dora": config.variant == "dora", "init_lora_weights": True, "bias": "none"}
-    if kind == "IA3":
-        data["feedforward_modules"] = [n for n, a in found.items() if isinstance(a, IA3) and a.feedforward]
-    return data
-
-
-def load_peft(model: nn.Module, folder: str | PathLike[str]) -> dict[str, Variant]:
-    """Attach the adapters of a folder that PEFT's ``save_pretrained`` wrote; all or nothing, as ``load``.
+def load_peft(
+    model: nn.Module, folder: str | PathLike[str], name: str = DEFAULT, config: AdapterConfig | None = None
+) -> dict[str, Variant]:
+    """Attach the adapter of a folder that PEFT's ``save_pretrained`` wrote; all or nothing, as ``load``.
 
     A model that is itself the layer takes a folder with one adapted layer. A PiSSA folder of PEFT's holds no
-    trace of the residual; as PEFT does, the SVD is repeated on the base that is given. Raises ValueError for
-    an option that lora_lite does not have, and for what ``load`` refuses.
+    trace of the residual; as PEFT does, the SVD is repeated on the base that is given. fp64 tensors are rounded
+    to the adapter's fp32, as PEFT does. Raises ValueError for an option that lora_lite does not have, for tensors
+    that are missing, left over or misshapen, and for what ``load`` refuses.
     """
-    data = _read_config(Path(folder) / CONFIG)
-    config = _config(data)
-    tensors = _read_tensors(Path(folder))
-    chosen = {}
-    for name, entry in _entries(model, data, tensors).items():
-        layer = checkpoint.layer_for(model, name)
-        adapter = make(name, layer, config, entry.options)
-        _complete(adapter, layer, entry)
-        checkpoint.check(name, entry, adapter, layer)
-        adapter.restore(layer, entry.tensors)
-        chosen[name] = adapter
-    install(model, chosen)
+    data = peft_config.read(Path(folder) / CONFIG)
+    found = peft_config.parsed(data)
+    layers = _by_layer(model, data["peft_type"], _read_tensors(Path(folder)))
+    peft_config.check_complete(model, data, set(layers))
+    chosen, entries = {}, {}
+    for path, tensors in layers.items():
+        layer = checkpoint.layer_for(model, path)
+        adapter = make(path, layer, found, peft_config.options(path, found, data), name)
+        entries[path] = imported(path, adapter, layer, tensors)
+        chosen[path] = adapter
+    put_on(model, chosen, entries, name, config)
     return chosen
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is not a readable PEFT configuration: {error}") from None
-    if not isinstance(data, dict) or data.get("peft_type") not in KEYS:
-        kind = data.get("peft_type") if isinstance(data, dict) else data
-        raise ValueError(f"{str(path)!r} is for peft_type {kind!r}; lora_lite reads {', '.join(KEYS)}")
-    for field, accepted in HARMLESS.items():
-        if field in data and data[field] not in accepted:
-            raise ValueError(f"{str(path)!r} has {field}={data[field]!r}, which lora_lite does not have")
-    return data
-
-
-def _config(data: dict[str, Any]) -> AdapterConfig:
-    """The config of the same adapter."""
-    kind = data["peft_type"]
-    variant = kind.lower()
-    if kind == "LORA":
-        special = "pissa" if data.get("init_lora_weights") == "pissa" else "lora"
-        variant = "dora" if data.get("use_dora") else special
-    own = {name: data[field] for field, name in FIELDS[kind].items() if field in data}
-    return config_from_dict({"variant": variant, **own})
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -169,43 +127,59 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     return checkpoint.read_safetensors(folder / FILE)[1]
 
 
-def _entries(
-    model: nn.Module, data: dict[str, Any], tensors: dict[str, Tensor]
-) -> dict[str, checkpoint.Entry]:
-    """The tensors by layer, under lora_lite's names and in its shapes."""
-    entries: dict[str, checkpoint.Entry] = {}
+def _by_layer(model: nn.Module, kind: str, tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Layer name -> PEFT's key ending -> tensor. Raises ValueError for a key that is none of these."""
+    layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        name, parameter = _split(key, KEYS[data["peft_type"]])
-        entry = entries.setdefault(name, checkpoint.Entry())
-        entry.tensors[parameter] = tensor
-        if data["peft_type"] == "IA3":
-            entry.tensors[parameter] = tensor.reshape(-1)
-            entry.options["feedforward"] = _feedforward(name, data.get("feedforward_modules") or ())
-    if is_linear(model) and len(entries) == 1:
-        return {"": next(iter(entries.values()))}
-    return entries
+        if not _is_the_base(model, key, tensor):
+            path, ending = _split(key, {**KEYS[kind], **(EMBEDDING if kind == "LORA" else {})})
+            layers.setdefault(path, {})[ending] = tensor
+    if not layers:
+        raise ValueError("the PEFT checkpoint holds no adapter")
+    if kind_of(model) is not None and len(layers) == 1:
+        return {"": next(iter(layers.values()))}
+    return layers
 
 
-def _split(key: str, keys: dict[str, str]) -> tuple[str, str]:
-    """Layer name and parameter of a PEFT key."""
-    for ending, parameter in keys.items():
+def _split(key: str, endings: dict[str, str]) -> tuple[str, str]:
+    """Layer name and ending of a PEFT key."""
+    for ending in endings:
         if key.startswith(PREFIX) and key.endswith("." + ending):
-            return key.removeprefix(PREFIX).removesuffix("." + ending), parameter
+            return key.removeprefix(PREFIX).removesuffix("." + ending), ending
     raise ValueError(
-        f"the PEFT checkpoint holds {key!r}; expected {PREFIX}<layer>.<one of {', '.join(keys)}>"
+        f"the PEFT checkpoint holds {key!r}; expected {PREFIX}<layer>.<one of {', '.join(endings)}>"
     )
 
 
-def _feedforward(name: str, modules: str | Iterable[str]) -> bool:
-    """PEFT's own rule, an ending without regard to the dot."""
-    if isinstance(modules, str):
-        return re.fullmatch(modules, name) is not None
-    return any(name.endswith(ending) for ending in modules)
+def _is_the_base(model: nn.Module, key: str, tensor: Tensor) -> bool:
+    """Whether it is the base's own weight, which PEFT writes beside an embedding's adapter, and no other one."""
+    name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
+    path, _, attribute = name.rpartition(".")
+    try:
+        layer = model.get_submodule(path)
+        found = own(layer, attribute) if isinstance(layer._parameters.get(attribute), Tensor) else None
+    except AttributeError:
+        return False
+    if found is not None and not torch.equal(tensor.to(found.dtype), found.detach().cpu()):
+        raise ValueError(
+            f"the PEFT checkpoint holds a {name!r} of its own, and lora_lite trains no base weight"
+        )
+    return found is not None
 
 
-def _complete(adapter: Variant, layer: nn.Module, entry: checkpoint.Entry) -> None:
-    """What PEFT's PiSSA folder leaves out: the initial factors and the base they belong to."""
-    if isinstance(adapter, PiSSA):
+def imported(path: str, adapter: Variant, layer: nn.Module, tensors: dict[str, Tensor]) -> checkpoint.Entry:
+    """PEFT's tensors of one layer as lora_lite's. Raises ValueError unless they are just those, in their shapes."""
+    keys, own_tensors = keys_of(adapter), adapter.state_dict()
+    if set(tensors) != set(keys):
+        raise ValueError(
+            f"{described(path)}: the file has the tensors {sorted(tensors)}, expected {sorted(keys)}"
+        )
+    entry = checkpoint.Entry(options=adapter.options)
+    for key, name in keys.items():
+        mine = own_tensors[name]
+        checkpoint.check_shape(checkpoint.join(path, key), tensors[key], shape_of(adapter, name, mine))
+        entry.tensors[name] = tensors[key].reshape(mine.shape).to(mine.dtype)
+    if isinstance(adapter, PiSSA):  # the initial factors, which PEFT's folder leaves out
         adapter.init(layer)
         entry.tensors |= {"A_initial": adapter.A0.clone(), "B_initial": adapter.B0.clone()}
-        entry.fingerprint = adapter.fingerprint(layer)
+    return entry

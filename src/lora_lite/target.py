@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
 from .config import AdapterConfig
-from .variant import Variant, is_linear, never_called
+from .kinds import is_linear, kind_of, never_called
+from .variant import Variant
 
-__all__ = ["ALL_LINEAR", "default_feedforward", "default_targets", "find_targets", "matches"]
+__all__ = ["ALL_LINEAR", "default_feedforward", "default_targets", "find_targets", "matches", "pattern_value"]
 
 ALL_LINEAR = "all-linear"
+LINEAR = ("linear", "conv1d")
 
 # Facts of PEFT's tables (https://github.com/huggingface/peft/blob/v0.21.2/src/peft/utils/constants.py): the
 # query and value projections for all but (IA)³.
@@ -96,19 +99,26 @@ def matches(name: str, pattern: str | tuple[str, ...]) -> bool:
     return any(name == ending or name.endswith("." + ending) for ending in pattern)
 
 
+def pattern_value(name: str, config: AdapterConfig, field: str) -> Any:
+    """The layer's own value of ``field``, from the first entry of its pattern that fits an ending; None for none."""
+    pairs = getattr(config, config.patterns[field])
+    return next((value for key, value in pairs if re.fullmatch(rf"(.*\.)?({key})", name)), None)
+
+
 def block_index(name: str) -> int | None:
     """The first number in a dotted name: ``model.layers.3.mlp.experts.0.w2`` is in block 3."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers by name; a shared one once, under its first name, and none inside an adapter."""
+def layers_of_kind(model: nn.Module, kinds: Collection[str]) -> dict[str, nn.Module]:
+    """The layers of these kinds by name; a shared one once, under its first name, and none inside an adapter."""
     found: dict[str, nn.Module] = {}
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if isinstance(module, Variant):
             inside += (name + ".",)
-        if is_linear(module) and not name.startswith(inside):
+        kind = kind_of(module)
+        if kind is not None and kind.name in kinds and not name.startswith(inside):
             found[name] = module
     return found
 
@@ -131,22 +141,42 @@ def resolve(model: nn.Module, config: AdapterConfig) -> str | tuple[str, ...]:
     return found
 
 
-def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
+def find_targets(
+    model: nn.Module, config: AdapterConfig, kinds: Collection[str] = LINEAR
+) -> dict[str, nn.Module]:
     """Name -> layer for every layer that ``config`` selects, in the model's order.
 
-    Raises ValueError if nothing matches, or if a name that was asked for matches no linear layer.
+    ``kinds``: what the variant can sit on; embeddings and convolutions only where ``targets`` names them. Raises
+    ValueError if nothing matches, or if a name or block that was asked for matches no layer.
     """
-    if is_linear(model):
+    if kind_of(model) is not None:
+        check_single(config)
         return {"": model}
-    candidates = linear_layers(model)
+    candidates = layers_of_kind(model, kinds)
     pattern = resolve(model, config)
     chosen = select(model, candidates, pattern)
     if config.targets is not None and isinstance(pattern, tuple):
         check_each(pattern, chosen)
     kept = {name: layer for name, layer in chosen.items() if passes(name, config)}
     if not kept:
-        raise ValueError(no_match(pattern, config, list(candidates)))
+        raise ValueError(no_match(pattern, config, list(layers_of_kind(model, LINEAR))))
+    check_blocks(config, kept)
     return kept
+
+
+def check_single(config: AdapterConfig) -> None:
+    """Raises ValueError for a choice of layers in a model that is itself one."""
+    if config.targets not in (None, ALL_LINEAR):
+        given = list(config.targets) if isinstance(config.targets, tuple) else config.targets
+        raise ValueError(
+            f"targets={given!r} match nothing: the model is itself one layer, which needs no targets"
+        )
+
+
+def check_blocks(config: AdapterConfig, kept: dict[str, nn.Module]) -> None:
+    """Raises ValueError for a block that was asked for and in which nothing is adapted."""
+    if missing := sorted(set(config.layers or ()) - {block_index(name) for name in kept}):
+        raise ValueError(f"layers={list(config.layers or ())}: no layer is matched in block {missing[0]}")
 
 
 def select(
@@ -154,8 +184,8 @@ def select(
 ) -> dict[str, nn.Module]:
     """The candidates that fit the pattern; "all-linear" leaves out what cannot be meant."""
     if pattern == ALL_LINEAR:
-        head = output_head(model)
-        return {n: layer for n, layer in candidates.items() if layer is not head and not never_called(layer)}
+        head, linear = output_head(model), {n: m for n, m in candidates.items() if is_linear(m)}
+        return {n: layer for n, layer in linear.items() if layer is not head and not never_called(layer)}
     return {name: layer for name, layer in candidates.items() if matches(name, pattern)}
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from harness.cases.profiles import Profile
 from harness.engine.checks import Check
-from tests.subjects import broken_alone  # noqa: F401  (fills the table)
+from tests.subjects import broken_alone, broken_contexts  # noqa: F401  (they fill the table)
 from tests.subjects.broken import BROKEN, Broken
 from tests.subjects.judged import audit
 
@@ -19,6 +19,7 @@ UNRELATED = {
     "forward": "forward.random_parameters",
     "dropout": "dropout.off_in_eval",
     "dtype": "dtype.output",
+    "contexts": "contexts.accumulation",
     "training": "training.alive",
     "merge": "merge.detach",
     "save_load": "save_load.round_trip",

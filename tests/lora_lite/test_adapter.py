@@ -145,8 +145,11 @@ def test_two_adapters_side_by_side() -> None:
         (LoRAConfig(targets="nothing.*"), "no linear layer matches .*nothing.*layers.0.q_proj"),
         (LoRAConfig(), "no default targets for a Block"),
         (PiSSAConfig(rank=13, targets=["q_proj"]), "'layers.0.q_proj'.*at most 12, got 13"),
+        (HRAConfig(rank=3, targets=["q_proj"]), "even rank, got 3"),
         (HRAConfig(rank=13, gram_schmidt=True, targets=["q_proj"]), "at most in_features=12, got 13"),
         (LoRAConfig(targets=["q_proj"], layers=[7]), r"layers=\[7\]"),
+        (LoRAConfig(targets=["q_proj"], layers=[0, 7]), "no layer is matched in block 7"),
+        (IA3Config(targets=["q_proj", "embed"]), "embed"),
     ],
 )
 def test_a_refused_attach_changes_nothing(config: AdapterConfig, message: str) -> None:
@@ -222,7 +225,14 @@ def test_the_out_proj_of_multihead_attention_is_refused() -> None:
         (lambda: LoRAConfig(targets=[]), "targets"),
         (lambda: LoRAConfig(targets=[3]), "targets"),
         (lambda: LoRAConfig(layers=1.5), "layers"),
-        (lambda: HRAConfig(rank=3), "even rank, got 3"),
+        (lambda: HRAConfig(gram_schmidt=1), "gram_schmidt must be True or False, got 1"),
+        (lambda: LoRAConfig(rslora="yes"), "rslora must be True or False"),
+        (
+            lambda: LoRAConfig(rank_pattern={"q": 0}),
+            r"rank_pattern\['q'\] must be an integer of at least 1, got 0",
+        ),
+        (lambda: LoRAConfig(alpha_pattern={"(": 2}), "alpha_pattern must map layer names to values"),
+        (lambda: DeLoRAConfig(lambda0_pattern=[1]), "lambda0_pattern must map layer names to values"),
         (lambda: DeLoRAConfig(lambda0="x"), "lambda0"),
         (lambda: lora_lite.config_from_dict({"variant": "lokr"}), "unknown variant 'lokr'; known are delora"),
         (lambda: lora_lite.config_from_dict({"variant": "ia3", "rank": 2}), "IA3Config has no field rank"),

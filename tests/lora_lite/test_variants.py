@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import lora_lite
 from lora_lite import AdapterConfig, DeLoRAConfig, DoRAConfig, LoRAConfig, PiSSAConfig
+from lora_lite.variants.dora import Scale
 from lora_lite.variants.hra import Reflect
 
 from .conftest import CONFIGS, linear, perturb
@@ -247,3 +248,45 @@ def test_autocast_does_not_round_hras_backward_pass() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
             found.append(torch.autograd.grad(y, x)[0])
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
+def test_doras_row_norms_where_they_cancel() -> None:
+    """s B A = -(1 - 1e-3) W leaves a thousandth of W, of which the expanded square would keep no digit."""
+    layer = linear(12, 9)
+    adapter = lora_lite.attach(layer, DoRAConfig(rank=9, alpha=9))[""]
+    W = layer.weight.detach()
+    with torch.no_grad():
+        adapter.A.copy_(W)
+        adapter.B.copy_(-(1 - 1e-3) * torch.eye(9))
+    exact = (W.double() + adapter.B.double() @ adapter.A.double()).norm(dim=1)
+    torch.testing.assert_close(adapter.row_norm(W).double(), exact.detach(), rtol=1e-3, atol=0)
+    square, terms = adapter._expanded(W)
+    assert not (square >= terms / 4).any()
+
+
+def test_doras_own_backward_pass_is_autograds() -> None:
+    """First and second derivatives, of every input, with a bias and with none."""
+    y, h, B, g, b = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((4, 5), (4, 3), (5, 3), (5,), (5,))
+    )
+    for shift in (b.detach(), torch.zeros_like(b.detach())):
+        torch.testing.assert_close(Scale.apply(y, h, B, g, shift)[0], g * (y + h @ B.T) + (1 - g) * shift)
+        assert torch.autograd.gradcheck(lambda *a, s=shift: Scale.apply(*a, s), (y, h, B, g))
+        assert torch.autograd.gradgradcheck(lambda *a, s=shift: Scale.apply(*a, s), (y, h, B, g))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_doras_dropout_is_the_equation(dtype: torch.dtype) -> None:
+    """The dropped input goes through W too; what is not dropped is the base's own output."""
+    layer = linear(dtype=dtype)
+    adapter = lora_lite.attach(layer, DoRAConfig(rank=4, alpha=6, dropout=0.5))[""]
+    perturb(layer)
+    x = torch.randn(7, 12, dtype=dtype)
+    torch.manual_seed(5)
+    y = layer(x)
+    torch.manual_seed(5)
+    dropped = adapter.dropped(x).double()
+    W, b = layer.weight.detach().double(), layer.bias.detach().double()
+    want = x.double() @ W.T + b + dropped @ (dense(adapter, W) - W).T
+    assert (y.double() - want).norm() <= EPS[dtype] * want.norm()

@@ -169,8 +169,8 @@ def test_the_audit_finishes_and_says_which(copied: Path, tmp_path: Path) -> None
         "no:cacheprovider",
     ]
     code = (
-        "import sys, pathlib, pytest; from oracles.authors import recorded; "
-        f"recorded.ROOT = pathlib.Path({str(copied)!r}); sys.exit(pytest.main({options!r}))"
+        "import sys, pathlib, pytest; from oracles.authors import recordings; "
+        f"recordings.ROOT = pathlib.Path({str(copied)!r}); sys.exit(pytest.main({options!r}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=HOUSE, env=dict(os.environ), capture_output=True, text=True

@@ -14,7 +14,7 @@ from oracles.implementation import AdapterSpec
 from oracles.peft import BINDINGS, OneLayer
 from oracles.seeding import seed_torch
 from oracles.variants import VARIANTS
-from oracles.variants.record import Composition
+from oracles.variants.record import Compose
 
 IN, OUT = 7, 5
 
@@ -52,7 +52,7 @@ def parameters(layer: Any, variant: str, adapter: str, spec: AdapterSpec) -> dic
     return found
 
 
-def composed(variant: str, rule: Composition, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+def composed(variant: str, rule: Compose, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
     """The output of PEFT's layer, in training mode, and what the rule makes of its adapters' values."""
     seed_torch(0)
     layer, specs = two_adapters(variant, dropout)
@@ -69,12 +69,11 @@ def test_several_adapters_compute_what_the_record_says(variant: str) -> None:
     assert torch.allclose(actual, exact, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if VARIANTS[v].compose_otherwise])
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if VARIANTS[v].also_composes])
 def test_with_dropout_peft_composes_otherwise(variant: str) -> None:
     """At a rate at which nothing is dropped, so that the rule alone can be seen."""
     record = VARIANTS[variant]
-    assert record.compose_otherwise is not None
-    actual, exact = composed(variant, record.compose_otherwise, dropout=1e-9)
+    actual, exact = composed(variant, record.also_composes[0], dropout=1e-9)
     assert torch.allclose(actual, exact, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(actual, composed(variant, record.compose_adapters)[1], rtol=1e-2)
 

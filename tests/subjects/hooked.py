@@ -191,11 +191,7 @@ class Library(InTorchFile):
         dtype = layer.weight.dtype
         layer.to(layer.adapter.dtype)
         training = layer.training
-<<<<<<< HEAD
-        layer.eval()
-=======
         layer.eval()  # asked in training mode it would drop some of the answers
->>>>>>> 8118bdf (Contexts: one check each for evaluation mode, no gradients, accumulation, checkpointing, autocast, compile, copies and casts)
         with torch.no_grad():
             zero = layer(torch.zeros(1, layer.in_features, dtype=layer.weight.dtype))[0]
             eye = layer(torch.eye(layer.in_features, dtype=layer.weight.dtype))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
 from ..config import DeLoRAConfig
-from ..variant import Variant, add, register, weight_of
+from ..variant import Variant, plus_product, register, weight_of
 
 __all__ = ["DeLoRA"]
 
@@ -23,6 +23,7 @@ class DeLoRA(Variant):
     Equation
         ΔW = (λ/r) B Ξ A diag(w_norm),  Ξ_ii = 1 / (max(‖b_i‖, 1e-4) max(‖a_i‖, 1e-4)),  w_norm = ‖W‖_col:
         y = x Wᵀ + b + drop(x) ΔWᵀ; merged: W + ΔW, bias unchanged. λ bounds the strength: ‖(λ/r) B Ξ A‖ ≤ λ.
+        Several active ones add.
     Shapes
         A (r, in), B (out, r), λ (1,), all trained; w_norm (in,) is a persistent buffer, saved with the
         adapter: the norm of each column of W (out, in), one per input channel, taken once at the start.
@@ -45,12 +46,13 @@ class DeLoRA(Variant):
 
     Config = DeLoRAConfig
     needs_weight = True
+    joins = "adds"
     w_norm: Tensor
 
     def build(self) -> None:
         """A (r, in), B (out, r), λ (1,), and the buffer w_norm (in,)."""
-        self.A = self.parameter(self.config.rank, self.in_features)
-        self.B = self.parameter(self.out_features, self.config.rank)
+        self.A = self.parameter(self.rank, self.in_features)
+        self.B = self.parameter(self.out_features, self.rank)
         self.lambda_ = self.parameter(1)
         self.register_buffer("w_norm", self.empty(self.in_features))
 
@@ -60,24 +62,31 @@ class DeLoRA(Variant):
         bound = 1 / math.sqrt(self.in_features)
         nn.init.uniform_(self.A, -bound, bound)
         nn.init.zeros_(self.B)
-        nn.init.constant_(self.lambda_, self.config.lambda0)
+        nn.init.constant_(self.lambda_, self.option("lambda0"))
         self.w_norm.copy_(torch.linalg.vector_norm(weight_of(layer), dim=0, dtype=self.w_norm.dtype))
 
     def scale(self) -> Tensor:
         """(λ/r) Ξ as a vector (r,): λ / (r max(‖a_i‖, 1e-4) max(‖b_i‖, 1e-4))."""
         a = self.A.norm(dim=1).clamp(min=SMALLEST_NORM)
         b = self.B.norm(dim=0).clamp(min=SMALLEST_NORM)
-        return self.lambda_ / self.config.rank / (a * b)
+        return self.lambda_ / self.rank / (a * b)
 
     def dropped(self, x: Tensor) -> Tensor:
         """drop(x); random numbers are drawn only where dropout is active."""
         active = self.training and self.config.dropout > 0
         return dropout(x, self.config.dropout) if active else x
 
+    def coordinates(self, x: Tensor) -> Tensor:
+        """(drop(x) ⊙ w_norm) Aᵀ diag((λ/r) Ξ) (..., r), w_norm taken to A, which is smaller than x."""
+        return linear(self.dropped(x).to(self.A.dtype), self.A * self.w_norm) * self.scale()
+
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """y + (drop(x) ⊙ w_norm) Aᵀ diag((λ/r) Ξ) Bᵀ."""
-        h = linear(self.dropped(x) * self.w_norm, self.A)
-        return add(y, linear(h * self.scale(), self.B))
+        return plus_product(y, self.coordinates(x), self.B)
+
+    def change(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """(drop(x) ⊙ w_norm) Aᵀ diag((λ/r) Ξ) Bᵀ (..., out)."""
+        return linear(self.coordinates(x), self.B)
 
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """W + (λ/r) B Ξ A diag(w_norm)."""

@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from ..config import DoRAConfig
-from ..variant import add, bias_of, full_precision, register, weight_of
+from ..variant import Variant, add, bias_of, full_precision, register, weight_of
 from .lora import LoRA
 
 __all__ = ["DoRA"]
+
+
+class Scale(torch.autograd.Function):
+    """g ⊙ u + (1 - g) ⊙ b (n, out) and u = y + h Bᵀ (n, out), from y (n, out), h (n, r), B (out, r), g and b (out,).
+
+    The backward pass is what autograd would do, in three passes over the output instead of eight.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, h: Tensor, B: Tensor, g: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        u = torch.addmm(y, h, B.t())
+        return torch.addcmul((1 - g) * b, u, g), u
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[1:], output[1])
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, du: Tensor | None) -> tuple[Tensor | None, ...]:
+        h, B, g, b, u = ctx.saved_tensors
+        if dout is None:
+            return (None,) * 5 if du is None else (du, du @ B, du.t() @ h, None, None)
+        with full_precision(dout):
+            d = dout * g if du is None else torch.addcmul(du, dout, g)
+            dg = (dout * u).sum(0) - b * dout.sum(0)
+            return d if ctx.needs_input_grad[0] else None, d @ B, d.t() @ h, dg, None
 
 
 @register
@@ -20,9 +50,11 @@ class DoRA(LoRA):
     Equation
         V = W + s B A,  s = α / r,  g = m / ‖V‖_row with ‖V‖_row held constant (detached):
         y = x Wᵀ + b + (g - 1) ⊙ drop(x) Wᵀ + g ⊙ s drop(x) Aᵀ Bᵀ.
-        Without dropout that is x (diag(g) V)ᵀ + b; merged: diag(g) V. The bias is not scaled by g.
+        Without dropout that is x (diag(g) V)ᵀ + b; merged: diag(g) V. The bias is not scaled by g. Several
+        active ones add what each changes of the base: W + Σ (diag(g_i) V_i - W).
     Shapes
-        A (r, in), B (out, r), m (out,): one magnitude for each output, the norm of a row of W (out, in).
+        A (r, in), B (out, r), m (out,): one magnitude for each output, the norm of a row of W (out, in); of
+        an embedding, the norm of one dimension over all tokens. A and B of other kinds of layers as LoRA.
     Initialisation
         A, B as LoRA; m = ‖W‖_row: g is exactly 1 and step 0 is the base bit for bit.
     What detaching the norm means
@@ -30,9 +62,10 @@ class DoRA(LoRA):
         V is (m/‖V‖) ∇W' (Eq. (11)) without the projection onto the complement of V of Eq. (6): less memory,
         and A and B also receive the part of the gradient that only rescales a row.
     Cost
-        The norms are computed from W + s B A a block of rows at a time; the whole is never built. Where no
-        dropout is active, x Wᵀ is taken from the layer's own output instead of being computed again, and one
-        tensor of the output's size is kept for the backward pass.
+        The norms come from W Aᵀ and A Aᵀ, or, where that would cancel and on other devices than the CPU, from
+        W + s B A a block of rows at a time; the whole is never built. Where no dropout is active, x Wᵀ is taken
+        from the layer's own output instead of being computed again, and one tensor of the output's size is
+        kept for the backward pass.
 
     References
         https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/dora.py
@@ -50,6 +83,16 @@ class DoRA(LoRA):
 
     Config = DoRAConfig
     needs_weight = True
+    takes_quantised = False
+
+    def _check_weight(self, layer: nn.Module) -> None:
+        super()._check_weight(layer)
+        if problem := self.kind.merge_problem(layer):
+            raise ValueError(f"dora needs W + s B A, but {problem}")
+
+    def conflict(self, other: Variant) -> str | None:
+        """PiSSA leaves a residual of the W that DoRA scales."""
+        return other.conflict(self) if other.Config.variant == "pissa" else super().conflict(other)
 
     def build(self) -> None:
         """A (r, in), B (out, r), m (out,)."""
@@ -64,16 +107,36 @@ class DoRA(LoRA):
 
     @torch.no_grad()
     def row_norm(self, W: Tensor) -> Tensor:
-        """‖W + s B A‖_row (out,), detached: the norm of each eighth of the rows in turn."""
-        # Expanding the square needs no V at all, is as cheap, and cancels where s B A is close to -W.
-        rows = max(64, -(-self.out_features // 8))
+        """‖W + s B A‖_row (out,), detached."""
         with full_precision(W):
-            blocks = zip(W.split(rows), self.B.split(rows), strict=True)
-            norms = [self._combine(w, b).norm(dim=1) for w, b in blocks]
-        return torch.cat(norms)
+            # Elsewhere than on the CPU, looking at the result would wait for the device.
+            if W.device.type == "cpu" and not torch.compiler.is_compiling():
+                square, terms = self._expanded(W)
+                if (square >= terms / 4).all():
+                    return square.sqrt()
+            blocks = zip(self._blocks(W), self.B.split(self._rows), strict=True)
+            return torch.cat([self._combine(w, b).norm(dim=1) for w, b in blocks])
+
+    def _expanded(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        """‖w + s b A‖² (out,) as ‖w‖² + 2 s ⟨w Aᵀ, b⟩ + s² ⟨b A Aᵀ, b⟩, and the sum of the first and last term,
+        beside which it is small where s B A is close to -W and digits are lost."""
+        A, B = self.A.flatten(1), self.B.flatten(1) * self.scale
+        product = (
+            W @ A.t() if W.dtype == A.dtype else torch.cat([w.to(A.dtype) @ A.t() for w in self._blocks(W)])
+        )
+        terms = torch.linalg.vector_norm(W, dim=1, dtype=B.dtype).square() + (B * (B @ (A @ A.t()))).sum(1)
+        return terms + 2 * (B * product).sum(1), terms
+
+    @property
+    def _rows(self) -> int:
+        return max(64, -(-self.out_features // 8))
+
+    def _blocks(self, W: Tensor) -> tuple[Tensor, ...]:
+        """An eighth of the rows at a time."""
+        return W.split(self._rows)
 
     def _combine(self, W: Tensor, B: Tensor) -> Tensor:
-        return torch.addmm(W.to(B.dtype), B, self.A, alpha=self.scale)
+        return torch.addmm(W.to(B.dtype), B.flatten(1), self.A.flatten(1), alpha=self.scale)
 
     def gain(self, W: Tensor) -> Tensor:
         """g = m / ‖V‖_row (out,), and m + 1 for a zero row."""
@@ -82,19 +145,34 @@ class DoRA(LoRA):
         return (self.m + zero) / (norm + zero)
 
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """y + (g - 1) ⊙ (z + v) + v with z = drop(x) Wᵀ and v = s drop(x) Aᵀ Bᵀ."""
+        """y + (g - 1) ⊙ (z + v) + v with z = drop(x) Wᵀ and v = s drop(x) Aᵀ Bᵀ; undropped, z is y - b."""
+        if self.drops or not self.kind.sums_in_one:
+            return add(y, self.change(layer, x, y))
+        h = self.coordinates(layer, x.to(self.A.dtype))
+        with full_precision(y):
+            g, b = self.gain(weight_of(layer)), bias_of(layer)
+            b = torch.zeros_like(g) if b is None else b.to(g.dtype)
+            rows = y.reshape(-1, self.out_features).to(g.dtype)
+            return (
+                Scale.apply(rows, h.reshape(-1, self.rank).to(g.dtype), self.B, g, b)[0]
+                .view(y.shape)
+                .to(y.dtype)
+            )
+
+    def change(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """(g - 1) ⊙ (z + v) + v (..., out)."""
         dropped = self.dropped(x)
         z = self._base_product(layer, dropped, y)
-        v = self.low_rank(dropped)
-        return add(y, (self.gain(weight_of(layer)) - 1) * (z + v) + v)
+        v = self.kind.up(layer, self.coordinates(layer, dropped), self.B)
+        return self.kind.per_output(self.gain(weight_of(layer)) - 1) * (z + v) + v
 
     def _base_product(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """x Wᵀ (..., out); where nothing was dropped it is in y already."""
-        if self.training and self.config.dropout > 0:
+        if self.drops:
             W = weight_of(layer)
-            return linear(x.to(W.dtype), W)
+            return self.kind.apply(layer, x.to(W.dtype), W)
         b = bias_of(layer)
-        return y if b is None else y - b
+        return y if b is None else y - self.kind.per_output(b)
 
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """diag(g) (W + s B A), bias unchanged."""

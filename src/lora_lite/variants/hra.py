@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..config import HRAConfig
-from ..variant import Variant, add, full_precision, register, weight_of, weight_problem, widened
+from ..kinds import dense
+from ..switch import alone
+from ..variant import Variant, add, full_precision, register, weight_of, widened
 
 __all__ = ["HRA"]
 
@@ -53,6 +55,7 @@ class HRA(Variant):
     Equation
         y = x (W H₁ H₂ … H_r)ᵀ + b,  H_i = I - 2 u_i u_iᵀ / ‖u_i‖²: H_r meets x first, then …, then W.
         Gram-Schmidt mode: y = x (W (I - 2 Q Qᵀ))ᵀ + b, Q the orthonormalised columns of U.
+        Several active ones chain, W H_a H_b in the order in which they were activated, as in PEFT.
         The bias is untouched; merged: W H. There is no eps: a zero column gives NaN, as in PEFT.
     Shapes
         U (in, r), reflection i is column i, in fp32 (fp64 on an fp64 base).
@@ -60,7 +63,7 @@ class HRA(Variant):
         r/2 columns ~ U(-1/√(r/2), 1/√(r/2)), each one twice: H H = I, so step 0 is the base up to rounding,
         and both columns of a pair get a gradient (equal and opposite). Therefore no zero-initialised gate:
         with y = base + gate · (...) and gate = 0 the vectors would have no gradient at all on step 0.
-        An odd rank would leave one random reflection at the start and is refused.
+        An odd rank would leave one random reflection at the start and is refused (a file's is taken).
         Gram-Schmidt mode can never start at the identity (I - 2QQᵀ has the eigenvalue -1, r times), and pairs
         are degenerate there, since two equal columns span one direction. It starts unpaired: r independent
         columns ~ U(-1/√r, 1/√r). Any rank up to in_features.
@@ -89,28 +92,37 @@ class HRA(Variant):
     """
 
     Config = HRAConfig
+    joins = "chains"
 
     def build(self) -> None:
         """U (in, r). Raises ValueError for a Gram-Schmidt rank above in_features."""
-        if self.config.gram_schmidt and self.config.rank > self.in_features:
+        if self.config.gram_schmidt and self.rank > self.in_features:
             raise ValueError(
                 f"HRA's Gram-Schmidt mode needs a rank of at most in_features={self.in_features}, "
-                f"got {self.config.rank}"
+                f"got {self.rank}"
             )
-        self.U = self.parameter(self.in_features, self.config.rank)
+        self.U = self.parameter(self.in_features, self.rank)
 
     @torch.no_grad()
     def init(self, layer: nn.Module) -> None:
-        """Kaiming-uniform (a = √5) columns, each one twice; unpaired in Gram-Schmidt mode."""
+        """Kaiming-uniform (a = √5) columns, each one twice; unpaired in Gram-Schmidt mode.
+
+        Raises ValueError for an odd rank of the chain.
+        """
+        if self.rank % 2 and not self.config.gram_schmidt:
+            raise ValueError(
+                f"HRA needs an even rank, got {self.rank}: reflections start as equal pairs that cancel, "
+                "and an odd one out would start the layer at a random reflection"
+            )
         copies = 1 if self.config.gram_schmidt else 2
-        distinct = self.U.new_empty(self.in_features, self.config.rank // copies)
+        distinct = self.U.new_empty(self.in_features, self.rank // copies)
         bound = 1 / math.sqrt(distinct.shape[1])
         self.U.copy_(distinct.uniform_(-bound, bound).repeat_interleave(copies, dim=1))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Û (in, r) and M (r, r) with H = I - Û M⁻¹ Ûᵀ; Q and ½ I in Gram-Schmidt mode."""
         U = widened(self.U)
-        half = torch.eye(self.config.rank, dtype=U.dtype, device=U.device) / 2
+        half = torch.eye(self.rank, dtype=U.dtype, device=U.device) / 2
         if self.config.gram_schmidt:
             return torch.linalg.qr(U).Q, half
         unit = U / U.norm(dim=0)
@@ -137,9 +149,9 @@ class HRA(Variant):
     def _acts_behind(self, layer: nn.Module, x: Tensor) -> bool:
         """Whether to correct the output: only for U's sake would the gradient have to come back through W. An
         input that :meth:`before` has reflected carries a gradient, so the two never act both."""
-        alone = torch.is_grad_enabled() and self.U.requires_grad and not x.requires_grad
+        by_itself = torch.is_grad_enabled() and self.U.requires_grad and not x.requires_grad
         wide = layer.weight.dtype in (torch.float32, torch.float64)  # widening another one would copy it
-        return alone and wide and weight_problem(layer) is None
+        return by_itself and wide and dense(layer.weight) and alone(layer)
 
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """W H = W - ((W Û) M⁻¹) Ûᵀ."""

@@ -17,6 +17,7 @@ class IA3(Variant):
     Equation
         Output gate (keys, values): y = l ⊙ (x Wᵀ + b); merged: diag(l) W and l ⊙ b.
         Input gate (feed-forward: the layer after the nonlinearity): y = (x ⊙ l) Wᵀ + b; merged: W diag(l), b.
+        Several active ones multiply.
     Shapes
         l (out,), or (in,) for an input gate, in fp32 (fp64 on an fp64 base).
     Initialisation
@@ -36,6 +37,7 @@ class IA3(Variant):
     """
 
     Config = IA3Config
+    joins = "multiplies"
 
     @property
     def feedforward(self) -> bool:
@@ -45,6 +47,10 @@ class IA3(Variant):
     def build(self) -> None:
         """l (in,) for a feed-forward layer, else (out,)."""
         self.l = self.parameter(self.in_features if self.feedforward else self.out_features)
+
+    def hooks(self) -> tuple[bool, bool]:
+        """One side alone is gated."""
+        return self.feedforward, not self.feedforward
 
     def init(self, layer: nn.Module) -> None:
         """Ones."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..config import PiSSAConfig
-from ..variant import in_layout, register, weight_of
+from ..variant import Variant, own, put_aside, put_back, register, weight_of
 from .lora import LoRA
 
 __all__ = ["PiSSA"]
@@ -26,8 +26,12 @@ class PiSSA(LoRA):
         A (r, in), B (out, r), r at most min(in, out). The paper writes x W with W (in, out), so that its A
         of Eq. (2) is this Aᵀ and its B of Eq. (3) is this Bᵀ.
     Initialisation
-        Exact SVD, in fp32 (fp64 for an fp64 base). Dividing both factors by √s leaves s B A the best rank-r
-        approximation of W for any α; step 0 is the base up to rounding.
+        Exact SVD of the base's own W, whatever other adapters are on it, in fp32 (fp64 for an fp64 base).
+        Dividing both factors by √s leaves s B A the best rank-r approximation of W for any α; step 0 is the
+        base up to rounding.
+    Several
+        The layer has W_res of those that are active, W - s₁ B₁₀ A₁₀ - s₂ B₂₀ A₂₀, one subtracted after the other;
+        with none active it has W itself.
     Saving
         The file holds A, B, their initial values, and the sha256 of the base weight. Loading rebuilds W_res
         from the base and the initial values instead of repeating the SVD. It is the same bit for bit on any
@@ -49,18 +53,18 @@ class PiSSA(LoRA):
     """
 
     Config = PiSSAConfig
+    kinds = ("linear", "conv1d")
     needs_weight = True
+    takes_quantised = False
     A0: Tensor
     B0: Tensor
 
     def build(self) -> None:
         """A, B, and their initial values outside the state dict. Raises ValueError for too high a rank."""
         most = min(self.in_features, self.out_features)
-        if self.config.rank > most:
+        if self.rank > most:
             shape = (self.out_features, self.in_features)
-            raise ValueError(
-                f"PiSSA of a {shape} weight needs a rank of at most {most}, got {self.config.rank}"
-            )
+            raise ValueError(f"PiSSA of a {shape} weight needs a rank of at most {most}, got {self.rank}")
         super().build()
         self.register_buffer("A0", torch.empty_like(self.A), persistent=False)
         self.register_buffer("B0", torch.empty_like(self.B), persistent=False)
@@ -69,9 +73,9 @@ class PiSSA(LoRA):
     def init(self, layer: nn.Module) -> None:
         """The r largest singular triplets, √(S_r/s) to each side."""
         U, S, Vh = torch.linalg.svd(weight_of(layer).to(self.A.dtype), full_matrices=False)
-        root = (S[: self.config.rank] / self.scale).sqrt()
-        self.A.copy_(root[:, None] * Vh[: self.config.rank])
-        self.B.copy_(U[:, : self.config.rank] * root)
+        root = (S[: self.rank] / self.scale).sqrt()
+        self.A.copy_(root[:, None] * Vh[: self.rank])
+        self.B.copy_(U[:, : self.rank] * root)
         self.A0.copy_(self.A)
         self.B0.copy_(self.B)
 
@@ -86,27 +90,35 @@ class PiSSA(LoRA):
 
     def install(self, layer: nn.Module) -> None:
         """Give the layer W_res in a parameter of its own; W, and what is tied to it, is not written."""
+        now: Tensor = layer.weight  # type: ignore[assignment]
+        rest = self.kind.stored(self.residual(self.kind.matrix(now.detach())), layer)
+        installed = nn.Parameter(rest, requires_grad=False)
         # Past nn.Module's registration: W must appear neither among the parameters nor in the state dict.
-        self.__dict__["original"] = layer.weight
-        rest = in_layout(layer, self.residual(weight_of(layer)))
-        layer.weight = nn.Parameter(rest, requires_grad=False)
+        self.__dict__.update(original=now, installed=installed)
+        put_aside(layer, "weight", installed)
 
     def remove(self, layer: nn.Module) -> None:
         """Put W back."""
-        original, now = self.__dict__.pop("original"), weight_of(layer)
-        if original.dtype != now.dtype or original.device != now.device:  # the model was moved meanwhile
-            original = nn.Parameter(original.detach().to(now.device, now.dtype), requires_grad=False)
-        layer.weight = original
+        del self.__dict__["original"], self.__dict__["installed"]
+        put_back(layer)
+
+    def conflict(self, other: Variant) -> str | None:
+        """DoRA scales W, of which PiSSA leaves the residual."""
+        if other.Config.variant == "dora":
+            return "DoRA scales the base weight, of which PiSSA leaves a residual"
+        return super().conflict(other)
 
     def state(self, layer: nn.Module) -> dict[str, Tensor]:
         """A, B and their initial values. Raises ValueError if W_res is no longer what these rebuild."""
-        original = self.__dict__["original"]
-        rebuilt = self.residual(in_layout(layer, original.detach()).to(self.A0.device))
-        if not torch.equal(rebuilt, weight_of(layer)):
-            raise ValueError(
-                "PiSSA's residual weight was changed since attach (a dtype conversion, or a write), so this "
-                "adapter could not be reloaded; attach in the final dtype, or merge"
+        if "original" in self.__dict__:
+            original, installed = (
+                self.kind.matrix(self.__dict__[n].detach()) for n in ("original", "installed")
             )
+            if not torch.equal(self.residual(original.to(self.A0.device)), installed):
+                raise ValueError(
+                    "PiSSA's residual weight was changed since attach (a dtype conversion, or a write), so this "
+                    "adapter could not be reloaded; attach in the final dtype, or merge"
+                )
         return {**super().state(layer), **{key: getattr(self, name) for key, name in INITIAL.items()}}
 
     def expected(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -115,8 +127,7 @@ class PiSSA(LoRA):
 
     def fingerprint(self, layer: nn.Module) -> str:
         """sha256 of W."""
-        weight: Tensor = self.__dict__.get("original", layer.weight)
-        return checkpoint.digest(weight)
+        return checkpoint.digest(own(layer))
 
     def restore(self, layer: nn.Module, tensors: dict[str, Tensor]) -> None:
         super().restore(layer, tensors)

@@ -1,0 +1,1 @@
+"""Adapter files and merged checkpoints, asked from their bytes: no model is built, no library of adapters is needed."""

@@ -1,0 +1,190 @@
+"""Checkpoint vectors as cases of a claim, and a subject's model compared with what its vector says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from harness.compare import rounding
+from harness.compare.context import Context, where_worst
+from harness.compare.layer import BadAnswer, SubjectRaised
+from harness.compare.outcome import Deviation
+from harness.compare.thresholds import ROUNDOFFS, THRESHOLDS
+from oracles.implementation import AdapterSpec
+from oracles.variants import Variant
+from oracles.vectors.chain import run
+from oracles.vectors.corpus import Vector, vectors
+from reports.model import Diagnosis
+
+Strategy = Callable[[Variant], st.SearchStrategy["VectorCase"]]
+
+
+@dataclass(frozen=True)
+class VectorCase:
+    """One vector of the committed corpus; of the spec only the method counts, the rest is the file's."""
+
+    spec: AdapterSpec
+    vector: Vector
+
+    def describe(self) -> dict[str, Any]:
+        """For a witness."""
+        about = self.vector.about
+        return {"vector": self.vector.id, "base": about["base"], "for": about["source"]}
+
+    def __repr__(self) -> str:
+        return f"VectorCase({self.vector.id})"
+
+
+@cache
+def corpus() -> tuple[Vector, ...]:
+    """The committed vectors, read once."""
+    return tuple(vectors())
+
+
+def chosen(variant: Variant, sources: Collection[str], expect: Collection[str]) -> list[VectorCase]:
+    """A variant's vectors for some kinds of public faults; () is every kind."""
+    return [
+        VectorCase(AdapterSpec(variant.id), v)
+        for v in corpus()
+        if v.about["flags"]["method"] == variant.id
+        and v.about["expect"] in expect
+        and (not sources or v.about["source"] in sources)
+    ]
+
+
+def drawn(*sources: str, expect: Collection[str] = ("apply", "apply_or_refuse")) -> Strategy:
+    """Every such vector of the variant."""
+    return lambda variant: st.sampled_from(chosen(variant, sources, expect))
+
+
+def has(*sources: str, expect: Collection[str] = ("apply", "apply_or_refuse")) -> Callable[[Variant], bool]:
+    """Whether a variant has any."""
+    return lambda variant: bool(chosen(variant, sources, expect))
+
+
+def loaded(context: Context, case: VectorCase) -> nn.Module:
+    """The vector's base in float32 with its adapter, by the subject; raises Unsupported where it offers none."""
+    model = case.vector.build(torch.float32)
+    context.calling("load_peft", context.subject.load_peft, model, case.vector.adapter)
+    return model
+
+
+def same_model(context: Context, case: VectorCase, model: nn.Module) -> None:
+    """Raise Deviation unless the adapted model computes what the vector says; it names module and wrong reading."""
+    found = effective_tensors(case.vector, model)
+    same_tensors(context, case, found, {n: case.vector.merged[n] for n in found})
+    for i, x in enumerate(case.vector.inputs):
+        with torch.no_grad():
+            actual = model(x.float() if x.is_floating_point() else x)
+        if not isinstance(actual, Tensor):
+            raise BadAnswer(
+                f"{context.subject.name}'s model answers with {type(actual).__name__}, expected a tensor"
+            )
+        exact = case.vector.numbers[f"logits/{i}"]
+        try:
+            context.judge(case, f"logits of input {i}", actual.double(), exact, _floor(exact))
+        except Deviation as deviation:
+            raise deviation.with_note(_logits_like(case.vector, i, actual.double())) from None
+
+
+def same_tensors(
+    context: Context, case: VectorCase, found: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+) -> None:
+    """Raise Deviation at the first tensor that is not the expected one, with the wrong reading that it equals."""
+    for name, right in exact.items():
+        if found[name].shape != right.shape:
+            expected, actual = where_worst(found[name], right)
+            raise Deviation(case, f"weights of {name}", expected, actual)
+        try:
+            context.judge(case, f"weights of {name}", found[name].double(), right, _floor(right))
+        except Deviation as deviation:
+            told = reading_like(case.vector, found)
+            deviation.diagnosis = told
+            raise deviation.with_note(told.summary if told else "equals no known reading") from None
+
+
+def _floor(exact: Tensor) -> float:
+    unit = rounding.roundoff(torch.float32) * ROUNDOFFS["checkpoint"]
+    return unit * float(torch.linalg.vector_norm(exact.double()))
+
+
+def effective_tensors(vector: Vector, model: nn.Module) -> dict[str, Tensor]:
+    """Weight and bias of every layer that shows them: what it makes of the unit vectors and of zero, or of each id."""
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for layer in vector.model["layers"]:
+            if layer["kind"] in ("linear", "conv1d"):
+                found |= _affine(layer, model.get_submodule(layer["name"]))
+            elif layer["kind"] == "embedding":
+                table = model.get_submodule(layer["name"])(torch.arange(layer["number"]))
+                found[f"{layer['name']}.weight"] = table.double()
+    return found
+
+
+def _affine(layer: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
+    zero = module(torch.zeros(1, layer["in"]))[0].double()
+    weight = module(torch.eye(layer["in"])).double() - zero
+    name = layer["name"]
+    found = {f"{name}.weight": weight if layer["kind"] == "conv1d" else weight.mT}
+    return found | ({f"{name}.bias": zero} if layer["bias"] else {})
+
+
+def reading_like(vector: Vector, found: Mapping[str, Tensor]) -> Diagnosis | None:
+    """The wrong reading that all tensors of a model equal."""
+    for wrong in vector.about["wrong_readings"]:
+        reading = vector.reading(wrong["id"])
+        if all(n in found and _near(found[n].double(), reading[n]) for n in reading if n in found):
+            return _diagnosis(wrong["id"], wrong["sentence"])
+    return None
+
+
+def _near(actual: Tensor, exact: Tensor) -> bool:
+    gap = float(torch.linalg.vector_norm(actual - exact)) if actual.shape == exact.shape else float("inf")
+    return gap <= THRESHOLDS["formula"] * _floor(exact)
+
+
+def _logits_like(vector: Vector, i: int, actual: Tensor) -> str:
+    """The sentence of the wrong reading whose logits these are."""
+    for wrong in vector.about["wrong_readings"]:
+        if _near(actual, run(vector.model, vector.reading(wrong["id"]), vector.inputs[i])):
+            return str(wrong["sentence"])
+    return "equals no known reading"
+
+
+def _diagnosis(identity: str, sentence: str) -> Diagnosis:
+    return Diagnosis(
+        f"checkpoints.{identity}",
+        sentence,
+        "the checkpoint runs as another model than the one that was saved",
+        matched=1,
+        tried=1,
+        source="check",
+    )
+
+
+def is_refused(context: Context, case: VectorCase) -> bool:
+    """Whether the subject will not have the folder; raises Unsupported where it reads none."""
+    try:
+        loaded(context, case)
+    except SubjectRaised:
+        return True
+    return False
+
+
+__all__ = [
+    "VectorCase",
+    "drawn",
+    "effective_tensors",
+    "has",
+    "is_refused",
+    "loaded",
+    "reading_like",
+    "same_model",
+    "same_tensors",
+]

@@ -1,0 +1,86 @@
+"""Which of the optional methods a subject offers, asked once of each variant: sequences are made of those alone."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from harness.compare.layer import answering
+from harness.compare.outcome import NotOffered
+from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
+
+Probe = Callable[[Implementation, Adapted, AdapterSpec, Path], object]
+PROBES: dict[str, Probe] = {
+    "add_adapter": lambda who, layer, spec, folder: who.add_adapter(layer, "b", spec),
+    "set_adapters": lambda who, layer, spec, folder: who.set_adapters(layer, ("default",)),
+    "delete_adapter": lambda who, layer, spec, folder: _delete(who, layer, spec),
+    "merge_in_place": lambda who, layer, spec, folder: who.merge_in_place(layer),
+    "unmerge": lambda who, layer, spec, folder: _unmerge(who, layer),
+    "merge": lambda who, layer, spec, folder: who.merge(layer),
+    "detach": lambda who, layer, spec, folder: who.detach(layer),
+    "save": lambda who, layer, spec, folder: who.save(layer, folder / "probe"),
+    "load": lambda who, layer, spec, folder: _load(who, layer, spec, folder),
+}
+_KNOWN: WeakKeyDictionary[Implementation, dict[tuple[str, str], str]] = WeakKeyDictionary()
+
+
+def _delete(who: Implementation, layer: Adapted, spec: AdapterSpec) -> None:
+    who.add_adapter(layer, "b", spec)
+    who.delete_adapter(layer, "b")
+
+
+def _unmerge(who: Implementation, layer: Adapted) -> None:
+    who.merge_in_place(layer)
+    who.unmerge(layer)
+
+
+def _load(who: Implementation, layer: Adapted, spec: AdapterSpec, folder: Path) -> None:
+    who.save(layer, folder / "probe")
+    who.load(_base(), spec, folder / "probe")
+
+
+def _base() -> nn.Linear:
+    base = nn.Linear(4, 3)
+    with torch.no_grad():
+        base.weight.copy_(torch.arange(12.0).reshape(3, 4).cos())
+        base.bias.copy_(torch.arange(3.0).sin())
+    return base
+
+
+def why_not(who: Implementation, spec: AdapterSpec, method: str) -> str:
+    """In the subject's words, why it does not offer ``method``; empty where it does, well or not."""
+    known = _KNOWN.setdefault(who, {})
+    key = (spec.variant, method)
+    if key not in known:
+        known[key] = _asked(who, AdapterSpec(spec.variant, rank=2, alpha=3.0), PROBES[method])
+    return known[key]
+
+
+def _asked(who: Implementation, spec: AdapterSpec, probe: Probe) -> str:
+    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
+        try:
+            probe(who, who.adapt(_base(), spec), spec, Path(folder))
+        except Unsupported as why:
+            return str(why) or "not offered"
+        except Exception:
+            return ""  # it is offered, and what it does wrongly is for the claims to find out
+    return ""
+
+
+def offers(who: Implementation, spec: AdapterSpec, method: str) -> bool:
+    """Whether the subject offers an optional method."""
+    return not why_not(who, spec, method)
+
+
+def need(who: Implementation, spec: AdapterSpec, methods: tuple[str, ...]) -> None:
+    """Raise NotOffered unless the subject offers them all."""
+    for method in methods:
+        with answering(who.name, method):
+            why = why_not(who, spec, method)
+        if why:
+            raise NotOffered(f"not offered: {method}: {why}", method)

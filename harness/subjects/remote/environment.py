@@ -1,0 +1,143 @@
+"""An environment for a subject, from the metadata in its file: made once by ``uv``, kept by the metadata's hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+# The reference expression of PEP 723.
+BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
+OLDEST = (3, 9)
+COMPLETE = ".complete"
+
+
+class BadEnvironment(Exception):
+    """No environment can be made from this metadata; the text is one sentence."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a subject's file asks for: a Python and requirements, as PEP 723's block has them."""
+
+    dependencies: tuple[str, ...]
+    requires_python: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What an environment made from this is kept under."""
+        text = json.dumps([self.requires_python or _this_python(), *self.dependencies])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _this_python() -> str:
+    return f"=={sys.version_info.major}.{sys.version_info.minor}.*"
+
+
+def metadata_of(file: Path) -> Metadata | None:
+    """The ``# /// script`` block of a file; None where there is none. Raises BadEnvironment."""
+    found = [m for m in BLOCK.finditer(file.read_text(encoding="utf-8")) if m["type"] == "script"]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise BadEnvironment(f"{file.name} has {len(found)} script blocks, expected one (PEP 723)")
+    lines = found[0]["content"].splitlines()
+    content = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in lines)
+    try:
+        return _checked(tomllib.loads(content))
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        raise BadEnvironment(f"the script block of {file.name} cannot be read: {error}") from error
+
+
+def _checked(block: dict[str, object]) -> Metadata:
+    dependencies, python = block.get("dependencies", []), block.get("requires-python")
+    if not isinstance(dependencies, list) or not all(isinstance(d, str) for d in dependencies):
+        raise TypeError(f"dependencies are {dependencies!r}, expected a list of strings")
+    if python is not None and not isinstance(python, str):
+        raise TypeError(f"requires-python is {python!r}, expected a string")
+    return Metadata(tuple(dependencies), python)
+
+
+def interpreter(metadata: Metadata, say: Callable[[str], None], *, offline: bool = False) -> Path:
+    """The Python of an environment with these requirements, made on first use. Raises BadEnvironment."""
+    folder = platformdirs.user_cache_path("adapter-conformance") / "environments" / metadata.key
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{folder}.lock"):
+        if (folder / COMPLETE).is_file() and python.exists():
+            return python
+        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run left
+        uv = _uv()
+        say(
+            f"making an environment for the subject in {folder} (once): {', '.join(metadata.dependencies) or 'nothing'}"
+        )
+        try:
+            _make(uv, metadata, folder, python, offline)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        (folder / COMPLETE).touch()
+    return python
+
+
+def _make(uv: str, metadata: Metadata, folder: Path, python: Path, offline: bool) -> None:
+    more = ["--offline"] if offline else []
+    _run([uv, "venv", "--quiet", *more, "--python", metadata.requires_python or _this_python(), str(folder)])
+    if metadata.dependencies:
+        _run([uv, "pip", "install", *more, "--python", str(python), *metadata.dependencies])
+
+
+def _uv() -> str:
+    try:
+        from uv import find_uv_bin
+
+        return str(find_uv_bin())
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("uv")
+    if found is None:
+        raise BadEnvironment(
+            "uv is not installed: pip install uv, or name an interpreter with --subject-python"
+        )
+    return found
+
+
+def _run(command: list[str]) -> None:
+    """Run uv, its progress on the terminal's stderr as it comes; its last words are the reason where it fails."""
+    process = subprocess.Popen(
+        command,
+        stdout=sys.stderr.fileno() if _is_real(sys.stderr) else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    said: list[str] = []
+    for line in process.stderr:
+        said.append(line.decode(errors="replace").strip())
+        print(said[-1], file=sys.stderr, flush=True)
+    if process.wait():
+        raise BadEnvironment(f"uv could not make the environment: {_reason(said)}")
+
+
+def _is_real(stream: object) -> bool:
+    try:
+        stream.fileno()  # type: ignore[attr-defined]
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+def _reason(said: list[str]) -> str:
+    """uv's own words, without its boxes, in one line."""
+    text = " ".join(re.sub(r"^[×╰─▶│\s]+", "", line) for line in said)
+    start = max(text.find("error:"), text.find("No solution found"), 0)
+    return " ".join(text[start:].split())[:600] or "it gave no reason"

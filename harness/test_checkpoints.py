@@ -1,0 +1,217 @@
+"""Checkpoints: an adapter folder in PEFT's format means one model, and what means none is refused.
+
+The cases are the committed vectors (`refs/vectors`), made from the equations alone; every one tells its right reading
+from the wrong ones by 1 % of the update at least.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from harness.cases.layer_cases import Domain
+from harness.checkpoints.adapter_folder import AdapterFolder
+from harness.checkpoints.base_checkpoint import BaseCheckpoint
+from harness.checkpoints.tensor_folder import Unreadable
+from harness.compare.checkpoint_vectors import (
+    VectorCase,
+    drawn,
+    has,
+    is_refused,
+    loaded,
+    same_model,
+    same_tensors,
+)
+from harness.compare.context import Context
+from harness.compare.layer import BadAnswer
+from harness.compare.outcome import Deviation
+from harness.engine.checks import check
+
+ALL = 150  # more than any variant has vectors: each is asked
+SCALE = ("scale lost or misread", "per-layer rank or alpha ignored")
+LAYOUT = ("weights of another layout", "fused projections", "stacked expert weights")
+NAMES = ("names matched by accident", "loaded without an error and not applied")
+WHOLE = ("a bias left out", "tied embeddings", "modules saved whole and lost")
+DTYPES = ("mixed dtypes", "sharded files")
+EQUATION = ("a method's own equation misread",)
+RUNS_AS_ANOTHER = "the checkpoint runs as another model than the one that was saved"
+
+
+@check(
+    "checkpoints",
+    "critical",
+    title="the scale of a checkpoint in PEFT's format is misread",
+    failure_mode=RUNS_AS_ANOTHER,
+    domain=Domain(strategy=drawn(*SCALE)),
+    against=("paper",),
+    applies=has(*SCALE),
+    examples=ALL,
+    diagnose=False,
+)
+def test_scale(context: Context, case: VectorCase) -> None:
+    """α/r, α/√r and each module's own rank and alpha are applied as the file says."""
+    _as_written(context, case)
+
+
+@check(
+    "checkpoints",
+    "critical",
+    title="a checkpoint in PEFT's format is misread on layers of another layout",
+    failure_mode=RUNS_AS_ANOTHER,
+    domain=Domain(strategy=drawn(*LAYOUT)),
+    against=("paper",),
+    applies=has(*LAYOUT),
+    examples=ALL,
+    follows=("checkpoints.equation",),
+    diagnose=False,
+)
+def test_layouts(context: Context, case: VectorCase) -> None:
+    """On (in, out) weights, embeddings, convolutions, fused and stacked weights the update is what the factors mean."""
+    _as_written(context, case)
+
+
+@check(
+    "checkpoints",
+    "critical",
+    title="an adapter is applied to other modules than its file names, or to none",
+    failure_mode="the adapter loads without an error, and the model answers as if it were not there",
+    domain=Domain(strategy=drawn(*NAMES)),
+    against=("paper",),
+    applies=has(*NAMES),
+    examples=ALL,
+    follows=("checkpoints.scale",),
+    diagnose=False,
+)
+def test_names(context: Context, case: VectorCase) -> None:
+    """Suffixes, expressions, layer indices and prefixes select the modules that the file means; or it is refused."""
+    _as_written(context, case)
+
+
+@check(
+    "checkpoints",
+    "critical",
+    title="what a checkpoint holds beside its factors is lost",
+    failure_mode="a bias, a head or a tied embedding of the trained model is missing after loading",
+    domain=Domain(strategy=drawn(*WHOLE)),
+    against=("paper",),
+    applies=has(*WHOLE),
+    examples=ALL,
+    follows=("checkpoints.scale", "checkpoints.equation"),
+    diagnose=False,
+)
+def test_whole_tensors(context: Context, case: VectorCase) -> None:
+    """Biases, modules that are saved whole and one name of a tied tensor are what the file says."""
+    _as_written(context, case)
+
+
+@check(
+    "checkpoints",
+    "critical",
+    title="a checkpoint of another dtype, or a base in several files, is misread",
+    failure_mode=RUNS_AS_ANOTHER,
+    domain=Domain(strategy=drawn(*DTYPES)),
+    against=("paper",),
+    applies=has(*DTYPES),
+    examples=ALL,
+    follows=("checkpoints.scale",),
+    diagnose=False,
+)
+def test_dtypes(context: Context, case: VectorCase) -> None:
+    """Factors in half, single and double precision, also mixed in one file, are read as the numbers they hold."""
+    _as_written(context, case)
+
+
+@check(
+    "checkpoints",
+    "critical",
+    title="a checkpoint in PEFT's format does not compute the method's equation",
+    failure_mode=RUNS_AS_ANOTHER,
+    domain=Domain(strategy=drawn(*EQUATION)),
+    against=("paper",),
+    applies=has(*EQUATION),
+    examples=ALL,
+    diagnose=False,
+)
+def test_equation(context: Context, case: VectorCase) -> None:
+    """Each method's tensors, in PEFT's names and layout, give the paper's function of the base."""
+    _as_written(context, case)
+
+
+def _as_written(context: Context, case: VectorCase) -> None:
+    """The loaded model is the vector's; a folder that may be refused may be."""
+    if case.vector.about["expect"] == "apply_or_refuse" and is_refused(context, case):
+        return
+    same_model(context, case, loaded(context, case))
+
+
+@check(
+    "checkpoints",
+    "major",
+    title="a checkpoint that fits neither its configuration nor the base is loaded without an error",
+    failure_mode="part of an adapter is not applied, and nobody is told",
+    domain=Domain(strategy=drawn(expect=("refuse",))),
+    against=("paper",),
+    applies=has(expect=("refuse",)),
+    examples=ALL,
+    diagnose=False,
+)
+def test_refused(context: Context, case: VectorCase) -> None:
+    """Missing, extra, misshapen and empty tensors, and files that are none, raise an error."""
+    refused = is_refused(context, case)
+    context.demand(refused, case, "loading", "an error", "no error", case.vector.about["why_refused"])
+
+
+@check(
+    "checkpoints",
+    "critical",
+    title="the merged model is not the model that the checkpoint means",
+    failure_mode="deployment runs another model than the one that was trained and evaluated",
+    domain=Domain(strategy=drawn(expect=("apply",))),
+    against=("paper",),
+    applies=has(expect=("apply",)),
+    examples=ALL,
+    follows=("checkpoints.scale", "checkpoints.layouts", "checkpoints.names", "checkpoints.whole_tensors",
+             "checkpoints.dtypes", "checkpoints.equation"),
+    diagnose=False,
+)  # fmt: skip
+def test_merged(context: Context, case: VectorCase) -> None:
+    """After load_peft and merge_model every tensor of the model is the vector's merged one."""
+    model = loaded(context, case)
+    merged = context.calling("merge_model", context.subject.merge_model, model)
+    if not hasattr(merged, "state_dict"):
+        raise BadAnswer(f"merge_model gave {type(merged).__name__}, expected a module")
+    found = dict(merged.state_dict())
+    missing = [name for name in case.vector.merged if name not in found]
+    if missing:
+        raise Deviation(case, "tensors of the merged model", f"{missing[0]} among them", "it is not there")
+    same_tensors(context, case, found, case.vector.merged)
+
+
+@check(
+    "checkpoints",
+    "major",
+    title="what is written in PEFT's format does not mean the model it was written from",
+    failure_mode="the saved adapter is another one, or PEFT cannot read it",
+    domain=Domain(strategy=drawn(expect=("apply",))),
+    against=("paper",),
+    applies=has(expect=("apply",)),
+    examples=ALL,
+    follows=("checkpoints.scale", "checkpoints.layouts", "checkpoints.names", "checkpoints.whole_tensors",
+             "checkpoints.dtypes", "checkpoints.equation"),
+    diagnose=False,
+)  # fmt: skip
+def test_written(context: Context, case: VectorCase) -> None:
+    """load_peft and save_peft leave a folder of the same meaning: the same ΔW of the same tensors."""
+    model = loaded(context, case)
+    with tempfile.TemporaryDirectory(prefix="audit-") as place:
+        folder = Path(place) / "saved"
+        context.calling("save_peft", context.subject.save_peft, model, folder)
+        try:
+            with BaseCheckpoint(case.vector.base) as base, AdapterFolder(folder) as adapter:
+                updates = {n: u for module in adapter.against(base) for n, u in module.updates().items()}
+        except Unreadable as why:
+            raise Deviation(
+                case, "the saved folder", "a readable adapter for its base", "none", note=str(why)
+            ) from None
+    changed = {n: u.apply(case.vector.untied[n]) for n, u in updates.items()}
+    same_tensors(context, case, {**case.vector.untied, **changed}, case.vector.merged)

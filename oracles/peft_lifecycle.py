@@ -1,0 +1,141 @@
+"""What PEFT offers beyond one fresh adapter: several by name, folding in and out, whole checkpoints, other layers.
+
+:class:`Lifecycle` is a mixin of :class:`oracles.peft.Peft`. All of it goes through PEFT's public API.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from oracles.implementation import Adapted, AdapterSpec, Unsupported
+
+FIRST = "default"
+
+
+@dataclass(frozen=True)
+class Named(Adapted):
+    """A handle that knows which of its layer's adapters it is."""
+
+    adapter: str = FIRST
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """PEFT's warnings are for its users."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def name_of(adapted: Adapted) -> str:
+    """The adapter of a handle."""
+    return adapted.adapter if isinstance(adapted, Named) else FIRST
+
+
+def model_of(adapted: Adapted) -> Any:
+    """The PeftModel that a one-layer handle belongs to. Raises Unsupported for a layer of a whole model."""
+    model = getattr(adapted.module, "_audited_model", None)
+    if model is None:
+        raise Unsupported("PEFT does this on whole models: the layer has been adapted with its model")
+    return model
+
+
+class Lifecycle:
+    """PEFT's methods for the life of an adapter."""
+
+    layers = frozenset({"linear", "conv1d", "embedding", "conv2d", "quantised"})
+
+    def add_adapter(self, adapted: Adapted, name: str, spec: AdapterSpec) -> Adapted:
+        """``PeftModel.add_adapter``."""
+        from oracles.peft import BINDINGS, slots_of
+
+        with quiet():
+            model_of(adapted).add_adapter(name, BINDINGS[spec.variant].config(spec, ["layer"]))
+        return Named(adapted.module, slots_of(adapted.module, spec, name), name)
+
+    def set_adapters(self, adapted: Adapted, names: Sequence[str]) -> None:
+        """``base_model.set_adapter`` with a list; none of them: what ``disable_adapter`` does, without its block."""
+        tuner = model_of(adapted).base_model
+        known = model_of(adapted).peft_config
+        with quiet():
+            if not names:
+                tuner.disable_adapter_layers()
+                return
+            if unknown := [name for name in names if name not in known]:
+                raise ValueError(
+                    f"Adapter {unknown[0]} not found."
+                )  # as PeftModel.set_adapter says of one name
+            tuner.set_adapter(list(names))
+            tuner.enable_adapter_layers()
+
+    def delete_adapter(self, adapted: Adapted, name: str) -> None:
+        """``PeftModel.delete_adapter``."""
+        with quiet():
+            model_of(adapted).delete_adapter(name)
+
+    def merge_in_place(self, adapted: Adapted) -> None:
+        """``merge_adapter``."""
+        with quiet():
+            model_of(adapted).merge_adapter()
+
+    def unmerge(self, adapted: Adapted) -> None:
+        """``unmerge_adapter``."""
+        with quiet():
+            model_of(adapted).unmerge_adapter()
+
+    def merge(self, adapted: Adapted) -> nn.Linear:
+        """``merge_and_unload`` of a copy: PEFT's own takes the adapted model apart."""
+        with quiet():
+            return copy.deepcopy(model_of(adapted)).merge_and_unload().layer
+
+    def save(self, adapted: Adapted, path: Path) -> None:
+        """``PeftModel.save_pretrained`` of one adapter into ``path``; PEFT puts all but "default" into a subfolder."""
+        with quiet():
+            model_of(adapted).save_pretrained(path, selected_adapters=[name_of(adapted)])
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        """``PeftModel.from_pretrained`` on a fresh base, trainable."""
+        import peft
+
+        from oracles.peft import OneLayer
+
+        with quiet():
+            model = peft.PeftModel.from_pretrained(OneLayer(base), folder_in(path), is_trainable=True)
+        return self._adapted(model, spec)
+
+    def _adapted(self, model: Any, spec: AdapterSpec) -> Adapted:
+        raise NotImplementedError  # Peft's
+
+
+def folder_in(path: Path) -> Path:
+    """Where under ``path`` an adapter was saved: PEFT makes a subfolder of an adapter's name."""
+    found = sorted(path.glob("*/adapter_config.json"))
+    return found[0].parent if found and not (path / "adapter_config.json").is_file() else path
+
+
+def spec_in(folder: Path) -> AdapterSpec:
+    """The spec that a checkpoint's ``adapter_config.json`` states."""
+    told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    kind = told["peft_type"].lower()
+    if kind == "lora" and told.get("use_dora"):
+        kind = "dora"
+    elif kind == "lora" and str(told.get("init_lora_weights", "")).startswith("pissa"):
+        kind = "pissa"
+    return AdapterSpec(
+        kind,
+        rank=told.get("r", 4),
+        alpha=told.get("lora_alpha", 4.0),
+        dropout=told.get("lora_dropout", told.get("module_dropout", 0.0)),
+        lambda0=told.get("delora_lambda", 15.0),
+        gram_schmidt=told.get("apply_GS", False),
+        rslora=told.get("use_rslora", False),
+    )

@@ -1,0 +1,242 @@
+"""By hand: verify-merge beside deltalint on the same merges, right and wrong, as a markdown table.
+
+    python -m tests.vectors.beside_deltalint --deltalint PATH/TO/bin/deltalint
+
+deltalint is installed in an environment of its own (`pip install deltalint==0.1.0 numpy`). Right merges are PEFT's
+own ``merge_and_unload``, wrong ones are made from them. The base is one small model in each dtype.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from harness.checkpoints import merge_judgement as judgement
+from harness.checkpoints.verify_merge import Verification, exit_code
+
+Tensors = dict[str, Tensor]
+
+
+class Small(nn.Module):
+    """Two linear layers, a table of vectors, a convolution and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(200, 96)
+        self.q_proj = nn.Linear(96, 160)
+        self.k_proj = nn.Linear(160, 72, bias=False)
+        self.conv = nn.Conv2d(8, 12, 3)
+        self.head = nn.Linear(72, 10, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.k_proj(self.q_proj(self.embed_tokens(x))))
+
+
+QK = ["q_proj", "k_proj"]
+
+
+def _lora(**more: Any) -> peft.LoraConfig:
+    return peft.LoraConfig(**{"r": 6, "lora_alpha": 20, "target_modules": QK, **more})
+
+
+METHODS: dict[str, Callable[[], Any]] = {
+    "LoRA": _lora,
+    "rsLoRA": lambda: _lora(use_rslora=True),
+    "rank and alpha patterns": lambda: _lora(rank_pattern={"q_proj": 3}, alpha_pattern={"k_proj": 4}),
+    "lora_bias": lambda: _lora(lora_bias=True, target_modules=["q_proj"]),
+    "embedding": lambda: _lora(target_modules=["embed_tokens", "q_proj"]),
+    "modules_to_save": lambda: _lora(modules_to_save=["head"]),
+    "Conv2d": lambda: _lora(target_modules=["conv", "q_proj"]),
+    "DoRA": lambda: _lora(use_dora=True),
+    "PiSSA": lambda: _lora(init_lora_weights="pissa"),
+    "(IA)³": lambda: peft.IA3Config(target_modules=QK, feedforward_modules=["k_proj"]),
+    "HRA": lambda: peft.HRAConfig(r=4, target_modules=QK),
+    "DeLoRA": lambda: peft.DeloraConfig(r=4, target_modules=QK),
+    "VeRA": lambda: peft.VeraConfig(r=16, target_modules=QK),
+}
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Three folders, and whether the merge is right."""
+
+    name: str
+    base: Path
+    adapter: Path
+    merged: Path
+    right: bool
+
+
+def _write(folder: Path, tensors: Tensors) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({n: t.contiguous().clone() for n, t in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def _move(model: nn.Module, size: float) -> None:
+    """Every trained tensor away from its start, by about ``size`` of it."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if not p.requires_grad:
+                continue
+            noise = torch.randn_like(p)
+            if "lora_B" in name or "embedding_B" in name or "vera_lambda_b" in name:
+                p.add_(size * 0.2 * noise)
+            elif "delora_B" in name or "vera_lambda_d" in name:
+                p.copy_(noise)
+            elif "delora_lambda" in name:
+                p.fill_(4 * size)
+            else:
+                p.add_(size * noise * p.std().nan_to_num(1.0))
+
+
+def _made(method: str, dtype: torch.dtype, size: float, home: Path, seed: int = 0) -> Merge:
+    torch.manual_seed(0)
+    model = Small().to(dtype)
+    fresh = copy.deepcopy(model)
+    base = _write(home / "base", model.state_dict())
+    torch.manual_seed(1 + seed)
+    tuned = peft.get_peft_model(model, METHODS[method]())
+    _move(tuned, size)
+    tuned.save_pretrained(home / f"adapter{seed}")
+    loaded = peft.PeftModel.from_pretrained(fresh, str(home / f"adapter{seed}"))
+    merged = _write(home / f"merged{seed}", loaded.merge_and_unload().state_dict())
+    return Merge(f"{method}, as PEFT merges it", base, home / f"adapter{seed}", merged, True)
+
+
+def _spoiled(right: Merge, name: str, spoil: Callable[[Tensors, Tensors], Tensors]) -> Merge:
+    base, merged = (load_file(folder / "model.safetensors") for folder in (right.base, right.merged))
+    method = right.name.partition(",")[0]
+    folder = right.merged.parent / name.replace(" ", "_").replace("/", "_")
+    return Merge(f"{method}, {name}", right.base, right.adapter, _write(folder, spoil(base, merged)), False)
+
+
+def _share(factor: float, only: str = "") -> Callable[[Tensors, Tensors], Tensors]:
+    def spoil(base: Tensors, merged: Tensors) -> Tensors:
+        def mixed(name: str) -> Tensor:
+            if only not in name:
+                return merged[name]
+            whole = base[name].double() + factor * (merged[name].double() - base[name].double())
+            return whole.to(base[name].dtype)
+
+        return {name: mixed(name) for name in base}
+
+    return spoil
+
+
+def _four_bits(W: Tensor) -> Tensor:
+    if W.dim() < 2 or W.numel() % 64:
+        return W
+    runs = W.double().reshape(-1, 64)
+    unit = runs.abs().amax(1, keepdim=True) / 7
+    return ((runs / unit).round() * unit).reshape(W.shape).to(W.dtype)
+
+
+def merges(home: Path) -> Iterator[Merge]:
+    """Right ones of every method and dtype, wrong ones of the methods that are added, and of those that are not."""
+    for dtype in (torch.float32, torch.bfloat16):
+        kind = str(dtype).removeprefix("torch.")
+        for method in METHODS:
+            place = home / kind / method.replace(" ", "_")
+            right = _made(method, dtype, 0.3, place)
+            yield Merge(f"{right.name} ({kind})", right.base, right.adapter, right.merged, True)
+            yield _spoiled(right, f"not applied ({kind})", _share(0))
+            yield _spoiled(right, f"one layer left out ({kind})", _share(0, _second(method)))
+            yield _spoiled(right, f"twice the update ({kind})", _share(2))
+            yield _spoiled(right, f"0.3 of the update ({kind})", _share(0.3))
+            other = _made(method, dtype, 0.3, place, seed=1)
+            yield Merge(f"{method}, another adapter ({kind})", right.base, right.adapter, other.merged, False)
+    place = home / "small"
+    small = _made("LoRA", torch.bfloat16, 0.001, place)
+    yield Merge(
+        "LoRA below bfloat16's rounding, as PEFT merges it", small.base, small.adapter, small.merged, True
+    )
+    yield _spoiled(small, "below the rounding, not applied", _share(0))
+    large = _made("LoRA", torch.bfloat16, 3.0, home / "grid")
+    yield _spoiled_right(large, "on a 4-bit grid afterwards")
+    yield _spoiled(
+        large,
+        "the base on a 4-bit grid, the update lost",
+        lambda base, _: {n: _four_bits(t) for n, t in base.items()},
+    )
+
+
+def _spoiled_right(right: Merge, name: str) -> Merge:
+    """Quantised and still holding the update in the tensors that are adapted."""
+    base, merged = (load_file(folder / "model.safetensors") for folder in (right.base, right.merged))
+    coarse = {n: _four_bits(t) if n.startswith(tuple(QK)) else base[n] for n, t in merged.items()}
+    return Merge(
+        f"LoRA, {name}", right.base, right.adapter, _write(right.merged.parent / "grid", coarse), True
+    )
+
+
+def _second(method: str) -> str:
+    return {
+        "lora_bias": "q_proj.bias",
+        "embedding": "embed",
+        "modules_to_save": "head",
+        "Conv2d": "conv",
+    }.get(method, "k_proj")
+
+
+def _ours(merge: Merge) -> str:
+    try:
+        with Verification(merge.base, merge.adapter, merge.merged) as verification:
+            found = list(verification)
+    except Exception as error:
+        return f"2: {error}"
+    verdicts = sorted({j.verdict for j in found if j.verdict != judgement.VERIFIED}) or [judgement.VERIFIED]
+    return f"{exit_code(found)}: {', '.join(verdicts)}"
+
+
+def _theirs(tool: str, merge: Merge) -> str:
+    command = [
+        tool,
+        "check",
+        "--base",
+        merge.base,
+        "--adapter",
+        merge.adapter,
+        "--merged",
+        merge.merged,
+        "--json",
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    try:
+        layers = json.loads(done.stdout)["layers"]
+    except (ValueError, KeyError):
+        return f"{done.returncode}: {(done.stderr or done.stdout).strip().splitlines()[-1][:60]}"
+    words = sorted({str(la.get("diagnosis") or la["verdict"]) for la in layers})
+    return f"{done.returncode}: {', '.join(words)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--deltalint", required=True)
+    tool = parser.parse_args().deltalint
+    warnings.simplefilter("ignore")
+    print("| merge | right | deltalint 0.1.0 | verify-merge |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as home:
+        for merge in merges(Path(home)):
+            print(
+                f"| {merge.name} | {'yes' if merge.right else 'no'} | {_theirs(tool, merge)} | {_ours(merge)} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

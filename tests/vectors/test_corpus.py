@@ -1,0 +1,84 @@
+"""The corpus is what the equations give, tells its readings apart, and is the same every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from oracles.vectors.bases import BASES
+from oracles.vectors.chain import run
+from oracles.vectors.corpus import Vector, vectors
+from oracles.vectors.expected import APART
+from oracles.vectors.writer import HOME, write_corpus
+
+ALL = list(vectors())
+APPLIED = [v for v in ALL if v.about["expect"] != "refuse"]
+
+
+def _files(home: Path) -> list[str]:
+    return sorted(str(p.relative_to(home)) for p in home.rglob("*") if p.is_file() and p.name != "README.md")
+
+
+def test_there_are_enough_vectors_of_every_kind() -> None:
+    assert len(ALL) >= 120
+    methods = {v.about["flags"]["method"] for v in APPLIED}
+    assert methods == {"lora", "dora", "pissa", "ia3", "hra", "delora", "vera"}
+    assert {v.about["base"] for v in APPLIED} == set(BASES)
+
+
+def test_the_committed_corpus_is_what_the_writer_writes(tmp_path: Path) -> None:
+    """The same bytes again; on another machine, the same numbers up to its rounding."""
+    write_corpus(tmp_path)
+    names = _files(tmp_path)
+    assert names == _files(HOME)
+    for name in names:
+        _same(tmp_path / name, HOME / name)
+
+
+def _same(new: Path, old: Path) -> None:
+    if new.read_bytes() == old.read_bytes():
+        return
+    assert new.name == "expected.safetensors", f"{old} is not what the writer writes"
+    fresh, kept = load_file(new), load_file(old)
+    assert fresh.keys() == kept.keys()
+    for name, tensor in fresh.items():
+        torch.testing.assert_close(tensor, kept[name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("vector", APPLIED, ids=lambda v: v.id)
+def test_no_two_readings_come_close(vector: Vector) -> None:
+    """From the files alone: any two of the right and the wrong ΔW differ by 1 % of the update."""
+    readings = {"right": vector.merged}
+    readings |= {w["id"]: vector.reading(w["id"]) for w in vector.about["wrong_readings"]}
+    names = list(readings)
+    unit = torch.cat([d.flatten() for d in vector.part("delta/").values()]).norm()
+    tensors = sorted(vector.untied)
+    flat = torch.stack([torch.cat([r[n].flatten() for n in tensors]) for r in readings.values()])
+    gaps = torch.cdist(flat, flat) / unit
+    for i, name in enumerate(names):
+        for j in range(i):
+            assert gaps[i, j] >= APART, f"{vector.id}: {name} and {names[j]} are {gaps[i, j]:.2%} apart"
+
+
+@pytest.mark.parametrize("vector", APPLIED, ids=lambda v: v.id)
+def test_it_tells_apart_what_it_is_for(vector: Vector) -> None:
+    told = [w for w in vector.about["wrong_readings"] if w["for"]]
+    assert told
+    for wrong in told:
+        assert wrong["distance"] >= APART
+
+
+@pytest.mark.parametrize("vector", APPLIED, ids=lambda v: v.id)
+def test_logits_are_those_of_the_merged_weights(vector: Vector) -> None:
+    for i, x in enumerate(vector.inputs):
+        torch.testing.assert_close(run(vector.model, vector.merged, x), vector.numbers[f"logits/{i}"])
+
+
+def test_no_size_hides_a_transposition() -> None:
+    """No base has a square weight, and alpha is nowhere the rank."""
+    for vector in ALL:
+        for name, tensor in vector.base_tensors.items():
+            assert tensor.dim() < 2 or tensor.shape[0] != tensor.shape[1], name
