@@ -267,7 +267,8 @@ def test_doras_row_norms_where_they_cancel() -> None:
 def test_doras_own_backward_pass_is_autograds() -> None:
     """First and second derivatives, of every input, with a bias and with none."""
     y, h, B, g, b = (
-        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 5), (4, 3), (5, 3), (5,), (5,))
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((4, 5), (4, 3), (5, 3), (5,), (5,))
     )
     for shift in (b.detach(), torch.zeros_like(b.detach())):
         torch.testing.assert_close(Scale.apply(y, h, B, g, shift)[0], g * (y + h @ B.T) + (1 - g) * shift)
