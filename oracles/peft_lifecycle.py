@@ -17,8 +17,7 @@ from typing import Any
 from torch import nn
 
 from oracles.implementation import Adapted, AdapterSpec, Unsupported
-
-FIRST = "default"
+from oracles.peft_layers import BINDINGS, FIRST, OneLayer, slots_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,6 @@ class Lifecycle:
 
     def add_adapter(self, adapted: Adapted, name: str, spec: AdapterSpec) -> Adapted:
         """``PeftModel.add_adapter``."""
-        from oracles.peft import BINDINGS, slots_of
-
         with quiet():
             model_of(adapted).add_adapter(name, BINDINGS[spec.variant].config(spec, ["layer"]))
         return Named(adapted.module, slots_of(adapted.module, spec, name), name)
@@ -105,8 +102,6 @@ class Lifecycle:
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
         """``PeftModel.from_pretrained`` on a fresh base, trainable."""
         import peft
-
-        from oracles.peft import OneLayer
 
         with quiet():
             model = peft.PeftModel.from_pretrained(OneLayer(base), folder_in(path), is_trainable=True)
