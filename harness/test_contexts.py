@@ -16,7 +16,7 @@ from harness.compare import contexts, rounding
 from harness.compare.context import Context, Pair, double
 from harness.compare.contexts import observe, same
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
-from harness.compare.outcome import Deviation, NotOffered, OutsideDomain
+from harness.compare.outcome import Deviation, NotOffered, OutsideDomain, ToldElsewhere
 from harness.compare.probing import far_layer
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
@@ -71,6 +71,10 @@ def test_written_in_eval(context: Context, case: Case) -> None:
     """In evaluation mode, called before and after, the layer computes with the parameters that were written last."""
     layer = context.layer(case)
     layer.train(False)
+    if not layer(
+        case.x
+    ).requires_grad:  # folded in: nothing is meant to be written before training mode is back
+        raise ToldElsewhere("in evaluation mode no gradient reaches the adapter", "forward.eval_gradients")
     for turn in range(3):
         now = contexts.elsewhere(case, turn)
         layer.write(contexts.parameters(layer, now))

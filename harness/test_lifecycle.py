@@ -52,7 +52,7 @@ FOLDED, FRESH = ROUNDOFFS["folded layer"], ROUNDOFFS["fresh adapter"]
         )
     ),
     against=("paper",),
-    follows=("forward.random_parameters", "forward.modes"),
+    follows=("forward.random_parameters", "forward.modes", "forward.base_kept"),
     diagnose=False,
 )
 def test_output(context: Context, case: LifeCase) -> None:
@@ -83,7 +83,7 @@ def test_output(context: Context, case: LifeCase) -> None:
         )
     ),
     against=("paper",),
-    follows=("merge.weight", "lifecycle.output", "forward.random_parameters", "forward.modes"),
+    follows=("merge.weight", "lifecycle.output", "forward.random_parameters", "forward.modes", "forward.base_kept"),
     diagnose=False,
 )  # fmt: skip
 def test_merged(context: Context, case: LifeCase) -> None:
@@ -115,7 +115,7 @@ BY_SUBTRACTION = named(
     failure_mode="the base weight is another one after every evaluation that merges",
     domain=Domain(strategy=lives(steps.FOLD, steps.SET, steps.ADD, steps.TRAIN, about=(steps.FOLD,))),
     against=("paper",),
-    follows=("lifecycle.merged", "lifecycle.output"),
+    follows=("lifecycle.merged", "lifecycle.output", "forward.random_parameters", "forward.base_kept"),
     diagnose=False,
 )
 def test_unmerge(context: Context, case: LifeCase) -> None:
@@ -158,7 +158,13 @@ def same_bits(layer: Life, quantity: str, actual: Tensor, expected: Tensor) -> N
     domain=Domain(strategy=lives(dtypes=("bfloat16",))),
     against=("paper",),
     examples=4,
-    follows=("lifecycle.merged", "merge.half", "dtype.output"),
+    follows=(
+        "lifecycle.merged",
+        "merge.half",
+        "dtype.output",
+        "forward.random_parameters",
+        "forward.base_kept",
+    ),
     diagnose=False,
 )
 def test_drift(context: Context, case: LifeCase) -> None:
@@ -222,7 +228,7 @@ def _drift(layer: Life, before: list[Tensor]) -> float:
         )
     ),
     against=("paper",),
-    follows=("merge.detach", "merge.weight"),
+    follows=("merge.detach", "merge.weight", "forward.random_parameters", "forward.base_kept"),
     diagnose=False,
 )
 def test_detach(context: Context, case: LifeCase) -> None:
@@ -462,7 +468,14 @@ def _starts_as_recorded(layer: Life, added: Layer) -> None:
         )
     ),
     against=("paper",),
-    follows=("save_load.round_trip", "save_load.modes", "lifecycle.output", "lifecycle.others"),
+    follows=(
+        "save_load.round_trip",
+        "save_load.modes",
+        "lifecycle.output",
+        "lifecycle.others",
+        "forward.random_parameters",
+        "forward.base_kept",
+    ),
     diagnose=False,
 )
 def test_saved(context: Context, case: LifeCase) -> None:
@@ -503,7 +516,7 @@ def _came_back(layer: Life, done: Done) -> None:
         )
     ),
     against=("paper",),
-    follows=("lifecycle.merged", "lifecycle.output"),
+    follows=("lifecycle.merged", "lifecycle.output", "forward.random_parameters", "forward.base_kept"),
     diagnose=False,
 )
 def test_kept(context: Context, case: LifeCase) -> None:
