@@ -18,8 +18,7 @@ from torch import nn
 
 from oracles.implementation import Adapted, AdapterSpec, Unsupported
 from oracles.variants import VARIANTS
-
-FIRST = "default"
+from oracles.peft_layers import BINDINGS, FIRST, OneLayer, slots_of
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,6 @@ class Lifecycle:
 
     def add_adapter(self, adapted: Adapted, name: str, spec: AdapterSpec) -> Adapted:
         """``PeftModel.add_adapter``."""
-        from oracles.peft import BINDINGS, slots_of
-
         with quiet():
             model_of(adapted).add_adapter(name, BINDINGS[spec.variant].config(spec, ["layer"]))
         return Named(adapted.module, slots_of(adapted.module, spec, name), name)
@@ -106,8 +103,6 @@ class Lifecycle:
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
         """``PeftModel.from_pretrained`` on a fresh base, trainable."""
         import peft
-
-        from oracles.peft import OneLayer
 
         with quiet():
             model = peft.PeftModel.from_pretrained(OneLayer(base), folder_in(path), is_trainable=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from refs import catalog as catalogue
 from refs.errors import CatalogError, NotAvailableError, RefsError, UsageError
-from refs.quotes import cite_target
+from refs.quotes import Citation, cite_lines, cite_target
 from refs.sync import BASE_URL, RETRIES, Outcome, sync
 from refs.verify import Status, check, write_digests
 
@@ -58,7 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--base-url", default=BASE_URL, help="a mirror that serves owner/name/commit/path")
     fetch.add_argument("--retries", type=int, default=RETRIES, help="how often to try again (default: 2)")
     shown = command("quote", _quote, "the lines of a symbol")
-    shown.add_argument("target", metavar="ALIAS:SYMBOL", help="or 'ALIAS:SYMBOL @ ANCHOR'")
+    shown.add_argument(
+        "target",
+        metavar="ALIAS:SYMBOL",
+        help="or 'ALIAS:SYMBOL @ ANCHOR', or ALIAS:L150 as the review prints it",
+    )
     command("pin", _pin, "write digests.json from the pinned files")
     return parser
 
@@ -122,8 +127,7 @@ def _sync(options: argparse.Namespace, catalog: catalogue.Catalog) -> int:
 
 
 def _quote(options: argparse.Namespace, catalog: catalogue.Catalog) -> int:
-    alias, symbol, anchor = catalogue.parse_target(options.target)
-    found = cite_target(catalog, alias, symbol, anchor, options.cache)
+    found = _cited(catalog, options.target, options.cache)
     if found.missing or found.start is None:
         raise NotAvailableError(found.missing or "")
     print(f"{found.label}  {found.url}")
@@ -132,6 +136,14 @@ def _quote(options: argparse.Namespace, catalog: catalogue.Catalog) -> int:
     if found.note:
         print(f"refs: {found.note}", file=sys.stderr)
     return 1 if found.note else 0
+
+
+def _cited(catalog: catalogue.Catalog, target: str, cache: Path | None) -> Citation:
+    """What a target names: lines as the review prints them (``ALIAS:L150``, ``ALIAS:L150-L157``), else a symbol."""
+    if lines := re.fullmatch(r"(?P<alias>[^:\s]+):L(?P<start>\d{1,7})(-L?(?P<end>\d{1,7}))?", target.strip()):
+        start = int(lines["start"])
+        return cite_lines(catalog, lines["alias"], start, int(lines["end"] or start), cache)
+    return cite_target(catalog, *catalogue.parse_target(target), cache)
 
 
 def _pin(options: argparse.Namespace, catalog: catalogue.Catalog) -> int:

@@ -44,9 +44,9 @@ class Reference:
     sha256: str
     oracle: str | None = None  # the id of the oracle that runs this file
 
-    def url(self, start: int, end: int) -> str:
-        """The page that shows lines ``start`` to ``end``."""
-        given = {"name": self.source.name, "pin": self.source.pin, "path": self.path}
+    def url(self, start: int, end: int, release: str | None = None) -> str:
+        """The page that shows lines ``start`` to ``end``, of another release than the pinned one where it is named."""
+        given = {"name": self.source.name, "pin": release or self.source.pin, "path": self.path}
         return self.source.url.format(**given, start=start, end=end)
 
 

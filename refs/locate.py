@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 from pathlib import Path, PurePosixPath
@@ -12,7 +13,7 @@ import pooch
 from refs.catalog import Reference
 from refs.errors import HashMismatchError, NotAvailableError, UnsafePathError
 
-__all__ = ["cache_folder", "cache_path", "locate", "sha256_of"]
+__all__ = ["cache_folder", "cache_path", "installed_release", "locate", "sha256_of"]
 
 SYNC = "run `python -m refs sync`"
 
@@ -53,6 +54,16 @@ def locate(reference: Reference, cache: Path | None = None) -> Path:
         hashes = f"its sha256 is {found[:12]}…, {reference.sha256[:12]}… is pinned"
         raise HashMismatchError(f"{reference.alias} was changed: {hashes}; {SYNC}")
     return path
+
+
+def installed_release(reference: Reference) -> str | None:
+    """The release that is installed, of a package; None for a repository's file, which is always the pinned one."""
+    if reference.source.kind != "package":
+        return None
+    try:
+        return importlib.metadata.version(reference.source.name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def sha256_of(path: Path) -> str:

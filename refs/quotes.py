@@ -8,10 +8,12 @@ from pathlib import Path
 
 from refs.catalog import Catalog, Cite, Reference
 from refs.errors import RefsError, SourceError
-from refs.locate import locate
-from refs.source import digest_tree, node_of, per_version, quote
+from refs.locate import installed_release, locate
+from refs.source import digest_tree, node_of, numbered, per_version, quote
 
-__all__ = ["Citation", "cite", "cite_file", "cite_target", "quotes_of", "symbol_digest"]
+__all__ = ["Citation", "cite", "cite_file", "cite_lines", "cite_target", "quotes_of", "symbol_digest"]
+
+LONGEST = 10
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,21 @@ def cite_target(
     if found.start is None or found.end is None:
         return found
     note = _drift(catalog, reference, path, symbol)
-    url = reference.url(found.start, found.end)
+    url = reference.url(found.start, found.end, installed_release(reference))
     return Citation(alias, symbol, url, found.start, found.end, found.lines, None, note)
+
+
+def cite_lines(catalog: Catalog, alias: str, start: int, end: int, cache: Path | None = None) -> Citation:
+    """The lines ``start`` to ``end`` of a reference, at most ten. Raises RefsError."""
+    reference = catalog.reference(alias)
+    path, end = locate(reference, cache), min(end, start + LONGEST - 1)
+    lines = numbered(path, start, end)
+    release = installed_release(reference)
+    note = None
+    if release not in (None, reference.source.pin):
+        note = f"{alias} is that of {reference.source.name} {release}, {reference.source.pin} is pinned"
+    url = reference.url(start, end, release)
+    return Citation(alias, f"L{start}", url, start, start + len(lines) - 1, lines, None, note)
 
 
 def cite_file(path: Path, symbol: str, anchor: str | None = None, alias: str | None = None) -> Citation:

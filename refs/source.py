@@ -18,7 +18,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from refs.errors import SourceError
 
-__all__ = ["Quote", "Span", "digest_tree", "find", "node_of", "quote"]
+__all__ = ["Quote", "Span", "digest_tree", "docstrings", "find", "node_of", "numbered", "quote"]
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 Node = ast.Module | ast.stmt
@@ -95,6 +95,14 @@ def quote(path: Path, symbol: str, anchor: str | None = None, limit: int = 10) -
     return Quote(path, symbol, span.start, span.start + len(lines) - 1, tuple(lines))
 
 
+def numbered(path: Path, start: int, end: int) -> tuple[str, ...]:
+    """Lines ``start`` to ``end`` of a file, counted from 1. Raises SourceError where it has none of them."""
+    lines = tuple(_read(Path(path))[start - 1 : end]) if start > 0 else ()
+    if not lines:
+        raise SourceError(f"{Path(path).name} has no line {start}")
+    return lines
+
+
 def node_of(path: Path, symbol: str) -> Node:
     """What defines ``symbol``: a function, method, class or assignment; ``<module>`` is the whole file.
 
@@ -102,11 +110,56 @@ def node_of(path: Path, symbol: str) -> Node:
     """
     node: Node = _parse(path)
     for name in [] if symbol == MODULE else symbol.split("."):
-        found = _defined(node, name)
+        found = _defined(node, name) or _inherited(_parse(path), node, name)
         if found is None:
             raise SourceError(f"`{symbol}` was not found in {path.name}")
         node = found
     return node
+
+
+def docstrings(path: Path, symbol: str) -> list[tuple[int, str]]:
+    """(line, text) of the docstrings of the module, of all on the way to ``symbol``, and of the symbol itself.
+
+    A class that is named whole speaks with its methods' docstrings too. Empty where the file cannot be parsed:
+    what cannot be read documents nothing.
+    """
+    try:
+        tree = _parse(Path(path))
+    except SourceError:
+        return []
+    nodes: list[ast.AST] = [tree]
+    for name in symbol.split("."):
+        found = _defined(nodes[-1], name) or _inherited(tree, nodes[-1], name)
+        if found is None:
+            break
+        nodes.append(found)
+    if isinstance(nodes[-1], ast.ClassDef):
+        nodes += nodes[-1].body
+    return [told for node in nodes if (told := _docstring(node))]
+
+
+def _docstring(node: ast.AST) -> tuple[int, str] | None:
+    body = node.body if isinstance(node, ast.Module | Definition) else []
+    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
+    if isinstance(first, ast.Constant) and isinstance(first.value, str) and first.value.strip():
+        return first.lineno, first.value
+    return None
+
+
+def _inherited(tree: ast.Module, node: ast.AST, name: str) -> ast.stmt | None:
+    """What a class has from its bases in the same file, in their order, nearest first."""
+    left, seen = [node], set()
+    while left:
+        one = left.pop(0)
+        for base in one.bases if isinstance(one, ast.ClassDef) else ():
+            called = base.id if isinstance(base, ast.Name) else getattr(base, "attr", "")
+            found = None if called in seen else _defined(tree, called)
+            seen.add(called)
+            if isinstance(found, ast.ClassDef):
+                if there := _defined(found, name):
+                    return there
+                left.append(found)
+    return None
 
 
 def digest_tree(node: ast.AST) -> Tree:

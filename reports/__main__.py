@@ -1,4 +1,4 @@
-"""`python -m reports`: accept, diff, render and merge what audits have left behind."""
+"""`python -m reports`: accept, diff, fails, render and merge what audits have left behind."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TextIO
 
+from reports import reference_fails
 from reports.errors import MergeRefused, ReportsError
 from reports.judge.verdicts import audit_exit_code
 from reports.model import Audit
@@ -54,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("old", type=Path)
     compare.add_argument("new", type=Path)
+    table = _command(commands, "fails", _fails, "what a reference fails when it is the subject, as a table")
+    table.add_argument("audit", type=Path)
+    table.add_argument("-o", "--output", type=Path, default=reference_fails.TABLE)
     show = _command(commands, "render", _render, "the review of an audit")
     show.add_argument("audit", type=Path)
     show.add_argument("--format", choices=FORMATS, default="md")
@@ -86,6 +90,11 @@ def _diff(given: argparse.Namespace, out: TextIO) -> int:
     words, worse = diff.render(audit_json.read(given.old), audit_json.read(given.new))
     text_files.write_stream(out, words)
     return int(worse)
+
+
+def _fails(given: argparse.Namespace, out: TextIO) -> int:
+    text_files.write_text(given.output, reference_fails.table_of(audit_json.read(given.audit)))
+    return 0
 
 
 def _render(given: argparse.Namespace, out: TextIO) -> int:

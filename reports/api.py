@@ -8,7 +8,7 @@ from typing import Protocol, TextIO
 
 from reports.errors import ReportsError
 from reports.judge.judgement import audit_exit_code, judge
-from reports.judge.verdicts import missing_claims
+from reports.judge.verdicts import audit_failures, missing_claims
 from reports.model import Audit, Prior, Run
 from reports.render import html, markdown, sarif
 from reports.store import audit_json, text_files
@@ -38,7 +38,7 @@ def write(
     show: Callable[[Audit], None] = lambda audit: None,
     unasked: Sequence[str] = (),
 ) -> int:
-    """Judge ``run``, ``show`` it, write its outputs; 0 or 1, the exit code it deserves. Raises OSError.
+    """Judge ``run``, ``show`` it, write its outputs; 0, 1 or 3, the exit code it deserves. Raises OSError.
 
     A shard leaves its claims for `python -m reports merge` and no review; a run in which claims are missing
     (``unasked``: those that this run, or this shard, should have concluded) leaves files that say so. A prior review
@@ -46,6 +46,9 @@ def write(
     """
     prior, refused = _prior(outputs.prior, say)
     audit = judge(run, prior)
+    if failed := audit_failures(run.claims):
+        say(f"the audit itself failed on {len(failed)} claims, first {failed[0].id}: {failed[0].reason}")
+        say("this is a mistake of the audit, not of the subject: please report it, with the audit.json")
     show(audit)
     if unasked or (run.shard is None and missing_claims(run)):
         return _partial(audit, outputs, stdout, say, len(unasked) or len(missing_claims(run)))
@@ -73,11 +76,13 @@ def _partial(audit: Audit, outputs: Outputs, stdout: TextIO, say: Callable[[str]
         _review(audit, outputs, stdout)
     what = "the review" if run.shard is None else f"shard {run.shard}"
     say(f"{missing} of {len(run.planned)} claims were not concluded: {what} is incomplete")
-    return 1
+    return 3 if audit_failures(run.claims) else 1
 
 
 def _shard_code(audit: Audit) -> int:
     """The exit code of one shard: what it asked, not what its siblings ask."""
+    if audit_failures(audit.run.claims):
+        return 3
     return int(any(c.outcome in ("fail", "unverified", "error") for c in audit.run.claims))
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from refs import catalog
 from refs.errors import RefsError
 from refs.quotes import Citation, cite_file, quotes_of
+from refs.source import docstrings
 from refs.vocabulary import ASPECTS
 from reports.facts import SOURCES
-from reports.model import Cite, Run, Subject
+from reports.model import Cite, DocstringPart, Run, Subject
 from reports.order import sorted_variants
 from reports.text import one_line
 
@@ -23,7 +24,7 @@ SAME_LINES = {
     "dropout": "forward",
     "scale": "forward",
 }
-LONGEST_LINE = 400
+LONGEST_LINE, LONGEST_DOCSTRING = 400, 20_000
 
 
 def reference_cites(variant: str, aspect: str) -> tuple[Cite, ...]:
@@ -71,8 +72,19 @@ def with_quotes(run: Run) -> Run:
     quotes = dict(run.subject.quotes)
     for (variant, aspect), (path, symbol) in sorted(run.subject.sources.items(), key=str):
         quotes[variant, aspect] = _subject_cite(Path(path), symbol, run.root)
-    subject = dataclasses.replace(run.subject, sources={}, quotes=quotes)
+    parts = dict(run.subject.docstring_parts) or _docstring_parts(run)
+    subject = dataclasses.replace(run.subject, sources={}, quotes=quotes, docstring_parts=parts)
     return dataclasses.replace(run, subject=subject)
+
+
+def _docstring_parts(run: Run) -> dict[str, tuple[DocstringPart, ...]]:
+    """Per variant, the docstrings around the places that the subject names, each with its file and first line."""
+    found: dict[str, dict[DocstringPart, None]] = {}
+    for (variant, _), (path, symbol) in sorted(run.subject.sources.items(), key=str):
+        alias = one_line(str(_shown(Path(path), run.root)))
+        for line, words in docstrings(Path(path), symbol):
+            found.setdefault(variant, {})[DocstringPart(alias, line, words[:LONGEST_DOCSTRING])] = None
+    return {variant: tuple(parts) for variant, parts in found.items()}
 
 
 def _subject_cite(path: Path, symbol: str, root: Path) -> Cite:

@@ -182,10 +182,19 @@ class VariantInfo:
 
 
 @dataclass(frozen=True)
+class DocstringPart:
+    """One docstring of the subject: the file as it is shown, the line on which the text begins (0: not known)."""
+
+    alias: str
+    line: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Subject:
     """What was audited. ``sources``: (variant, aspect) -> file and qualified symbol, for quotes;
     ``docstrings``: variant -> the text in which the subject states its choices; ``environment``: versions where it
-    runs in another environment than the audit."""
+    runs in another environment than the audit. ``docstring_parts``: the same text with its places, by the reports."""
 
     name: str
     version: str
@@ -196,6 +205,7 @@ class Subject:
         default_factory=dict
     )  # filled from ``sources`` by the reports
     environment: Mapping[str, str] | None = None
+    docstring_parts: Mapping[str, tuple[DocstringPart, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -243,8 +253,10 @@ class Cite:
 class Finding:
     """One difference between the subject and the references.
 
-    ``agree``, ``differ``, ``not_asked``: ids of the run's oracles, by what came of the question of its first claim;
-    what could not be told is not asked.
+    ``agree``, ``differ``, ``not_asked``: ids of the run's oracles, by what they say of the smallest case or, where that
+    is not known, of the question of its first claim; what could not be told is not asked. ``mistake``: what it is due
+    to, where that is known; ``heard``: warnings of the subject; ``stated``: the docstring's sentence that states it,
+    with its place; ``also_fails``: references that fail the check for the same reason when they are audited.
     """
 
     id: str  # "D1", "D2", ... within its variant
@@ -262,6 +274,10 @@ class Finding:
     agree: tuple[str, ...] = ()
     differ: tuple[str, ...] = ()
     not_asked: tuple[str, ...] = ()
+    mistake: str | None = None
+    heard: tuple[str, ...] = ()
+    stated: str = ""
+    also_fails: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -279,13 +295,18 @@ class Verdict:
 
 @dataclass(frozen=True)
 class PriorFinding:
-    """One line of an earlier review: the checks that ask the same (globs allowed), the mistakes meant."""
+    """One line of an earlier review: the checks that ask the same, the mistakes meant (globs allowed).
+
+    ``claims``: ids of the claims that failed then, each with the number of its cases; empty where a review was
+    written by hand, and then nothing shows that its own cases were asked again.
+    """
 
     id: str
     quote: str
     tag: Tag = "BUG"
     checks: tuple[str, ...] = ()
     mistakes: tuple[str, ...] = ()
+    claims: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -299,10 +320,15 @@ class PriorVariant:
 
 @dataclass(frozen=True)
 class Prior:
-    """An earlier review; ``title`` says which."""
+    """An earlier review; ``title`` says which. ``subjects``: the names it was about; none: whoever it is given for."""
 
     title: str
     variants: Mapping[str, PriorVariant] = field(default_factory=dict)
+    subjects: tuple[str, ...] = ()
+
+    def is_about(self, subject: str) -> bool:
+        """Whether the review was of that subject."""
+        return not self.subjects or subject in self.subjects
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from reports.model import (
     Claim,
     Declaration,
     Diagnosis,
+    DocstringPart,
     Finding,
     Key,
     OracleInfo,
@@ -124,7 +125,8 @@ def prior_to_plain(prior: Prior | None) -> dict[str, Any] | None:
         {"variant": v.variant, "verdict": v.verdict, "findings": [_fields(f) for f in v.findings]}
         for v in prior.variants.values()
     ]
-    return {"title": text(prior.title), "variants": variants}
+    subjects = [text(name) for name in prior.subjects]
+    return {"title": text(prior.title), "subjects": subjects, "variants": variants}
 
 
 def prior_from_plain(data: Mapping[str, Any] | None) -> Prior | None:
@@ -134,12 +136,12 @@ def prior_from_plain(data: Mapping[str, Any] | None) -> Prior | None:
     for entry in data["variants"]:
         found = tuple(_prior_finding(f) for f in entry["findings"])
         variants[entry["variant"]] = PriorVariant(entry["variant"], entry["verdict"], found)
-    return Prior(data["title"], variants)
+    return Prior(data["title"], variants, tuple(data.get("subjects", ())))
 
 
 def _prior_finding(data: Mapping[str, Any]) -> PriorFinding:
     lists = {key: tuple(data[key]) for key in ("checks", "mistakes")}
-    return PriorFinding(**{**data, **lists})
+    return PriorFinding(**{**data, **lists, "claims": dict(data.get("claims", {}))})
 
 
 def context_to_plain(run: Run, prior: Prior | None) -> dict[str, Any]:
@@ -151,6 +153,9 @@ def context_to_plain(run: Run, prior: Prior | None) -> dict[str, Any]:
         "variants": [_fields(v) for v in run.variants],
         "declarations": [_fields(d) for d in run.declarations],
         "docstrings": {text(k): text(v, LONGEST_DOCSTRING) for k, v in run.subject.docstrings.items()},
+        "docstring_parts": {
+            text(v): [_fields(part) for part in parts] for v, parts in run.subject.docstring_parts.items()
+        },
         "quotes": [
             {"variant": text(v), "aspect": text(a), **cite_to_plain(c, quoted=True)}
             for (v, a), c in run.subject.quotes.items()
@@ -212,7 +217,8 @@ def _subject(data: Mapping[str, Any], context: Mapping[str, Any]) -> Subject:
     for entry in context["quotes"]:
         cite = {k: v for k, v in entry.items() if k not in ("variant", "aspect")}
         quotes[entry["variant"], entry["aspect"]] = cite_from_plain(cite)
-    return Subject(**data, docstrings=context["docstrings"], quotes=quotes)
+    parts = {v: tuple(DocstringPart(**p) for p in ps) for v, ps in context.get("docstring_parts", {}).items()}
+    return Subject(**data, docstrings=context["docstrings"], quotes=quotes, docstring_parts=parts)
 
 
 def audit_to_plain(audit: Audit) -> dict[str, Any]:
@@ -244,4 +250,5 @@ def audit_from_plain(data: Mapping[str, Any]) -> Audit:
 def _finding_from_plain(data: Mapping[str, Any]) -> Finding:
     cites = {key: tuple(map(cite_from_plain, data[key])) for key in ("reference_cites", "subject_cites")}
     ids = {key: tuple(data[key]) for key in ("claims", "agree", "differ", "not_asked")}
+    ids |= {key: tuple(data.get(key, ())) for key in ("heard", "also_fails")}
     return Finding(**{**data, **cites, **ids})

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from harness.compare.life_model import Held, Weights, added, chained
+from harness.compare.life_model import Held, Lived, State, Weights, added, chained
 from oracles.variants import VARIANTS
 from reports.model import Diagnosis
 
-if TYPE_CHECKING:
-    from harness.compare.life import Life, State
-
-Fault = Callable[["Life", "State"], Iterator[Weights]]
+Fault = Callable[[Lived, State], Iterator[Weights]]
 FAULTS: list[tuple[Diagnosis, Fault]] = []
 
 
@@ -37,7 +34,7 @@ def fault(name: str, summary: str, failure_mode: str) -> Callable[[Fault], Fault
     return register
 
 
-def explain(life: Life, state: State, is_it: Callable[[Weights], bool]) -> Diagnosis | None:
+def explain(life: Lived, state: State, is_it: Callable[[Weights], bool]) -> Diagnosis | None:
     """The first fault whose output is the subject's."""
     for diagnosis, function in FAULTS:
         if any(is_it(weights) for weights in function(life, state)):
@@ -45,11 +42,11 @@ def explain(life: Life, state: State, is_it: Callable[[Weights], bool]) -> Diagn
     return None
 
 
-def _held(life: Life, names: Sequence[str]) -> list[Held]:
+def _held(life: Lived, names: Sequence[str]) -> list[Held]:
     return [life.held[name] for name in names]
 
 
-def _was_folded(life: Life) -> bool:
+def _was_folded(life: Lived) -> bool:
     """Whether something was folded in that should not be any more."""
     return bool(life.folded) and (life.unsettled or not life.merged)
 
@@ -65,7 +62,7 @@ def _changed(base: Weights, plus: Weights, minus: Weights) -> Weights:
     "an adapter that was deleted still acts",
     "the model goes on with an adapter that nobody can see, switch off or save any more",
 )
-def deleted_acts(life: Life, state: State) -> Iterator[Weights]:
+def deleted_acts(life: Lived, state: State) -> Iterator[Weights]:
     for held in life.gone.values():
         yield state.composed(life.base, [held])
         yield state.composed(life.base, [*_held(life, state.active), held])
@@ -76,7 +73,7 @@ def deleted_acts(life: Life, state: State) -> Iterator[Weights]:
     "an adapter that was folded in stays in the base weight",
     "the base weight is another one from then on, under whatever adapter comes next",
 )
-def still_folded(life: Life, state: State) -> Iterator[Weights]:
+def still_folded(life: Lived, state: State) -> Iterator[Weights]:
     there = {**life.gone, **life.held}
     if _was_folded(life) and set(life.folded) <= there.keys():
         left = state.composed(life.base, [there[name] for name in life.folded])
@@ -89,7 +86,7 @@ def still_folded(life: Life, state: State) -> Iterator[Weights]:
     "unmerging takes out the adapter that is active, not the one that was folded in",
     "the base weight is another one from then on",
 )
-def unmerged_another(life: Life, state: State) -> Iterator[Weights]:
+def unmerged_another(life: Lived, state: State) -> Iterator[Weights]:
     if not _was_folded(life) or not set(life.folded) <= life.held.keys():
         return
     put_in = state.composed(life.base, _held(life, life.folded))
@@ -105,7 +102,7 @@ def unmerged_another(life: Life, state: State) -> Iterator[Weights]:
     "the base answers although an adapter is active",
     "what was trained is switched off, and nothing says so",
 )
-def nothing_acts(life: Life, state: State) -> Iterator[Weights]:
+def nothing_acts(life: Lived, state: State) -> Iterator[Weights]:
     if state.active:
         yield life.base
 
@@ -115,7 +112,7 @@ def nothing_acts(life: Life, state: State) -> Iterator[Weights]:
     "an adapter that is not active still acts",
     "the output is that of adapters that were switched off",
 )
-def inactive_act(life: Life, state: State) -> Iterator[Weights]:
+def inactive_act(life: Lived, state: State) -> Iterator[Weights]:
     rest = [name for name in life.held if name not in state.active]
     for count in range(1, len(rest) + 1):
         for more in itertools.combinations(rest, count):
@@ -128,7 +125,7 @@ def inactive_act(life: Life, state: State) -> Iterator[Weights]:
     "another adapter acts than the one that is active",
     "the output is that of adapters that were switched off",
 )
-def other_acts(life: Life, state: State) -> Iterator[Weights]:
+def other_acts(life: Lived, state: State) -> Iterator[Weights]:
     for name in life.held:
         if name not in state.active:
             yield state.composed(life.base, [life.held[name]])
@@ -139,7 +136,7 @@ def other_acts(life: Life, state: State) -> Iterator[Weights]:
     "of several active adapters only some act",
     "adapters that were trained apart are not the model together that they should be",
 )
-def some_act(life: Life, state: State) -> Iterator[Weights]:
+def some_act(life: Lived, state: State) -> Iterator[Weights]:
     for count in range(1, len(state.active)):
         for names in itertools.combinations(state.active, count):
             yield state.composed(life.base, _held(life, names))
@@ -150,7 +147,7 @@ def some_act(life: Life, state: State) -> Iterator[Weights]:
     "several active adapters are chained in reverse",
     "the chain of two trained adapters is not the one that the references compute",
 )
-def reversed_chain(life: Life, state: State) -> Iterator[Weights]:
+def reversed_chain(life: Lived, state: State) -> Iterator[Weights]:
     if len(state.active) > 1:
         yield state.composed(life.base, _held(life, state.active)[::-1])
 
@@ -160,7 +157,7 @@ def reversed_chain(life: Life, state: State) -> Iterator[Weights]:
     "the magnitude is divided by the norm that belongs to another adapter",
     "every row of the merged weight is too long or too short",
 )
-def norm_of_another(life: Life, state: State) -> Iterator[Weights]:
+def norm_of_another(life: Lived, state: State) -> Iterator[Weights]:
     active, mixed = _held(life, state.active), VARIANTS[life.case.spec.variant].with_norms_of
     if mixed is None or not active:
         return
@@ -176,7 +173,7 @@ def norm_of_another(life: Life, state: State) -> Iterator[Weights]:
     "an adapter acts with the scale of another one",
     "its update is too large or too small by the ratio of the two scales",
 )
-def scale_of_another(life: Life, state: State) -> Iterator[Weights]:
+def scale_of_another(life: Lived, state: State) -> Iterator[Weights]:
     for other in life.held.values():
         yield state.composed(life.base, [Held(other.spec, held.values) for held in _held(life, state.active)])
 
@@ -186,7 +183,7 @@ def scale_of_another(life: Life, state: State) -> Iterator[Weights]:
     "several active adapters act together in another way than in the references",
     "adapters that were trained apart are not the model together that they should be",
 )
-def composed_otherwise(life: Life, state: State) -> Iterator[Weights]:
+def composed_otherwise(life: Lived, state: State) -> Iterator[Weights]:
     if len(state.active) > 1:
         for other in (added, chained):
             yield other(life.base, _held(life, state.active))
@@ -197,7 +194,7 @@ def composed_otherwise(life: Life, state: State) -> Iterator[Weights]:
     "the adapter is folded in twice",
     "merging a model that is merged, or merging it again after unmerging, doubles the update",
 )
-def twice(life: Life, state: State) -> Iterator[Weights]:
+def twice(life: Lived, state: State) -> Iterator[Weights]:
     names = state.active or life.folded
     if names and set(names) <= life.held.keys():
         once = state.composed(life.base, _held(life, names))
@@ -210,7 +207,7 @@ def twice(life: Life, state: State) -> Iterator[Weights]:
     "what one adapter takes out of the base weight stays out while another is active",
     "adding an adapter changes what the others compute, and none of them gives the base back",
 )
-def shared_residual(life: Life, state: State) -> Iterator[Weights]:
+def shared_residual(life: Lived, state: State) -> Iterator[Weights]:
     lost = {name: life.case.weight.double() - W for name, left in life.left.items() for W in left.values()}
     idle = [name for name in lost if name not in state.active]
     for count in range(1, len(idle) + 1):
@@ -224,7 +221,7 @@ def shared_residual(life: Life, state: State) -> Iterator[Weights]:
     "the bias is left out",
     "the layer's output is shifted; nothing shows on layers without a bias",
 )
-def bias_lost(life: Life, state: State) -> Iterator[Weights]:
+def bias_lost(life: Lived, state: State) -> Iterator[Weights]:
     W, b = state.composed(life.base, _held(life, state.active))
     if b is not None:
         yield W, None
@@ -235,7 +232,7 @@ def bias_lost(life: Life, state: State) -> Iterator[Weights]:
     "the bias stays the base's",
     "on layers with a bias the folded layer is not the adapted one",
 )
-def bias_not_folded(life: Life, state: State) -> Iterator[Weights]:
+def bias_not_folded(life: Lived, state: State) -> Iterator[Weights]:
     W, b = state.composed(life.base, _held(life, state.active))
     if b is not None and life.base[1] is not None:
         yield W, life.base[1]

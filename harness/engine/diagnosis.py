@@ -242,9 +242,7 @@ def explanation_of(subject: Implementation, variant: str, modes: tuple[str, ...]
 
 def explanation_at(subject: Implementation, variant: Variant, case: Case) -> Explanation:
     """What explains a subject in the modes of a case."""
-    return explanation_of(
-        subject, variant.id, tuple((m, True) for m in variant.modes if getattr(case.spec, m))
-    )
+    return explanation_of(subject, variant.id, tuple(m for m in variant.modes if getattr(case.spec, m)))
 
 
 def diagnose(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ...]:

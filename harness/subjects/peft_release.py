@@ -130,9 +130,9 @@ class Peft(Implementation):
         tuner: Any = adapted.module
         if not hasattr(tuner, "_audited_model"):
             if hasattr(tuner, "get_base_layer"):
-                return tuner.get_base_layer()  # type: ignore[no-any-return]
+                return tuner.get_base_layer()
             raise Unsupported(f"PEFT {peft.__version__} shows no base layer of one tuner layer")
-        return tuner._audited_model.unload().layer  # type: ignore[no-any-return]
+        return tuner._audited_model.unload().layer
 
     def adapt_model(self, model: nn.Module, spec: AdapterSpec, targets: Any = None) -> Any:
         """``get_peft_model`` on a whole model, in place."""
@@ -172,7 +172,7 @@ def _slots(layer: Any, spec: AdapterSpec) -> dict[str, Slot]:
 def _resolve(module: Any, path: str) -> Tensor | None:
     node = module
     if path == "base_layer.weight":
-        return getattr(node, "base_layer", node).weight  # type: ignore[no-any-return]
+        return getattr(node, "base_layer", node).weight
     for part in path.split("."):
         try:
             node = (

@@ -65,8 +65,8 @@ def resolve(ref: str, place: Place | None = None) -> Resolved:
         raise BadSubject(
             f"--subject {ref!r} is no reference; expected NAME, package.module:Attr or file.py:Attr"
         )
-    if (file := _file(target, attribute, ref)) and (python := _interpreter(file, place, ref)):
-        return _remote(python, file, attribute, ref)
+    if (file := _file(target, attribute, ref)) and (other := _interpreter(file, place, ref)):
+        return _remote(other, file, attribute, ref)
     if place.python is not None:
         raise BadSubject(f"--subject-python needs a subject in a file, and --subject {ref!r} names none")
     if not attribute:
@@ -102,7 +102,8 @@ def _made(metadata: environment.Metadata, place: Place, ref: str) -> Path:
 
 
 def _remote(python: Path, file: Path, attribute: str, ref: str) -> Resolved:
-    from harness.subjects.remote.proxy import Command, NoWorker, remote_subject
+    from harness.subjects.remote.process import Command, NoWorker
+    from harness.subjects.remote.proxy import remote_subject
 
     try:
         found = remote_subject(Command(python, file, attribute))

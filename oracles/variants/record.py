@@ -406,6 +406,13 @@ class Variant:
         """The option of that name. Raises KeyError."""
         return {o.name: o for o in self.options}[name]
 
+    def beside(self, first: AdapterSpec, other: AdapterSpec) -> AdapterSpec:
+        """``other`` as an adapter on the same layer as ``first`` can be asked."""
+        for name in self.adapters_share:
+            field_or_option = Option(name, None)
+            other = field_or_option.put(other, field_or_option.of(first))
+        return other
+
     def weight_beneath(self, W: Tensor, values: Parameters) -> Tensor:
         """The weight (out, in) that the adapter acts on: what the parameters hold of it, else ``W``."""
         return values[self.base.name] if self.base and self.base.name in values else W

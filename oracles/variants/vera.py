@@ -293,6 +293,6 @@ VARIANT = Variant(
         tables=("TRANSFORMERS_MODELS_TO_VERA_TARGET_MODULES_MAPPING",),
     ),
     options=(KEY, D_INITIAL),
-    adapters_share=("rank",),
+    adapters_share=("rank", KEY.name),
     has_dropout=True,
 )

@@ -1,8 +1,8 @@
-"""The prior review, line by line: confirmed, fixed since, corrected, overturned, or not asked again."""
+"""The prior review, line by line: confirmed, fixed since, corrected, overturned, or not reproduced here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from reports.judge.verdicts import is_unverified
 from reports.model import Audit, Claim, Finding, PriorFinding, PriorVariant, Verdict
 from reports.text import listed
 
-Status = Literal["Confirmed", "Fixed since", "Corrected", "[OVERTURN]", "Not re-examined"]
+Status = Literal["Confirmed", "Fixed since", "Corrected", "[OVERTURN]", "Not reproduced here"]
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,48 @@ def _finding_line(
     variant: PriorVariant, old: PriorFinding, claims: Sequence[Claim], found: Sequence[Finding]
 ) -> PriorLine:
     quote = f"{variant.variant} · {variant.verdict} · {old.quote}"
-    asked = [c for c in claims if asks(old, c.check)]
     by_id = {c.id: c for c in claims}
-    told = [f for f in found if tells_of(old, [by_id[i] for i in f.claims]) and not is_unverified(f, claims)]
+    asked = [c for c in claims if c.id in old.claims or asks(old, c.check)]
+    told = [
+        f
+        for f in found
+        if tells_of(old, [by_id[i] for i in f.claims], f.mistake) and not is_unverified(f, claims)
+    ]
     if told:
         return PriorLine(quote, *_still_there(old, told[0], asked))
-    broken = [f.id for f in found if any(c.outcome == "fail" and c.id in f.claims for c in asked)]
-    if broken:
-        return PriorLine(quote, "Corrected", f"The checks fail, but of another defect: {listed(broken)}.")
+    if _own_cases_hold(old, by_id):
+        checks = listed(f"`{name}`" for name in dict.fromkeys(by_id[i].check for i in old.claims))
+        return PriorLine(quote, "Fixed since", f"Its own cases were asked again and hold ({checks}).")
+    return PriorLine(quote, "Not reproduced here", _what_was_asked(old, asked, found))
+
+
+def _own_cases_hold(old: PriorFinding, by_id: Mapping[str, Claim]) -> bool:
+    """Whether everything that failed then was asked again, on no fewer cases, and holds."""
+    again = [(by_id.get(id_), cases) for id_, cases in old.claims.items()]
+    return bool(again) and all(
+        c is not None and c.outcome == "pass" and c.examples >= cases for c, cases in again
+    )
+
+
+def _what_was_asked(old: PriorFinding, asked: Sequence[Claim], found: Sequence[Finding]) -> str:
+    """What this run asked about a line that it neither saw again nor refuted."""
+    failing = [f.id for f in found if any(c.outcome == "fail" and c.id in f.claims for c in asked)]
+    if failing:
+        return (
+            f"What it is about fails for another reason here ({listed(failing)}), so that it cannot be told."
+        )
     answered = [c for c in asked if c.outcome == "pass"]
     silent = [c for c in asked if c.outcome in ("unverified", "error")]
     if silent or not answered:
         why = f"`{silent[0].id}` could not be answered" if silent else "no claim of this run asks it"
-        return PriorLine(quote, "Not re-examined", f"{_sentence(why)}.")
+        return f"{_sentence(why)}."
     checks = listed(f"`{name}`" for name in dict.fromkeys(c.check for c in answered))
-    return PriorLine(quote, "Fixed since", f"{_counted(answered)} now ({checks}).")
+    own = (
+        "not on all the cases that failed then"
+        if old.claims
+        else "on this run's cases, not on the prior review's"
+    )
+    return f"{_counted(answered)} ({checks}), {own}."
 
 
 def _counted(claims: Sequence[Claim]) -> str:

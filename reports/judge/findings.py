@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from refs.vocabulary import ASPECTS, SEVERITIES, Severity, Tag
-from reports import cites
+from reports import cites, reference_fails
 from reports.judge import docstring_search
-from reports.judge.grouping import Grouping, Kind, covering, is_of_a_check
+from reports.judge.docstring_search import Statement
+from reports.judge.grouping import Grouping, Key, covering, kind_of
 from reports.judge.prior import contradicts, matching
 from reports.judge.standing import standing
 from reports.model import CheckInfo, Claim, Diagnosis, Finding, Prior, PriorFinding, Run
@@ -22,7 +23,16 @@ FAILURE_MODES = {
     "mode_missing": "What the references train with this mode can be neither reproduced nor loaded.",
     "not_offered": "Whether an adapter survives being saved and loaded cannot be told.",
     "unverified": NOTHING_CHECKED,
+    "wrapper": "The file that presents the library fails, not the library itself, of which nothing was learnt here.",
+    "raised": "A caller gets this exception instead of an answer; what these claims ask is not known.",
+    "bad_answer": "A caller gets this instead of a usable answer; what these claims ask is not known.",
+    "hangs": "A caller waits; what these claims ask is not known.",
+    "state_changed": "What else runs in the process is changed by it.",
+    "unsteady": "The same call gives different answers, so that no comparison can be repeated.",
 }
+UNTOLD = ("unverified", "mode_missing", "not_offered", "wrapper")
+# Differences of form: what is computed and kept is the same.
+OF_STYLE = {"save_load.pickle"}
 
 
 def findings(run: Run, prior: Prior | None = None) -> tuple[Finding, ...]:
@@ -31,7 +41,7 @@ def findings(run: Run, prior: Prior | None = None) -> tuple[Finding, ...]:
     for variant in cites.variants_of(run):
         claims = [c for c in run.claims if c.variant == variant]
         groups = Grouping(claims, run.checks, run.declarations).groups()
-        defects = [Defect(run, prior, kind, members, claims).finding() for kind, members in groups]
+        defects = [Defect(run, prior, key, members, claims).finding() for key, members in groups]
         defects.sort(key=lambda f: (rank(f.severity, SEVERITIES), rank(f.aspect, ASPECTS)))
         found += [dataclasses.replace(f, id=f"D{n}") for n, f in enumerate(defects, start=1)]
     return tuple(found)
@@ -41,9 +51,10 @@ class Defect:
     """One group of claims on its way to a finding."""
 
     def __init__(
-        self, run: Run, prior: Prior | None, kind: Kind, claims: Sequence[Claim], siblings: Sequence[Claim]
+        self, run: Run, prior: Prior | None, key: Key, claims: Sequence[Claim], siblings: Sequence[Claim]
     ) -> None:
-        self.run, self.kind, self.siblings, self.members = run, kind, siblings, tuple(claims)
+        self.run, self.key, self.siblings, self.members = run, key, siblings, tuple(claims)
+        self.kind = kind_of(key)
         self.claims = sorted(claims, key=self._precedence)
         self.lead = self.claims[0]
         self.prior = prior.variants.get(self.lead.variant) if prior else None
@@ -57,7 +68,7 @@ class Defect:
             variant=lead.variant,
             aspect=lead.aspect,
             tag=self.tag,
-            new=self.tag == "BUG" and known is None,
+            new=self.tag == "BUG" and self.prior is not None and known is None,
             overturn=self.overturn,
             severity=self.severity,
             title=shortened(self.title, 600),
@@ -68,27 +79,54 @@ class Defect:
             agree=agree,
             differ=differ,
             not_asked=not_asked,
+            mistake=self.mistake,
+            heard=self.heard,
+            stated=self.stated.words if self.stated else "",
+            also_fails=self.also_fails,
         )
 
     @property
     def overturn(self) -> bool:
         """Whether the prior review is shown to be wrong; what could not be told shows nothing."""
-        if self.kind in ("unverified", "not_offered"):
+        if self.kind in ("unverified", "not_offered", "wrapper"):
             return False
         compared = self.known if self.kind in ("difference", "error") else None
         return contradicts(self.prior, compared, self.tag, self.severity)
+
+    @property
+    def mistake(self) -> str | None:
+        """The mistake that all of it is due to, where one is known."""
+        return self.key[1] if self.key[0] == "mistake" else None
+
+    @property
+    def heard(self) -> tuple[str, ...]:
+        """What the subject says aloud when its first claim is asked: a warning is part of what it does."""
+        return self.lead.witness.heard if self.lead.witness else ()
+
+    @property
+    def also_fails(self) -> tuple[str, ...]:
+        """The references that fail this check for the same reason when they are audited themselves."""
+        if self.kind not in ("difference", "mode_missing", "error"):
+            return ()
+        return reference_fails.failing(self.lead, self.mistake)
 
     def info(self, claim: Claim) -> CheckInfo:
         """What is known of the claim's check; a check of another version of the audit is taken as major."""
         unknown = CheckInfo(claim.check, claim.aspect, "major", "", f"`{claim.check}` does not hold", "")
         return self.run.checks.get(claim.check, unknown)
 
+    def named(self, claim: Claim) -> Diagnosis | None:
+        """What the claim says of the group's mistake: as its first explanation, or as a further one."""
+        told = (claim.diagnosis, *claim.further) if claim.diagnosis else claim.further
+        return next((d for d in told if d.mistake == self.mistake), None)
+
     def _precedence(self, claim: Claim) -> tuple[int, ...]:
-        """The claim that says best what is wrong comes first: diagnosed, severe, with a counterexample."""
+        """The claim that says best what is wrong comes first: it names the mistake before any other, it is severe."""
         told = {c.check for c in self.members}
         follows = any(f in told for f in self.info(claim).follows)
+        named = self.named(claim)
         return (
-            int(not self._names(claim) and claim.outcome != "error"),
+            2 if named is None else int(named is not claim.diagnosis),
             int(follows),
             rank(self.info(claim).severity, SEVERITIES),
             rank(claim.aspect, LEADING),
@@ -96,22 +134,14 @@ class Defect:
             self.siblings.index(claim),
         )
 
-    def _names(self, claim: Claim) -> bool:
-        """Whether the claim's diagnosis speaks of the whole group: a catalogued mistake does; what a check says of
-        itself (a guard, a precision, a format) is no name for what makes other checks fail, unless those follow it."""
-        if claim.diagnosis is None:
-            return False
-        catalogued = not is_of_a_check(claim.diagnosis)
-        return catalogued or all(claim.check in (c.check, *self.info(c).follows) for c in self.members)
-
     @cached_property
     def diagnosis(self) -> Diagnosis | None:
-        return next((c.diagnosis for c in self.claims if self._names(c)), None)
+        return next((d for c in self.claims if (d := self.named(c))), None)
 
     @cached_property
     def known(self) -> PriorFinding | None:
         """The line of the prior review that tells of this."""
-        return matching(self.prior, self.claims)
+        return matching(self.prior, self.claims, self.mistake)
 
     @cached_property
     def agreeing(self) -> bool:
@@ -119,59 +149,65 @@ class Defect:
         if self.diagnosis and self.diagnosis.agrees_with:
             return True
         failed = {c.question for c in self.claims if c.outcome == "fail" and c.check == self.lead.check}
-        failed |= {c.question for c in self.claims if c.outcome == "fail" and self._names(c)}
+        failed |= {c.question for c in self.claims if c.outcome == "fail" and self.named(c)}
         # Two references that are not known to differ cannot both be asked the same and one agree: had it the
-        # failing case, it would have failed too.
-        held = {c.question for c in self.siblings if c.outcome == "pass" and c.cause == "references_disagree"}
+        # failing case, it would have failed too. Neither agrees who differs on the failing case itself.
+        differ = self.lead.witness.differ if self.lead.witness else ()
+        held = {
+            c.question
+            for c in self.siblings
+            if c.outcome == "pass" and c.cause == "references_disagree" and c.oracle not in differ
+        }
         return bool(failed) and failed <= held
+
+    @cached_property
+    def stated(self) -> Statement | None:
+        """The sentence of the subject's docstrings that states the difference."""
+        parts = docstring_search.parts_of(self.run.subject, self.lead.variant)
+        if self.kind == "mode_missing":
+            return docstring_search.leaving_out(parts, self.lead.detail or "")
+        phrases = self.diagnosis.documented_by if self.diagnosis else ()
+        return docstring_search.stating(parts, phrases)
 
     @cached_property
     def documented(self) -> bool:
         """Whether the subject's docstring, or a declaration that it bears out, states the difference."""
         declared = [d for c in self.claims if (d := covering(self.run.declarations, c))]
-        if any(d.documented for d in declared):
-            return True
-        docstring = self.run.subject.docstrings.get(self.lead.variant, "")
-        if self.kind == "mode_missing":
-            return bool(self.lead.detail) and docstring_search.names(docstring, self.lead.detail or "")
-        words = self.diagnosis.documented_by if self.diagnosis else ()
-        return any(docstring_search.states(docstring, word) for word in words)
+        return any(d.documented for d in declared) or self.stated is not None
 
     @cached_property
     def tag(self) -> Tag:
         chosen = self.documented and self.diagnosis is not None  # a documented choice that we know of
         if self.kind == "error" or (self.kind == "difference" and not (self.agreeing or chosen)):
             return "BUG"
+        if self.mistake in OF_STYLE:
+            return "STYLE"
         return "OK-doc" if self.documented else "OK-undoc"
 
     @cached_property
     def severity(self) -> Severity:
-        """By DESIGN §7; a diagnosis that says how bad its mistake is has the last word."""
-        if self.kind in ("unverified", "mode_missing", "not_offered"):
+        """By DESIGN §7: the worst of its members, a choice that is documented or that a reference shares excepted."""
+        if self.kind in UNTOLD:
             return "major"
-        said = self.diagnosis.severity if self.diagnosis else None
         if self.tag == "BUG":
-            return self._bug_severity(said)
+            return worst([*map(self._severity_of, self.claims), WORST_OF_ACCEPTABLE])
+        said = self.diagnosis.severity if self.diagnosis else None
         if self.kind == "declared" and said is None and self._gradient_differs():
             return "major"
         if said is None or said == "minor":
             return "none" if self.documented else "minor"
         return "major" if said == "critical" else said
 
-    def _bug_severity(self, said: Severity | None) -> Severity:
-        """The check's severity; the diagnosis' own, unless that is meant for the documented choice."""
-        by_check = worst([self._check_severity(), WORST_OF_ACCEPTABLE])
-        optional = self.diagnosis is not None and bool(self.diagnosis.documented_by)
-        return worst([by_check, said]) if said and optional else said or by_check
-
-    def _check_severity(self) -> Severity:
-        told = [
-            c for c in self.claims if c.check == self.lead.check or self._names(c) or c.outcome == "error"
-        ]
-        found = worst([self.info(c).severity for c in told])
+    def _severity_of(self, claim: Claim) -> Severity:
+        """How bad one member is: as bad as its check, unless the mistake itself is known to be less or more."""
+        by_check, named = self.info(claim).severity, self.named(claim)
         # A base dtype that is refused is a mode that is missing; where it is answered wrongly, a claim fails.
-        refused = all(c.outcome == "error" and "dtype" in c.check for c in told)
-        return "major" if refused and found == "critical" else found
+        if claim.outcome == "error" and "dtype" in claim.check and by_check == "critical":
+            return "major"
+        if named is None or named.severity is None:
+            return by_check
+        # What is said of a choice holds where it is documented; here it is not.
+        return worst([by_check, named.severity]) if named.documented_by else named.severity
 
     def _gradient_differs(self) -> bool:
         """Whether the deviation changes a gradient, by the checks that it makes fail."""
@@ -183,14 +219,14 @@ class Defect:
         lead, aspect = self.lead, ASPECTS.get(self.lead.aspect, self.lead.aspect)
         reason = lead.reason or "no reason given"
         by_kind = {
-            "error": f"The subject fails when `{lead.check}` is asked: {reason}",
+            "error": reason,
+            "wrapper": f"The subject's own file fails, so that the library could not be asked: {reason}",
             "unverified": f"{_aspects(self.claims)} cannot be verified: {reason}",
             "mode_missing": f"A mode of the references is missing: {reason}",
             "not_offered": f"{aspect.capitalize()} cannot be verified: the subject offers no save or no load",
             "declared": self._declared_title(),
         }
-        kind = "error" if lead.outcome == "error" else self.kind
-        return by_kind.get(kind) or (self.diagnosis.summary if self.diagnosis else self.info(lead).title)
+        return by_kind.get(self.kind) or (self.diagnosis.summary if self.diagnosis else self.info(lead).title)
 
     def _declared_title(self) -> str:
         declared = covering(self.run.declarations, self.lead)
@@ -198,6 +234,8 @@ class Defect:
 
     @property
     def failure_mode(self) -> str:
+        if self.kind == "error":
+            return FAILURE_MODES.get(self.lead.cause or "", FAILURE_MODES["raised"])
         if self.kind in FAILURE_MODES:
             return FAILURE_MODES[self.kind]
         return (self.diagnosis.failure_mode if self.diagnosis else "") or self.info(self.lead).failure_mode

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from reports.model import CheckInfo, Claim, Declaration, Diagnosis
 
 Key = tuple[str | None, ...]
-Kind = str  # "difference" "error" "declared" "unverified" "mode_missing" "not_offered"
+Kind = str  # "difference" "error" "wrapper" "declared" "unverified" "mode_missing" "not_offered"
 # Questions of yes or no, which many mistakes answer alike: where what they follow is broken, that is the explanation.
 SAYS_LITTLE = {"step0.dead_parameters", "training.alive", "init.identity", "dropout.expectation"}
 # Methods without which an aspect cannot be told of any implementation; the others are a matter of taste.
@@ -43,55 +43,75 @@ class Grouping:
     ) -> None:
         self.claims, self.checks = list(claims), checks
         self.declarations = list(declarations)
-        self.broken = [c for c in self.claims if c.outcome in ("fail", "error")]
+        self.broken = [c for c in self.claims if c.outcome == "fail"]
         self.held = {(c.check, c.oracle) for c in self.claims if c.outcome == "pass"}
 
-    def groups(self) -> list[tuple[Kind, list[Claim]]]:
+    def groups(self) -> list[tuple[Key, list[Claim]]]:
         """Every defect with its claims, in the order of the first claim of each."""
         groups: dict[Key, list[Claim]] = {}
         for claim in self.claims:
-            if key := self.key(claim):
+            for key in self.keys(claim):
                 groups.setdefault(key, []).append(claim)
-            for further in claim.further:
-                groups.setdefault(("mistake", further.mistake), []).append(claim)
-        return [(self._kind(key, members), members) for key, members in groups.items()]
+        return list(groups.items())
 
-    def key(self, claim: Claim) -> Key | None:
-        """What the claim is grouped by; None where it holds."""
-        if claim.outcome in ("fail", "error"):
-            return self._defect(claim, frozenset())
+    def keys(self, claim: Claim) -> tuple[Key, ...]:
+        """What the claim is grouped by: one key for each mistake that it shows; none where it holds."""
+        if claim.cause == "audit_failed":
+            return ()  # the audit's own mistake is no finding of the subject
+        if claim.cause == "wrapper":
+            return (("wrapper", claim.detail or claim.reason),)
+        if claim.outcome == "error":
+            return (("error", claim.cause, claim.detail or claim.reason),)
+        if claim.outcome == "fail":
+            return self._defects(claim, frozenset())
         if claim.outcome == "declared":
             declared = covering(self.declarations, claim)
-            return ("declared", declared.reason if declared else claim.reason)
+            return (("declared", declared.reason if declared else claim.reason),)
         if claim.outcome == "unverified":
-            return ("unverified", claim.reason)
-        return (claim.cause, claim.reason) if is_special(claim) else None
+            return (("unverified", claim.reason),)
+        return ((claim.cause, claim.reason),) if is_special(claim) else ()
 
-    def _defect(self, claim: Claim, seen: frozenset[str]) -> Key:
-        # What a check says of itself, or with a yes or a no, explains nothing where what it follows is broken already.
-        parents = [p for p in self._parents(claim) if p.check not in seen]
+    def _defects(self, claim: Claim, seen: frozenset[str]) -> tuple[Key, ...]:
+        """The mistakes that the claim names; of one that names none, those that explain all that it follows.
+
+        What a check says of itself, or with a yes or a no, explains nothing where what it follows is broken already.
+        """
         own = claim.diagnosis is not None and is_of_a_check(claim.diagnosis)
-        if parents and (own or claim.check in SAYS_LITTLE):
-            return self._defect(parents[0], seen | {claim.check})
-        if claim.diagnosis:
-            return ("mistake", claim.diagnosis.mistake)
-        if parents:
-            return self._defect(parents[0], seen | {claim.check})
-        if claim.outcome == "error":
-            return ("error", claim.cause, claim.detail)
-        return ("check", claim.check)
+        inherited = self._inherited(claim, seen)
+        if inherited and (own or claim.diagnosis is None or claim.check in SAYS_LITTLE):
+            return inherited
+        if claim.diagnosis is None:
+            return (("check", claim.check),)
+        named = dict.fromkeys(d.mistake for d in (claim.diagnosis, *claim.further))
+        return tuple(("mistake", mistake) for mistake in named)
+
+    def _inherited(self, claim: Claim, seen: frozenset[str]) -> tuple[Key, ...]:
+        """The defects that every broken claim which explains this one shows; what only some show explains it not."""
+        parents = [p for p in self._parents(claim) if p.check not in seen]
+        shown = [self._defects(p, seen | {claim.check}) for p in parents]
+        common = [key for key in (shown[0] if shown else ()) if all(key in keys for keys in shown)]
+        return tuple(common[:1])
 
     def _parents(self, claim: Claim) -> list[Claim]:
-        """Broken claims that explain this one: of a check that it follows, against the same oracle."""
+        """Failing claims that explain this one: of a check that it follows, against the same oracle.
+
+        An exception explains no difference: what would have been answered instead is not known.
+        """
         info = self.checks.get(claim.check)
         parents: list[Claim] = []
         for check in info.follows if info else ():
-            candidates = [c for c in self.broken if c.check == check != claim.check]
+            candidates = [c for c in self.broken if c.check == check != claim.check and explains(c)]
             same = [c for c in candidates if c.oracle == claim.oracle]
             parents += same or ([] if (check, claim.oracle) in self.held else candidates)
-        return [p for p in parents if claim.outcome == "fail" or p.outcome == "error"]
+        return parents
 
-    def _kind(self, key: Key, members: list[Claim]) -> Kind:
-        if key[0] in ("declared", "unverified", "mode_missing", "not_offered"):
-            return key[0]
-        return "error" if all(c.outcome == "error" for c in members) else "difference"
+
+def explains(claim: Claim) -> bool:
+    """Whether a failing claim can be why another fails: not where its check calls it a matter of taste."""
+    own = claim.diagnosis
+    return own is None or not (is_of_a_check(own) and own.severity == "minor")
+
+
+def kind_of(key: Key) -> Kind:
+    """What kind of finding a group becomes."""
+    return "difference" if key[0] in ("mistake", "check") else str(key[0])

@@ -16,6 +16,7 @@ __all__ = ["audit_exit_code", "judge", "normalised"]
 def judge(run: Run, prior: Prior | None = None) -> Audit:
     """The audit of a run. The same run gives the same audit, in whatever order its claims arrived."""
     run = normalised(run)
+    prior = prior if prior and prior.is_about(run.subject.name) else None
     found = findings(run, prior)
     return Audit(run, found, verdicts(run, found, prior), prior)
 

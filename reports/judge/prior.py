@@ -20,32 +20,45 @@ def prior_of(audit: Audit, title: str) -> Prior:
         mine = [f for f in audit.findings if f.variant == variant]
         found = [f for f in mine if not is_unverified(f, audit.run.claims)]
         told = tuple(
-            PriorFinding(f.id, f.title, f.tag, *_asked([claims[i] for i in f.claims])) for f in found
+            PriorFinding(
+                f.id,
+                f.title,
+                f.tag,
+                *_asked([claims[i] for i in f.claims], f.mistake),
+                {i: claims[i].examples for i in f.claims},
+            )
+            for f in found
         )
         variants[variant] = PriorVariant(variant, verdict.verdict, told)
-    return Prior(title, variants)
+    return Prior(title, variants, (audit.run.subject.name,))
 
 
-def _asked(claims: Sequence[Claim]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The checks and the mistakes that a finding is about: of its first claim, and of what explains it.
+def _asked(claims: Sequence[Claim], mistake: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The checks and the mistakes that a finding is about: of its first claim, and of what names its mistake.
 
     The other claims show consequences; another defect can have the same ones.
     """
-    mistakes = {c.diagnosis.mistake: None for c in claims if c.diagnosis}
-    checks = {c.check: None for c in claims if c.diagnosis or c.check == claims[0].check}
-    return tuple(checks), tuple(mistakes)
+    checks = {c.check: None for c in claims if names(c, mistake) or c.check == claims[0].check}
+    return tuple(checks), (mistake,) if mistake else ()
 
 
-def matching(prior: PriorVariant | None, claims: Sequence[Claim]) -> PriorFinding | None:
+def names(claim: Claim, mistake: str | None) -> bool:
+    """Whether the claim says that the mistake is what it fails by."""
+    told = (claim.diagnosis, *claim.further) if claim.diagnosis else claim.further
+    return any(d.mistake == mistake for d in told)
+
+
+def matching(prior: PriorVariant | None, claims: Sequence[Claim], mistake: str | None) -> PriorFinding | None:
     """The prior finding that tells of the defect behind ``claims``, if any does."""
-    return next((old for old in (prior.findings if prior else ()) if tells_of(old, claims)), None)
+    told = prior.findings if prior else ()
+    return next((old for old in told if tells_of(old, claims, mistake)), None)
 
 
-def tells_of(old: PriorFinding, claims: Sequence[Claim]) -> bool:
+def tells_of(old: PriorFinding, claims: Sequence[Claim], mistake: str | None) -> bool:
     """Whether a prior finding is about the defect behind ``claims``: its mistake, else its check."""
-    checks, mistakes = _asked(claims)
+    checks, mistakes = _asked(claims, mistake)
     if old.mistakes and mistakes:
-        return bool(set(old.mistakes) & set(mistakes))
+        return any(fnmatchcase(m, pattern) for m in mistakes for pattern in old.mistakes)
     return any(asks(old, check) for check in checks)
 
 

@@ -11,6 +11,7 @@ from reports.model import Audit, Claim, Finding, Key, Prior, Run, Verdict
 from reports.order import rank
 from reports.text import listed
 
+FAITHFUL: tuple[Grade, ...] = ("Faithful", "Faithful-with-doc-gap")
 GRADE: dict[Severity, Grade] = {
     "critical": "Buggy",
     "major": "Partial",
@@ -28,6 +29,8 @@ NO_REFERENCE = {
 
 def verdicts(run: Run, findings: Sequence[Finding], prior: Prior | None = None) -> dict[str, Verdict]:
     """One verdict per variant asked about, in the review's order."""
+    if not run.claims:
+        return {}  # of a run that ended before anything was asked there is none
     return {
         v: _verdict(run, v, [f for f in findings if f.variant == v], prior) for v in cites.variants_of(run)
     }
@@ -40,8 +43,8 @@ def _verdict(run: Run, variant: str, findings: Sequence[Finding], prior: Prior |
     decisive = min(findings, key=lambda f: rank(f.severity, SEVERITIES), default=None)
     missing = [key for key in missing_claims(run) if key.variant == variant]
     grade, reason = _grade(decisive, len(verified), len(applicable), len(missing))
-    if grade in ("Faithful", "Faithful-with-doc-gap") and (silent := _never_verified(claims)):
-        grade, reason = "Partial", f"no claim on the {ASPECTS[silent]} could be verified"
+    if grade in FAITHFUL and (held_back := _at_best_partial(claims)):
+        grade, reason = held_back
     if grade == "Faithful" and findings:
         reason += f"; every difference is documented ({listed(f.id for f in findings)})"
     old = prior.variants.get(variant) if prior else None
@@ -49,11 +52,31 @@ def _verdict(run: Run, variant: str, findings: Sequence[Finding], prior: Prior |
         prior=old.verdict if old else None,
         verdict=grade,
         reason=reason,
-        new_bugs=sum(f.new for f in findings),
-        doc_gaps=sum(is_doc_gap(f, claims) for f in findings),
+        new_bugs=sum(f.new if old else f.tag == "BUG" for f in findings),
+        doc_gaps=_doc_gaps(grade, findings, claims),
         verified=len(verified),
         applicable=len(applicable) + len(missing),
     )
+
+
+def _at_best_partial(claims: Sequence[Claim]) -> tuple[Grade, str] | None:
+    """Why a variant without a grave finding is Partial all the same; None where it is not."""
+    if failed := audit_failures(claims):
+        return "Partial", f"the audit itself failed on {len(failed)} of {len(claims)} claims"
+    if silent := _never_verified(claims):
+        return "Partial", f"no claim on the {ASPECTS[silent]} could be verified"
+    return None
+
+
+def _doc_gaps(grade: Grade, findings: Sequence[Finding], claims: Sequence[Claim]) -> int:
+    """How many differences are not stated; where that alone decides the verdict, what is not declared counts, too."""
+    gaps = [f for f in findings if is_doc_gap(f, claims)]
+    return len(gaps or findings) if grade == "Faithful-with-doc-gap" else len(gaps)
+
+
+def audit_failures(claims: Sequence[Claim]) -> list[Claim]:
+    """The claims on which the audit itself failed: its own mistake, no finding of the subject."""
+    return [c for c in claims if c.cause == "audit_failed"]
 
 
 def _never_verified(claims: Sequence[Claim]) -> str | None:
@@ -98,12 +121,15 @@ def is_unverified(finding: Finding, claims: Sequence[Claim]) -> bool:
 
 def is_doc_gap(finding: Finding, claims: Sequence[Claim]) -> bool:
     """A difference that the subject's docstring does not state; what could not be told is none."""
-    return finding.tag == "OK-undoc" and not is_unverified(finding, claims)
+    return finding.tag in ("OK-undoc", "STYLE") and not is_unverified(finding, claims)
 
 
 def audit_exit_code(audit: Audit) -> int:
-    """0: every applicable claim verified or declared; 1: something deviates, is unverified, or is stale."""
+    """0: every applicable claim verified or declared; 1: something deviates, is unverified, or is stale; 3: the audit
+    itself failed."""
     run = audit.run
+    if audit_failures(run.claims):
+        return 3
     if any(c.outcome in ("fail", "unverified", "error") for c in run.claims) or missing_claims(run):
         return 1
     undeclared = [c for c in run.claims if is_missing_mode(c) and not covering(run.declarations, c)]

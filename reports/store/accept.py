@@ -16,6 +16,7 @@ def accepted(audit: Audit) -> str:
     subject = audit.run.subject
     prior = prior_of(audit, f"audit of {subject.name} {subject.version}")
     lines = [HEAD, f"title = {quoted(prior.title)}"]
+    lines.append(f"subjects = [{', '.join(map(quoted, prior.subjects))}]")
     for old in prior.variants.values():
         lines += ["", "[[variant]]", f"variant = {quoted(old.variant)}", f"verdict = {quoted(old.verdict)}"]
         for found in old.findings:
@@ -30,6 +31,8 @@ def _finding(found: PriorFinding) -> Iterable[str]:
     yield f"quote = {quoted(found.quote)}"
     for key, words in (("checks", found.checks), ("mistakes", found.mistakes)):
         yield f"{key} = [{', '.join(map(quoted, words))}]"
+    cases = ", ".join(f"{quoted(id_)} = {number}" for id_, number in found.claims.items())
+    yield f"claims = {{ {cases} }}"  # those that failed, each with the number of its cases
 
 
 def quoted(text: str) -> str:

@@ -35,7 +35,9 @@ def _parsed(data: Mapping[str, Any], name: str) -> Prior:
     twice = sorted({v.variant for v in variants if sum(v.variant == w.variant for w in variants) > 1})
     if twice:
         raise Malformed(f"{name} reviews {twice[0]!r} twice")
-    return Prior(_words(data.get("title", name), f"{name}: title"), {v.variant: v for v in variants})
+    title = _words(data.get("title", name), f"{name}: title")
+    subjects = _word_list(data.get("subjects", []), f"{name}: subjects")
+    return Prior(title, {v.variant: v for v in variants}, subjects)
 
 
 def _variant(entry: Any, name: str) -> PriorVariant:
@@ -54,16 +56,20 @@ def _variant(entry: Any, name: str) -> PriorVariant:
 def _finding(entry: Any, where: str) -> PriorFinding:
     if not isinstance(entry, dict) or not {"id", "quote"} <= set(entry):
         raise Malformed(f"{where}: a finding needs an `id` and the quoted line, `quote`")
-    unknown = sorted(set(entry) - {"id", "quote", "tag", "checks", "mistakes"})
+    unknown = sorted(set(entry) - {"id", "quote", "tag", "checks", "mistakes", "claims"})
     if unknown:
         raise Malformed(f"{where}: a finding has no `{unknown[0]}`")
     tag = entry.get("tag", "BUG")
     if tag not in TAGS:
         raise Malformed(f"{where}: tag {tag!r} is none of {', '.join(TAGS)}")
     lists = {k: _word_list(entry.get(k, []), f"{where}: {k}") for k in ("checks", "mistakes")}
-    return PriorFinding(
-        _words(entry["id"], f"{where}: id"), _words(entry["quote"], f"{where}: quote"), tag, **lists
-    )
+    claims = entry.get("claims", {})
+    if not isinstance(claims, dict) or not all(
+        type(cases) is int and cases >= 0 for cases in claims.values()
+    ):
+        raise Malformed(f"{where}: claims is not a table of claims' ids, each with its number of cases")
+    id_, quote = (_words(entry[k], f"{where}: {k}") for k in ("id", "quote"))
+    return PriorFinding(id_, quote, tag, **lists, claims=claims)
 
 
 def _words(value: Any, where: str) -> str:

@@ -72,12 +72,18 @@ def _claim(data: Mapping[str, Any]) -> dict[str, Any]:
         reason = reason.removeprefix(MODE_MISSING).removeprefix(NOT_OFFERED).strip()
     return {
         **data,
+        "witness": _witness(data["witness"]),
         "diagnosis": _diagnosis(data["diagnosis"]),
         "reason": reason,
         "cause": cause,
         "detail": detail,
         "mode": found["mode"] if found else None,
+        "further": [],
     }
+
+
+def _witness(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if data is None else {**data, "agree": [], "differ": [], "not_asked": [], "heard": []}
 
 
 def _cause(outcome: str, reason: str) -> tuple[str | None, str | None]:
@@ -102,7 +108,8 @@ def _diagnosis(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _context(context: Mapping[str, Any], claims: list[dict[str, Any]]) -> dict[str, Any]:
     asked = {c["id"] for c in claims}
-    return {**context, "missing": [_key(i) for i in context["planned"] if i not in asked]}
+    missing = [_key(i) for i in context["planned"] if i not in asked]
+    return {**context, "docstring_parts": {}, "missing": missing}
 
 
 def _key(claim_id: str) -> dict[str, Any]:
@@ -116,4 +123,6 @@ def _finding(data: Mapping[str, Any], claims: list[dict[str, Any]], oracles: Any
     records = {c["id"]: plain_values.claim_from_plain(c) for c in claims}
     lead = records.get(data["claims"][0])
     sides = standing(lead, records.values(), [OracleInfo(**o) for o in oracles]) if lead else ((), (), ())
-    return {**data, **dict(zip(("agree", "differ", "not_asked"), map(list, sides), strict=True))}
+    mistake = lead.diagnosis.mistake if lead and lead.diagnosis else None
+    known: dict[str, Any] = {"mistake": mistake, "heard": [], "stated": "", "also_fails": []}
+    return {**data, **dict(zip(("agree", "differ", "not_asked"), map(list, sides), strict=True)), **known}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,7 @@ def two_adapters(variant: str, dropout: float = 0.0) -> tuple[Any, list[AdapterS
         AdapterSpec(variant, rank, alpha, dropout, lambda0=strength)
         for rank, alpha, strength in ((2, 3.0, 3.0), (4, 2.0, 5.0))
     ]
-    shared = {name: getattr(specs[0], name) for name in VARIANTS[variant].adapters_share}
-    specs[1] = dataclasses.replace(specs[1], **shared)
+    specs[1] = VARIANTS[variant].beside(*specs)
     model = OneLayer(nn.Linear(IN, OUT))
     configs = [BINDINGS[variant].config(spec, ["layer"]) for spec in specs]
     with warnings.catch_warnings():

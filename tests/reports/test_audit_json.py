@@ -59,11 +59,12 @@ def test_the_keys_are_those_of_the_design(written):
     assert list(data) == TOP
     assert list(data["claims"][0]) == [
         "id", "variant", "aspect", "check", "oracle", "outcome", "ratio", "threshold", "examples", "witness",
-        "diagnosis", "reason", "cause", "detail", "mode",
+        "diagnosis", "reason", "cause", "detail", "mode", "further",
     ]  # fmt: skip
     assert list(data["findings"][0]) == [
         "id", "variant", "aspect", "tag", "new", "overturn", "severity", "title", "failure_mode", "claims",
         "reference_cites", "subject_cites", "agree", "differ", "not_asked",
+        "mistake", "heard", "stated", "also_fails",
     ]  # fmt: skip
     assert list(data["verdicts"]["delora"]) == [
         "prior", "verdict", "reason", "new_bugs", "doc_gaps", "verified", "applicable",

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
-from reports.judge.judgement import judge
+from reports.judge.judgement import audit_exit_code, judge
 from reports.model import Finding, PriorFinding, Run
-from tests.reports.runs import FORWARD, agreeing, claim, declaration, diagnosis, no_mode, prior, run
+from tests.reports.runs import (
+    CHECKS,
+    FORWARD,
+    agreeing,
+    claim,
+    declaration,
+    diagnosis,
+    info,
+    no_mode,
+    prior,
+    run,
+)
 
 ATTACHED = {"severity": "major", "documented_by": ("flows through the norm",)}
 
@@ -44,12 +55,73 @@ def test_one_check_against_several_oracles_is_one_finding():
     assert finding.title == "The output differs."
 
 
-def test_an_undiagnosed_claim_joins_the_diagnosed_one_of_its_check():
+def test_an_undiagnosed_claim_is_no_part_of_what_another_names():
     pair = (
         claim(FORWARD, outcome="fail", diagnosis=diagnosis()),
         claim(FORWARD, oracle="paper", outcome="fail"),
     )
-    assert len(only(run(*pair)).claims) == 2
+    assert [len(f.claims) for f in found(run(*pair))] == [1, 1]
+
+
+def test_a_claim_that_shows_two_mistakes_is_in_the_finding_of_each():
+    a, b = diagnosis("lora.a"), diagnosis("lora.b")
+    both = claim(FORWARD, outcome="fail", diagnosis=a, further=(b,))
+    alone = claim("dropout.active", outcome="fail", diagnosis=b)
+    by_mistake = {f.mistake: f for f in found(run(both, alone))}
+    assert by_mistake["lora.a"].claims == (both.id,)
+    assert by_mistake["lora.b"].claims == (alone.id, both.id)  # who names it before any other comes first
+
+
+def test_a_consequence_joins_only_where_all_that_it_follows_is_explained():
+    a, b = diagnosis("lora.a"), diagnosis("lora.b")
+    parent = claim(FORWARD, outcome="fail", diagnosis=a, further=(b,))
+    child = claim("training.sgd", outcome="fail")
+    assert {f.mistake: len(f.claims) for f in found(run(parent, child))} == {"lora.a": 2, "lora.b": 1}
+    split = info("training.sgd", "critical", "SGD ends elsewhere.", "", FORWARD, "init.identity")
+    parents = claim(FORWARD, outcome="fail", diagnosis=a), claim("init.identity", outcome="fail", diagnosis=b)
+    made = run(*parents, child, checks={**CHECKS, "training.sgd": split})
+    assert [f.title for f in found(made) if f.mistake is None] == ["SGD ends elsewhere."]
+
+
+def test_nothing_follows_a_matter_of_taste():
+    own = diagnosis("forward.guard", source="check", severity="minor")
+    minor = claim(FORWARD, outcome="fail", diagnosis=own)
+    assert len(found(run(minor, claim("training.sgd", outcome="fail")))) == 2
+
+
+def test_a_finding_is_as_bad_as_its_worst_member():
+    mild = claim("dropout.active", outcome="fail", diagnosis=diagnosis())
+    grave = claim("init.identity", outcome="fail", diagnosis=diagnosis())
+    assert only(run(mild)).severity == "major"
+    assert only(run(mild, grave)).severity == "critical"
+    follows = info("init.identity", "critical", "", "", "dropout.active")
+    undiagnosed = claim("init.identity", outcome="fail")
+    assert only(run(mild, undiagnosed, checks={**CHECKS, "init.identity": follows})).severity == "critical"
+
+
+def test_a_crash_takes_no_other_claim_with_it():
+    why = {"reason": "lora_lite raised IndexError: no (at a.py:L3)", "cause": "raised"}
+    crash = claim(FORWARD, outcome="error", detail="IndexError at a.py:L3", **why)
+    finding, other = found(run(crash, claim("training.sgd", outcome="fail")))
+    assert (finding.title, finding.claims) == (why["reason"], (crash.id,))
+    assert "gets this exception" in finding.failure_mode
+    assert other.title == "SGD ends elsewhere."
+
+
+def test_the_wrapper_is_not_the_library():
+    why = {"reason": "KeyError: 'A' (at mine.py:L7)", "cause": "wrapper", "detail": "KeyError at mine.py:L7"}
+    made = run(claim("init.identity"), claim(FORWARD, outcome="unverified", **why))
+    finding = only(made)
+    assert (finding.tag, finding.severity) == ("OK-undoc", "major")
+    assert finding.title.startswith("The subject's own file fails")
+    assert judge(made).verdicts["lora"].verdict == "Partial"
+
+
+def test_the_audit_s_own_mistake_is_no_finding():
+    why = {"reason": "the audit itself failed: KeyError: 1", "cause": "audit_failed", "detail": "KeyError"}
+    made = judge(run(claim("init.identity"), claim(FORWARD, outcome="unverified", **why)))
+    assert made.findings == ()
+    assert (made.verdicts["lora"].verdict, audit_exit_code(made)) == ("Partial", 3)
 
 
 def test_a_check_that_follows_another_failing_one_joins_it():
@@ -187,7 +259,7 @@ def test_a_bug_that_the_prior_review_has_is_not_new():
     failing = run(claim(FORWARD, outcome="fail"))
     known = PriorFinding("P1", "the forward is wrong", checks=("forward.*",))
     assert only(failing, prior("lora", "Buggy")).new
-    assert only(failing).new
+    assert not only(failing).new  # without an earlier review nothing is new to it
     assert not only(failing, prior("lora", "Buggy", known)).new
 
 
@@ -223,6 +295,33 @@ def test_a_finding_says_against_whom_it_stands():
     assert (finding.differ, finding.agree, finding.not_asked) == (("peft",), ("author",), ("paper",))
     silent = claim(FORWARD, "delora", "paper", outcome="unverified", reason="not synced")
     assert found(run(*claims, silent))[0].not_asked == ("paper",)
+
+
+def test_who_was_asked_about_the_very_case_is_what_counts():
+    case = dataclasses.replace(
+        claim(FORWARD, outcome="fail").witness, agree=("author",), not_asked=("paper",)
+    )
+    finding = only(
+        run(claim(FORWARD, "delora", outcome="fail", witness=case), claim(FORWARD, "delora", "paper"))
+    )
+    assert (finding.differ, finding.agree, finding.not_asked) == (("peft",), ("author",), ("paper",))
+
+
+def test_who_differs_on_the_very_case_does_not_excuse():
+    case = dataclasses.replace(claim(FORWARD, outcome="fail").witness, differ=("peft", "author"))
+    assert only(run(claim(FORWARD, outcome="fail", witness=case), agreeing(FORWARD))).tag == "BUG"
+
+
+def test_what_the_subject_said_aloud_is_kept():
+    case = dataclasses.replace(claim(FORWARD, outcome="fail").witness, heard=("dropout is ignored",))
+    assert only(run(claim(FORWARD, outcome="fail", witness=case))).heard == ("dropout is ignored",)
+
+
+def test_the_form_of_a_file_is_style():
+    own = diagnosis("save_load.pickle", source="check", severity="minor", agrees_with="the authors")
+    made = judge(run(claim(FORWARD), claim("save_load.round_trip", outcome="fail", diagnosis=own)))
+    assert (made.findings[0].tag, made.findings[0].severity) == ("STYLE", "minor")
+    assert made.verdicts["lora"].doc_gaps == 1
 
 
 def test_what_a_check_says_of_itself_names_no_other_check():

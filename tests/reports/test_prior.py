@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -43,20 +44,59 @@ def test_confirmed():
     ]
 
 
-def test_fixed_since():
-    assert statuses(line("forward.*"), claim(FORWARD)) == ["Fixed since", "Fixed since"]
+def test_fixed_where_its_own_cases_were_asked_again():
+    old = line(FORWARD, claims={f"{FORWARD}[lora-peft]": 20})
+    assert statuses(old, claim(FORWARD)) == ["Fixed since", "Fixed since"]
+    fewer = dataclasses.replace(claim(FORWARD), examples=10)  # a weaker profile fixes nothing
+    assert statuses(old, fewer)[1] == "Not reproduced here"
+    assert statuses(old, claim(FORWARD, oracle="paper"))[1] == "Not reproduced here"
 
 
-def test_not_re_examined():
-    assert statuses(line("targets.default"), claim(FORWARD))[1] == "Not re-examined"
+def test_what_was_written_by_hand_is_never_fixed():
+    made = judge(run(claim(FORWARD)), prior("lora", "Partial", line("forward.*")))
+    _, old = prior_lines(made, "lora")
+    assert old.status == "Not reproduced here"
+    assert old.evidence.startswith(f"1 claim holds (`{FORWARD}`), on this run's cases")
+
+
+def test_not_reproduced():
+    assert statuses(line("targets.default"), claim(FORWARD))[1] == "Not reproduced here"
     unverified = claim(FORWARD, outcome="unverified", reason="absent")
-    assert statuses(line(FORWARD), unverified)[1] == "Not re-examined"
+    assert statuses(line(FORWARD), unverified)[1] == "Not reproduced here"
 
 
-def test_corrected_where_the_defect_is_another():
+def test_a_defect_is_known_under_several_names():
+    failing = claim(FORWARD, outcome="fail", diagnosis=diagnosis("lora.zero_random"))
+    assert statuses(line(FORWARD, mistakes=("lora.zero*",)), failing)[1] == "Confirmed"
+
+
+def test_not_reproduced_where_the_defect_is_another():
     other = claim(FORWARD, outcome="fail", diagnosis=diagnosis("lora.b"))
     old = line(FORWARD, mistakes=("lora.a",))
-    assert statuses(old, other, claim(FORWARD, oracle="paper"))[1] == "Corrected"
+    assert statuses(old, other, claim(FORWARD, oracle="paper"))[1] == "Not reproduced here"
+
+
+def test_a_review_of_another_subject_is_none():
+    failing = run(claim(FORWARD, outcome="fail"))
+    theirs = dataclasses.replace(prior("lora", "Faithful"), subjects=("other",))
+    audit = judge(failing, theirs)
+    (finding,) = audit.findings
+    assert (audit.prior, audit.verdicts["lora"].prior, finding.overturn, finding.new) == (
+        None,
+        None,
+        False,
+        False,
+    )
+    assert audit.verdicts["lora"].new_bugs == 1
+    mine = dataclasses.replace(theirs, subjects=("other", "lora_lite"))
+    assert judge(failing, mine).findings[0].overturn
+
+
+def test_the_committed_one_is_about_its_subjects_alone():
+    old = load_prior(COMMITTED)
+    assert old.is_about("lora_lite")
+    assert old.is_about("round1")
+    assert not old.is_about("peft")
 
 
 def test_overturned_where_faithful_was_wrong():
@@ -134,5 +174,5 @@ def test_a_bomb_is_not_read(tmp_path):
 def test_a_consequence_is_not_what_the_prior_review_saw():
     old = line("dtype.output")
     claims = claim(FORWARD, outcome="fail"), claim("dtype.output", outcome="fail")
-    assert statuses(old, *claims)[1] == "Corrected"
+    assert statuses(old, *claims)[1] == "Not reproduced here"
     assert judge(run(*claims), prior("lora", "Partial", old)).findings[0].new
