@@ -17,8 +17,8 @@ from typing import Any
 from torch import nn
 
 from oracles.implementation import Adapted, AdapterSpec, Unsupported
-from oracles.variants import VARIANTS
 from oracles.peft_layers import BINDINGS, FIRST, OneLayer, slots_of
+from oracles.variants import VARIANTS
 
 
 @dataclass(frozen=True)
