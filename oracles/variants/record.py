@@ -409,8 +409,8 @@ class Variant:
     def beside(self, first: AdapterSpec, other: AdapterSpec) -> AdapterSpec:
         """``other`` as an adapter on the same layer as ``first`` can be asked."""
         for name in self.adapters_share:
-            field_or_option = Option(name, None)
-            other = field_or_option.put(other, field_or_option.of(first))
+            known = next((o for o in self.options if o.name == name), Option(name, None))
+            other = known.put(other, known.of(first))
         return other
 
     def weight_beneath(self, W: Tensor, values: Parameters) -> Tensor:
