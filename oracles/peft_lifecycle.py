@@ -18,6 +18,7 @@ from torch import nn
 
 from oracles.implementation import Adapted, AdapterSpec, Unsupported
 from oracles.peft_layers import BINDINGS, FIRST, OneLayer, slots_of
+from oracles.variants import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -118,19 +119,10 @@ def folder_in(path: Path) -> Path:
 
 
 def spec_in(folder: Path) -> AdapterSpec:
-    """The spec that a checkpoint's ``adapter_config.json`` states."""
+    """The spec that a checkpoint's ``adapter_config.json`` states. Raises Unsupported for a method without a record."""
     told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    kind = told["peft_type"].lower()
-    if kind == "lora" and told.get("use_dora"):
-        kind = "dora"
-    elif kind == "lora" and str(told.get("init_lora_weights", "")).startswith("pissa"):
-        kind = "pissa"
-    return AdapterSpec(
-        kind,
-        rank=told.get("r", 4),
-        alpha=told.get("lora_alpha", 4.0),
-        dropout=told.get("lora_dropout", told.get("module_dropout", 0.0)),
-        lambda0=told.get("delora_lambda", 15.0),
-        gram_schmidt=told.get("apply_GS", False),
-        rslora=told.get("use_rslora", False),
-    )
+    found = (v.peft.reads(told) for v in VARIANTS.values() if v.peft is not None)
+    spec = next((s for s in found if s is not None), None)
+    if spec is None:
+        raise Unsupported(f"{folder.name} is of {told['peft_type']}, which is none of {', '.join(VARIANTS)}")
+    return spec

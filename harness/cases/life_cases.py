@@ -125,6 +125,7 @@ def layers(
         _spec(variant, draw(st.sampled_from(ranks)), alpha, sided, place)
         for place, alpha in enumerate(ALPHAS)
     )
+    specs = (specs[0], *(variant.beside(specs[0], spec) for spec in specs[1:]))
     allowed = [d for d in dtypes if d not in variant.refuses_dtypes]
     return LifeCase(
         specs[0],
