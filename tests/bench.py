@@ -191,7 +191,11 @@ def line(row: str, steps: list[Step], args: argparse.Namespace) -> str:
     plain, ours, peft = take_turns(steps, args.rounds, args.clock)
     low, mine, its = (peak(step) / 2**20 for step in steps)
     adds = [statistics.median(over(side.times, plain.times)) for side in (ours, peft)]
-    limit, time_ratio, peak_ratio = LIMITS.get(row, 1.0), adds[0] / adds[1], (mine - low) / (its - low)
+    limit, time_ratio, peak_ratio = (
+        LIMITS.get(row.split()[0], 1.0),
+        adds[0] / adds[1],
+        (mine - low) / (its - low),
+    )
     cells = [
         row,
         f"{1e3 * statistics.median(plain.times):.1f}",
