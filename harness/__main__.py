@@ -10,7 +10,7 @@ def main() -> int:
     if sys.argv[1:2] != ["bisect"]:
         print("usage: python -m harness bisect --subject peft --good A --bad B CLAIM", file=sys.stderr)
         return 4
-    from harness.subjects.bisect import main as bisect
+    from harness.bisect import main as bisect
 
     return bisect(sys.argv[2:])
 

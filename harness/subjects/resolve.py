@@ -24,7 +24,7 @@ from oracles.implementation import Implementation
 from oracles.variants import VARIANTS
 
 SHIPPED = Path(__file__).parent
-NO_SUBJECTS = ("__init__", "arrays", "bisect", "peft_release", "releases", "resolve")
+NO_SUBJECTS = ("__init__", "arrays", "peft_release", "releases", "resolve")
 
 
 class BadSubject(Exception):
@@ -58,8 +58,8 @@ def resolve(ref: str, place: Place | None = None) -> Resolved:
     """The subject that ``ref`` names. Raises BadSubject."""
     place = place or Place()
     if (release := releases.file_of(ref)) is not None:
-        python = place.python or _made(releases.metadata_of(ref), place, ref)
-        return _remote(python, release, "Peft", ref)
+        there = place.python or _made(releases.metadata_of(ref), place, ref)
+        return _remote(there, release, "Peft", ref)
     target, _, attribute = ref.rpartition(":") if ":" in ref else (ref, "", "")
     if not target or (":" in ref and not attribute):
         raise BadSubject(
