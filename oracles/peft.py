@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from oracles.implementation import Adapted, AdapterSpec, Slot, Unsupported
 from oracles.oracle import Kind, Oracle
-from oracles.peft_lifecycle import FIRST, Lifecycle
+from oracles.peft_lifecycle import FIRST, Lifecycle, is_linear, of_kind
 from oracles.variants import VARIANTS
 from oracles.variants.record import Binding
 
@@ -55,10 +55,11 @@ def _member(node: Any, part: str) -> Any:
 
 
 def slots_of(module: nn.Module, spec: AdapterSpec, adapter: str = FIRST) -> dict[str, Slot]:
-    """The canonical tensors of one of a tuner layer's adapters."""
+    """The canonical tensors of one of a tuner layer's adapters; on other kinds of layers in PEFT's own shapes."""
     binding = BINDINGS[spec.variant]
-    tensors = {name: _resolve(module, path.replace(FIRST, adapter)) for name, path in binding.paths.items()}
-    if binding.view is None:
+    paths = {name: of_kind(module, path.replace(FIRST, adapter)) for name, path in binding.paths.items()}
+    tensors = {name: _resolve(module, path) for name, path in paths.items()}
+    if binding.view is None or not is_linear(module):
         return {name: Slot(tensor) for name, tensor in tensors.items()}
     return {name: Slot(tensor, binding.view(name, spec, tensor)) for name, tensor in tensors.items()}
 

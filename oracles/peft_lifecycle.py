@@ -145,6 +145,22 @@ def whole(model: nn.Module) -> Any:
     return found
 
 
+def is_linear(tuner: Any) -> bool:
+    """Whether the layer beneath a tuner layer has a weight of two dimensions that it multiplies with."""
+    base = tuner.get_base_layer()
+    return not isinstance(base, nn.Embedding | nn.Conv2d)
+
+
+def of_kind(tuner: Any, path: str) -> str:
+    """Where a tensor lives on this kind of layer: an embedding's factors have names of their own."""
+    if not isinstance(tuner.get_base_layer(), nn.Embedding):
+        return path
+    for factor in ("A", "B"):
+        if path.startswith(f"lora_{factor}."):
+            return path.replace(f"lora_{factor}.", f"lora_embedding_{factor}.").removesuffix(".weight")
+    return path
+
+
 def folder_in(path: Path) -> Path:
     """Where under ``path`` an adapter was saved: PEFT makes a subfolder of an adapter's name."""
     found = sorted(path.glob("*/adapter_config.json"))
