@@ -16,7 +16,7 @@ from harness.cases.kind_cases import KINDS, KindCase, of_kind
 from harness.cases.layer_cases import Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Refused
-from harness.compare.kinds import Kinds, adapted, equation_at, explain
+from harness.compare.kinds import Kinds, adapted, equation_at, explain, taken_by
 from harness.compare.layer import SubjectRaised
 from harness.compare.outcome import Deviation, NotOffered
 from harness.compare.thresholds import THRESHOLDS
@@ -61,7 +61,7 @@ def test_conv2d(context: Context, case: KindCase) -> None:
     **_of("quantised"),
 )
 def test_quantised(context: Context, case: KindCase) -> None:
-    """Over a weight of eight-bit numbers, start, output and gradients are the equation's of the dequantised one."""
+    """Over a quantised weight (of the libraries that are installed), it is the equation of the dequantised one."""
     _starts_and_computes(context, case)
 
 
@@ -131,14 +131,12 @@ def _computes(context: Context, case: KindCase, layer: Kinds) -> None:
 )
 def test_merge(context: Context, case: KindCase) -> None:
     """Where merging is offered, the folded layer computes what the adapted one does; no further off where quantised."""
-    if not set(KINDS) & context.subject.layers:
-        raise NotOffered("not offered: no other kind of layer than linear", "layers")
-    if case.kind not in context.subject.layers:
+    taken = taken_by(context)
+    if not taken:
+        raise NotOffered(f"not offered: {case.spec.variant} on another kind of layer than linear", "layers")
+    if case.kind not in taken:
         raise Refused
-    try:
-        layer = adapted(context, case)
-    except NotOffered:
-        raise Refused from None
+    layer = adapted(context, case)
     layer.write(case.far(dict.fromkeys(layer.names)))
     try:
         folded = context.calling("merge", context.subject.merge, layer.adapted)

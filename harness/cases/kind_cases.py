@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, cast
 
 import torch
 from hypothesis import strategies as st
@@ -43,6 +44,7 @@ class KindCase(Case):
     padding_idx: int | None = None
     embed_scale: float = 1.0
     tied: bool = False
+    quantiser: str = ""
 
     @property
     def is_plain(self) -> bool:
@@ -57,11 +59,12 @@ class KindCase(Case):
     @cached_property
     def weight(self) -> Tensor:
         """W (out, in), what the layer computes with: of a quantised layer, dequantised."""
-        drawn = super().weight * self.blocks
-        if self.kind == "quantised":
-            step = drawn.abs().amax(dim=1, keepdim=True) / 127
-            return (drawn / step).round() * step
-        return drawn
+        return self.drawn if self.kind != "quantised" else _dequantised(self.base())
+
+    @cached_property
+    def drawn(self) -> Tensor:
+        """W before it is quantised."""
+        return self._drawn_weight() * self.blocks
 
     @property
     def blocks(self) -> Tensor:
@@ -75,7 +78,8 @@ class KindCase(Case):
 
     def base(self, dtype: torch.dtype | None = None) -> Any:
         """A fresh layer of the kind with this case's weight and bias."""
-        return MAKERS[self.kind](self).to(dtype or self.torch_dtype)
+        layer = MAKERS[self.kind](self)
+        return layer if self.kind == "quantised" else layer.to(dtype or self.torch_dtype)
 
     @cached_property
     def input(self) -> Tensor:
@@ -145,6 +149,7 @@ class KindCase(Case):
         of_kind = {
             "conv2d": ("kernel", "stride", "padding", "dilation", "groups"),
             "embedding": ("padding_idx", "embed_scale", "tied"),
+            "quantised": ("quantiser",),
         }
         return {**told, **{name: getattr(self, name) for name in of_kind.get(self.kind, ())}}
 
@@ -167,13 +172,14 @@ def _conv1d(case: KindCase) -> nn.Module:
 class ScaledEmbedding(nn.Embedding):
     """An embedding whose output is multiplied by ``embed_scale``, as several models have it."""
 
-    def __init__(self, *sizes: int, embed_scale: float, **options: Any) -> None:
-        super().__init__(*sizes, **options)
+    def __init__(self, tokens: int, width: int, embed_scale: float, padding_idx: int | None) -> None:
+        super().__init__(tokens, width, padding_idx=padding_idx)
         self.register_buffer("embed_scale", torch.tensor(embed_scale), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """Tokens (...) -> (..., dim)."""
-        return super().forward(input) * self.embed_scale.to(self.weight.dtype)  # type: ignore[union-attr, operator]
+        scale = cast(Tensor, self.embed_scale)
+        return super().forward(input) * scale.to(self.weight.dtype)
 
 
 def _embedding(case: KindCase) -> nn.Module:
@@ -181,7 +187,7 @@ def _embedding(case: KindCase) -> nn.Module:
     if case.embed_scale == 1.0:
         layer: nn.Module = nn.Embedding(*sizes, padding_idx=case.padding_idx)
     else:
-        layer = ScaledEmbedding(*sizes, padding_idx=case.padding_idx, embed_scale=case.embed_scale)
+        layer = ScaledEmbedding(*sizes, case.embed_scale, case.padding_idx)
     return _filled(layer.to(case.torch_dtype), case.weight.mT, None)
 
 
@@ -200,32 +206,51 @@ def _conv2d(case: KindCase) -> nn.Module:
     return _filled(layer, own, case.bias_vector)
 
 
-class QuantisedLinear(nn.Linear):
-    """A linear layer whose weight is eight-bit numbers and one step per row, as quantised layers have it."""
+def _int8_weight_only(linear: nn.Linear) -> nn.Module:
+    """torchao's eight-bit weights, dequantised in the forward pass."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import-not-found]
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        nn.Module.__init__(self)
-        self.out_features, self.in_features = weight.shape
-        step = weight.abs().amax(dim=1, keepdim=True) / 127
-        self.weight = nn.Parameter((weight / step).round().to(torch.int8), requires_grad=False)
-        self.register_buffer("step", step)
-        self.bias = None if bias is None else nn.Parameter(bias.clone())
+    held = nn.Sequential(linear)
+    quantize_(held, Int8WeightOnlyConfig())
+    return held[0]
 
-    def dequantize(self) -> Tensor:
-        """The weight (out, in) that the layer computes with."""
-        step: Tensor = self.step  # type: ignore[assignment]
-        return self.weight.to(step.dtype) * step
 
-    def forward(self, input: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
-        return fn.linear(input, self.dequantize(), self.bias)
+def _bitsandbytes(linear: nn.Linear) -> nn.Module:
+    """bitsandbytes' four-bit layer, quantised as it is moved."""
+    from bitsandbytes import nn as bnb  # type: ignore[import-not-found]
+
+    layer = bnb.Linear4bit(
+        linear.in_features, linear.out_features, linear.bias is not None, linear.weight.dtype
+    )
+    layer.load_state_dict(linear.state_dict())
+    return layer.to("cpu")
+
+
+def _dequantised(layer: Any) -> Tensor:
+    """The weight (out, in) that a quantised layer computes with, asked of the layer itself."""
+    with torch.no_grad():
+        eye = torch.eye(layer.in_features)
+        return (layer(eye) - layer(torch.zeros(1, layer.in_features))).mT
+
+
+# How a linear layer is quantised; by the libraries that are there.
+QUANTISERS: dict[str, Callable[[nn.Linear], nn.Module]] = {
+    name: make
+    for name, make in (("torchao", _int8_weight_only), ("bitsandbytes", _bitsandbytes))
+    if find_spec(name) is not None
+}
+
+
+def _quantised(case: KindCase) -> nn.Module:
+    linear = nn.Linear(case.in_features, case.out_features, case.bias).requires_grad_(False)
+    return QUANTISERS[case.quantiser](_filled(linear, case.drawn, case.bias_vector))
 
 
 MAKERS: dict[str, Callable[[KindCase], nn.Module]] = {
     "conv1d": _conv1d,
     "embedding": _embedding,
     "conv2d": _conv2d,
-    "quantised": lambda case: QuantisedLinear(case.weight, case.bias_vector),
+    "quantised": _quantised,
 }
 SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
     "conv1d": tuple({"in_features": i, "out_features": o} for i, o in ((4, 6), (5, 3), (4, 4))),
@@ -250,10 +275,19 @@ def of_kind(*kinds: str) -> Callable[[Variant], st.SearchStrategy[KindCase]]:
     """Layers of these kinds, in every shape that the table has of them."""
 
     def strategy(variant: Variant) -> st.SearchStrategy[KindCase]:
-        shapes = [{"kind": kind, **shape} for kind in kinds for shape in SHAPES[kind]]
-        return st.sampled_from(shapes).flatmap(lambda shape: _cases(variant, shape))
+        shapes = [{"kind": kind, **shape} for kind in kinds for shape in shapes_of(kind)]
+        return (
+            st.sampled_from(shapes).flatmap(lambda shape: _cases(variant, shape)) if shapes else st.nothing()
+        )
 
     return strategy
+
+
+def shapes_of(kind: str) -> list[dict[str, Any]]:
+    """The kind's shapes; quantised ones by each library that is there."""
+    if kind != "quantised":
+        return list(SHAPES[kind])
+    return [{**shape, "quantiser": name} for name in QUANTISERS for shape in SHAPES[kind]]
 
 
 @st.composite
@@ -261,6 +295,8 @@ def _cases(draw: st.DrawFn, variant: Variant, shape: Mapping[str, Any]) -> KindC
     groups, out, in_ = shape.get("groups", 1), shape["out_features"], shape["in_features"]
     ranks = [r for r in (2, 4, 1, 3) if r % groups == 0 and offered_rank(variant, out, in_, r)]
     dtypes = [d for d in ("float32", "float64") if d not in variant.refuses_dtypes]
+    if shape["kind"] == "quantised":
+        dtypes = ["float32"]
     return KindCase(
         AdapterSpec(variant.id, draw(st.sampled_from(ranks)), draw(st.sampled_from((3.5, 0.5)))),
         bias=shape["kind"] != "embedding" and draw(st.booleans()),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from harness.cases.kind_cases import KindCase
+from harness.cases.kind_cases import KINDS, KindCase, shapes_of
 from harness.compare import rounding
 from harness.compare.context import Context, Refused
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
 from harness.compare.life_model import left_by
-from harness.compare.outcome import NoSlot, NotOffered
+from harness.compare.outcome import NoSlot, NotOffered, OutsideDomain
 from harness.compare.rounding import Point, Quantities, coarser
 from harness.compare.thresholds import THRESHOLDS
-from oracles.implementation import Unsupported
+from oracles.implementation import AdapterSpec, Implementation, Unsupported
 from oracles.seeding import seed_torch
 from oracles.variants import paper
 from reports.model import Diagnosis
@@ -88,6 +89,8 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     """The subject on a layer of the case's kind. Raises NotOffered, or Refused for a layer out of the ordinary."""
     if case.kind not in context.subject.layers:
         raise NotOffered(f"not offered: {case.kind} layers", "layers")
+    if case.kind == "quantised" and not case.quantiser:
+        raise OutsideDomain("no library that quantises is installed here: torchao or bitsandbytes")
     seed_torch(case.seed)
     try:
         layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
@@ -98,6 +101,35 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
             ) from why
         raise Refused from why
     return Kinds(layer, case)
+
+
+_TAKEN: WeakKeyDictionary[Implementation, dict[str, frozenset[str]]] = WeakKeyDictionary()
+
+
+def taken_by(context: Context) -> frozenset[str]:
+    """The kinds that the subject adapts with this variant, asked once with the plainest layer of each."""
+    known = _TAKEN.setdefault(context.subject, {})
+    if context.variant.id not in known:
+        known[context.variant.id] = frozenset(kind for kind in KINDS if _is_taken(context, kind))
+    return known[context.variant.id]
+
+
+def _is_taken(context: Context, kind: str) -> bool:
+    shapes = shapes_of(kind)
+    if not shapes:
+        return False
+    case = KindCase(
+        AdapterSpec(context.variant.id, rank=2, alpha=3.5),
+        bias=kind != "embedding",
+        batch=(2,),
+        kind=kind,
+        **shapes[0],
+    )
+    try:
+        adapted(context, case)
+    except (NotOffered, Refused, NoSlot):
+        return False
+    return True
 
 
 def cotangent(case: KindCase, shape: torch.Size) -> Tensor:
