@@ -45,7 +45,9 @@ def test_a_right_library_is_not_accused() -> None:
 
 
 def test_who_takes_linear_layers_alone_is_not_asked() -> None:
-    found = audit(LinearOnly(), ["lora"], checks=lambda c: c.info.aspect == "layers" or c.id == "scale.effective")
+    found = audit(
+        LinearOnly(), ["lora"], checks=lambda c: c.info.aspect == "layers" or c.id == "scale.effective"
+    )
     assert {c.cause for c in found.run.claims if c.aspect == "layers"} == {"not_offered"}
     assert found.verdicts["lora"].verdict == "Faithful"
 
