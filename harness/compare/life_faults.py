@@ -69,7 +69,7 @@ def deleted_acts(life: Life, state: State) -> Iterator[Weights]:
 @fault(
     "nothing_acts",
     "the base answers although an adapter is active",
-    "what was trained is switched off, and nothing says so",
+    "what was trained is switched off",
 )
 def nothing_acts(life: Life, state: State) -> Iterator[Weights]:
     if state.active:

@@ -92,7 +92,7 @@ def test_a_bug_says_everything():
         "*Failure mode:* Every input feature is scaled alike.",
         "*Equals:* `delora.scalar_norm` of the mistakes catalogue, in 3 of 3 cases.",
         "*Smallest case:* in 2, state far: output: expected 1, got 2; ratio 2.94e6, threshold 30.",
-        "*Against:* PEFT; none agrees; not asked, or without an answer: equation and author.",
+        "*Against:* PEFT; none agrees; not asked, or without an answer: author and equation.",
         "*To mend:* follow this quantity through the code: output has to be 1 at the smallest case, and is 2.",
         "`tests/reports/sample.py:L7`",
         "> delora · Partial · quoted",
