@@ -16,7 +16,7 @@ from harness.compare import contexts, rounding
 from harness.compare.context import Context, Pair, double
 from harness.compare.contexts import observe, same
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
-from harness.compare.outcome import Deviation, NotOffered, OutsideDomain
+from harness.compare.outcome import Deviation, NotOffered, OutsideDomain, ToldElsewhere
 from harness.compare.probing import far_layer
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
@@ -71,6 +71,10 @@ def test_written_in_eval(context: Context, case: Case) -> None:
     """In evaluation mode, called before and after, the layer computes with the parameters that were written last."""
     layer = context.layer(case)
     layer.train(False)
+    if not layer(
+        case.x
+    ).requires_grad:  # folded in: nothing is meant to be written before training mode is back
+        raise ToldElsewhere("in evaluation mode no gradient reaches the adapter", "forward.eval_gradients")
     for turn in range(3):
         now = contexts.elsewhere(case, turn)
         layer.write(contexts.parameters(layer, now))
@@ -453,6 +457,11 @@ def _compiled(context: Context, case: Case, backend: str) -> None:
 
 def _counting(layer: Layer, backend: str, graphs: list[int]) -> Callable[[Tensor], Tensor]:
     """The layer compiled; NotOffered where compiling raises. ``graphs`` grows by one with each that is compiled."""
+    compiled_there = getattr(layer.module, "compiled_there", None)
+    if (
+        compiled_there is not None
+    ):  # a stand-in: it is the module in the subject's own process that is compiled
+        return _counting_there(layer, backend, graphs, compiled_there)
     torch._dynamo.reset()
     inner = torch._dynamo.lookup_backend(backend)
 
@@ -470,6 +479,27 @@ def _counting(layer: Layer, backend: str, graphs: list[int]) -> Callable[[Tensor
                 return y
         except SubjectRaised as refusal:
             raise NotOffered(f"torch.compile: {refusal}", "compile") from refusal
+
+    return call
+
+
+def _counting_there(
+    layer: Layer, backend: str, graphs: list[int], compiled_there: Callable[[str], Any]
+) -> Callable[[Tensor], Tensor]:
+    try:
+        with answering(layer.who, f"torch.compile with {backend}"):
+            module, made = compiled_there(backend)
+    except SubjectRaised as refusal:
+        raise NotOffered(f"torch.compile: {refusal}", "compile") from refusal
+
+    def call(x: Tensor) -> Tensor:
+        try:
+            with answering(layer.who, f"a call under torch.compile with {backend}"):
+                y: Tensor = module(x)
+        except SubjectRaised as refusal:
+            raise NotOffered(f"torch.compile: {refusal}", "compile") from refusal
+        graphs[:] = [0] * made.count
+        return y
 
     return call
 

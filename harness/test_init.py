@@ -595,3 +595,50 @@ def _paired(start: dict[str, Tensor]) -> Diagnosis | None:
 def _has_equal_columns(value: Tensor) -> bool:
     """Whether some columns of a matrix are the same: made orthogonal to one another, nothing is left of them."""
     return value.dim() == 2 and len(_equal_columns(value)) < value.shape[1]
+
+
+ROUNDED = Diagnosis(
+    "init.rounded",
+    "over a half-precision base initial values are computed in the base's dtype, though they are kept in a wider one",
+    "the adapted model is not exactly the base model before the first step, and training starts from there",
+    matched=1,
+    tried=1,
+    source="check",
+    agrees_with="PEFT 0.21, which takes DoRA's magnitude and DeLoRA's norms in the base's dtype",
+    documented_by=(r"(norm|magnitude)\w*.{0,60}(base's|base|weight's) (dtype|precision)",),
+    severity="minor",
+)
+
+
+@check(
+    "init",
+    "major",
+    title="over a half-precision base a tensor does not start at the value of the dtype that it is kept in",
+    failure_mode="the first steps of training start beside the base model",
+    domain=Domain(dtypes=("bfloat16", "float16"), sizes=(6, 16)),
+    against=("paper",),
+    examples=6,
+    applies=lambda variant: any(t.exact for t in variant.tensors),
+    follows=("init.deterministic", "dtype.output"),
+    diagnose=False,
+)
+def test_half(context: Context, case: Case) -> None:
+    """Over a bf16 or fp16 base, tensors that the reference sets are right to the rounding of the dtype they are in."""
+    ours, theirs = context.layer(case), context.evaluator(case)
+    for tensor in [
+        t for t in context.variant.tensors if t.exact and {t.name} <= {*ours.names} & {*theirs.names}
+    ]:
+        actual, exact = ours.value(tensor.name), theirs.value(tensor.name)
+        if actual.shape != exact.shape:
+            continue  # a finding of shapes.canonical
+        unit = rounding.roundoff(rounding.coarser(ours.raw(tensor.name).dtype))
+        terms = 1 + math.log2(max(case.weight.shape))
+        noise = unit * float(torch.linalg.vector_norm(exact)) * terms
+        try:
+            context.judge(case, f"initial {tensor.name}", actual, exact, noise, "value")
+        except Deviation as found:
+            # Further off than the base's dtype accounts for, it is another value.
+            wide = value_noise(ours, tensor, exact, case)
+            context.judge(case, f"initial {tensor.name}", actual, exact, wide, "value")
+            found.diagnosis = ROUNDED
+            raise

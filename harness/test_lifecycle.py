@@ -41,10 +41,18 @@ FOLDED, FRESH = ROUNDOFFS["folded layer"], ROUNDOFFS["fresh adapter"]
     title="the output is not that of the active adapters",
     failure_mode="what is evaluated or deployed is another model than the one that was asked for",
     domain=Domain(
-        strategy=lives(steps.ADD, steps.SET, steps.SET, steps.DELETE, steps.MODES, steps.TRAIN, begins=GIVEN)
+        strategy=lives(
+            steps.ADD,
+            steps.SET,
+            steps.DELETE,
+            steps.MODES,
+            steps.TRAIN,
+            begins=GIVEN,
+            about=((), (("eval",), ("set_adapters",)), (("set_adapters", FIRST, SECOND),), steps.DELETE[:1]),
+        )
     ),
     against=("paper",),
-    follows=("forward.random_parameters", "forward.modes"),
+    follows=("forward.random_parameters", "forward.modes", "forward.base_kept"),
     diagnose=False,
 )
 def test_output(context: Context, case: LifeCase) -> None:
@@ -64,11 +72,18 @@ def test_output(context: Context, case: LifeCase) -> None:
     domain=Domain(
         strategy=lives(
             steps.FOLD, steps.TRAIN, steps.SET, steps.ADD, steps.DELETE, steps.MODES,
-            about=(steps.MERGE, steps.FOLD[:1], (*steps.FOLD, *steps.FOLD)),
+            about=(
+                steps.FOLD[:1],
+                steps.MERGE,
+                (*steps.FOLD[:1], *steps.MERGE),
+                (*GIVEN, *steps.FOLD[:1], ("set_adapters", SECOND)),
+                (*GIVEN, ("set_adapters", SECOND), *steps.MERGE),
+                (*steps.FOLD, *steps.FOLD),
+            ),
         )
     ),
     against=("paper",),
-    follows=("merge.weight", "lifecycle.output", "forward.random_parameters", "forward.modes"),
+    follows=("merge.weight", "lifecycle.output", "forward.random_parameters", "forward.modes", "forward.base_kept"),
     diagnose=False,
 )  # fmt: skip
 def test_merged(context: Context, case: LifeCase) -> None:
@@ -100,7 +115,7 @@ BY_SUBTRACTION = named(
     failure_mode="the base weight is another one after every evaluation that merges",
     domain=Domain(strategy=lives(steps.FOLD, steps.SET, steps.ADD, steps.TRAIN, about=(steps.FOLD,))),
     against=("paper",),
-    follows=("lifecycle.merged", "lifecycle.output"),
+    follows=("lifecycle.merged", "lifecycle.output", "forward.random_parameters", "forward.base_kept"),
     diagnose=False,
 )
 def test_unmerge(context: Context, case: LifeCase) -> None:
@@ -143,7 +158,13 @@ def same_bits(layer: Life, quantity: str, actual: Tensor, expected: Tensor) -> N
     domain=Domain(strategy=lives(dtypes=("bfloat16",))),
     against=("paper",),
     examples=4,
-    follows=("lifecycle.merged", "merge.half", "dtype.output"),
+    follows=(
+        "lifecycle.merged",
+        "merge.half",
+        "dtype.output",
+        "forward.random_parameters",
+        "forward.base_kept",
+    ),
     diagnose=False,
 )
 def test_drift(context: Context, case: LifeCase) -> None:
@@ -207,7 +228,7 @@ def _drift(layer: Life, before: list[Tensor]) -> float:
         )
     ),
     against=("paper",),
-    follows=("merge.detach", "merge.weight"),
+    follows=("merge.detach", "merge.weight", "forward.random_parameters", "forward.base_kept"),
     diagnose=False,
 )
 def test_detach(context: Context, case: LifeCase) -> None:
@@ -447,7 +468,14 @@ def _starts_as_recorded(layer: Life, added: Layer) -> None:
         )
     ),
     against=("paper",),
-    follows=("save_load.round_trip", "save_load.modes", "lifecycle.output", "lifecycle.others"),
+    follows=(
+        "save_load.round_trip",
+        "save_load.modes",
+        "lifecycle.output",
+        "lifecycle.others",
+        "forward.random_parameters",
+        "forward.base_kept",
+    ),
     diagnose=False,
 )
 def test_saved(context: Context, case: LifeCase) -> None:
@@ -488,7 +516,7 @@ def _came_back(layer: Life, done: Done) -> None:
         )
     ),
     against=("paper",),
-    follows=("lifecycle.merged", "lifecycle.output"),
+    follows=("lifecycle.merged", "lifecycle.output", "forward.random_parameters", "forward.base_kept"),
     diagnose=False,
 )
 def test_kept(context: Context, case: LifeCase) -> None:

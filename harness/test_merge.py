@@ -50,7 +50,7 @@ NAMED_FACTORS = {0: IS_BASE, -1: NEGATED, 2: TWICE}
     title="the merged layer is not the adapted one",
     failure_mode="deployment would run another model than the one that was trained and evaluated",
     against=("paper",),
-    follows=("forward.linear",),
+    follows=("forward.linear", "forward.random_parameters", "forward.modes", "forward.base_kept"),
     diagnose=False,
 )
 def test_weight(context: Context, case: Case) -> None:
@@ -65,7 +65,14 @@ def test_weight(context: Context, case: Case) -> None:
     failure_mode="deployment would run another model than the one that was trained and evaluated",
     against=("paper",),
     modes=True,
-    follows=("merge.weight", "shapes.modes", "forward.linear"),
+    follows=(
+        "merge.weight",
+        "shapes.modes",
+        "forward.linear",
+        "forward.random_parameters",
+        "forward.modes",
+        "forward.base_kept",
+    ),
     diagnose=False,
 )
 def test_modes(context: Context, case: Case) -> None:
@@ -80,7 +87,13 @@ def test_modes(context: Context, case: Case) -> None:
     failure_mode="an adapter that is merged before it has been trained gives another model",
     against=("paper",),
     examples=4,
-    follows=("merge.weight", "forward.linear"),
+    follows=(
+        "merge.weight",
+        "forward.linear",
+        "forward.random_parameters",
+        "forward.modes",
+        "forward.base_kept",
+    ),
     diagnose=False,
 )
 def test_at_init(context: Context, case: Case) -> None:
@@ -97,7 +110,14 @@ def test_at_init(context: Context, case: Case) -> None:
     against=("paper",),
     applies=lambda variant: variant.has_dropout,
     examples=4,
-    follows=("merge.weight", "forward.linear", "forward.base_kept", "dropout.off_in_eval"),
+    follows=(
+        "merge.weight",
+        "forward.linear",
+        "forward.base_kept",
+        "dropout.off_in_eval",
+        "forward.random_parameters",
+        "forward.modes",
+    ),
     diagnose=False,
 )
 def test_in_training(context: Context, case: Case) -> None:
@@ -167,7 +187,7 @@ def _named(found: Deviation, actual: Tensor, update: Tensor) -> Deviation:
     failure_mode="what is trained, evaluated or merged after a first merge is another layer",
     against=("paper",),
     examples=4,
-    follows=("forward.base_kept",),
+    follows=("forward.base_kept", "forward.random_parameters", "forward.modes"),
     diagnose=False,
 )
 def test_untouched(context: Context, case: Case) -> None:
@@ -229,7 +249,13 @@ def _as_before(context: Context, case: Case, layer: Layer, values: dict[str, Ten
     failure_mode="the base model is damaged by having been merged once",
     against=("paper",),
     examples=4,
-    follows=("merge.detach", "merge.untouched"),
+    follows=(
+        "merge.detach",
+        "merge.untouched",
+        "forward.random_parameters",
+        "forward.modes",
+        "forward.base_kept",
+    ),
     diagnose=False,
 )
 def test_detach_after(context: Context, case: Case) -> None:
@@ -252,7 +278,13 @@ def test_detach_after(context: Context, case: Case) -> None:
     domain=Domain(dtypes=("bfloat16", "float16"), sizes=(3, 9)),
     against=("paper",),
     examples=8,
-    follows=("merge.weight", "dtype.output", "forward.random_parameters"),
+    follows=(
+        "merge.weight",
+        "dtype.output",
+        "forward.random_parameters",
+        "forward.modes",
+        "forward.base_kept",
+    ),
     diagnose=False,
 )
 def test_half(context: Context, case: Case) -> None:
@@ -273,6 +305,7 @@ def test_half(context: Context, case: Case) -> None:
     title="detaching does not give back the base layer",
     failure_mode="the base model is damaged by having been adapted once",
     against=("paper",),
+    follows=("forward.base_kept",),
     diagnose=False,
 )
 def test_detach(context: Context, case: Case) -> None:

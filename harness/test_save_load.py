@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -440,9 +441,17 @@ def _from_peft(context: Context, case: Case) -> bool:
     return True
 
 
+def _is_in_pefts_format(path: Path) -> bool:
+    """Whether a folder claims to be PEFT's: other libraries give a configuration of theirs the same name."""
+    try:
+        return "peft_type" in json.loads((path / "adapter_config.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
 def _to_peft(context: Context, case: Case) -> bool:
     with saved(context, case) as (ours, path):
-        if not (path / "adapter_config.json").is_file():
+        if not _is_in_pefts_format(path):
             return False
         try:
             theirs = as_layer(context.oracle.load(case.base(), case.spec, path), context.oracle, "load")

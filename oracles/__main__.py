@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from oracles.authors import record
+from oracles.authors import recorder
 from oracles.disagreements import Disagreement, disagreements
 from oracles.variants import VARIANTS
 from oracles.vectors import writer
@@ -61,7 +61,7 @@ def _findings(options: argparse.Namespace) -> int:
 
 
 def _record(options: argparse.Namespace) -> int:
-    for line in record.write(options.to, catalogue.load(), options.cache):
+    for line in recorder.write(options.to, catalogue.load(), options.cache):
         print(line)
     return 0
 

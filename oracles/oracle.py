@@ -11,7 +11,7 @@ from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsuppo
 from oracles.variants import VARIANTS, Form
 
 if TYPE_CHECKING:
-    from oracles.authors.family import RecordedCase
+    from oracles.authors.recorded_case import RecordedCase
 
 __all__ = ["Kind", "NotRecorded", "Oracle", "Standing", "as_oracle"]
 

@@ -17,8 +17,8 @@ from typing import Any
 from torch import nn
 
 from oracles.implementation import Adapted, AdapterSpec, Unsupported
-
-FIRST = "default"
+from oracles.peft_layers import BINDINGS, FIRST, OneLayer, slots_of
+from oracles.variants import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,6 @@ class Lifecycle:
 
     def add_adapter(self, adapted: Adapted, name: str, spec: AdapterSpec) -> Adapted:
         """``PeftModel.add_adapter``."""
-        from oracles.peft import BINDINGS, slots_of
-
         with quiet():
             model_of(adapted).add_adapter(name, BINDINGS[spec.variant].config(spec, ["layer"]))
         return Named(adapted.module, slots_of(adapted.module, spec, name), name)
@@ -106,8 +104,6 @@ class Lifecycle:
         """``PeftModel.from_pretrained`` on a fresh base, trainable."""
         import peft
 
-        from oracles.peft import OneLayer
-
         with quiet():
             model = peft.PeftModel.from_pretrained(OneLayer(base), folder_in(path), is_trainable=True)
         return self._adapted(model, spec)
@@ -123,19 +119,10 @@ def folder_in(path: Path) -> Path:
 
 
 def spec_in(folder: Path) -> AdapterSpec:
-    """The spec that a checkpoint's ``adapter_config.json`` states."""
+    """The spec that a checkpoint's ``adapter_config.json`` states. Raises Unsupported for a method without a record."""
     told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    kind = told["peft_type"].lower()
-    if kind == "lora" and told.get("use_dora"):
-        kind = "dora"
-    elif kind == "lora" and str(told.get("init_lora_weights", "")).startswith("pissa"):
-        kind = "pissa"
-    return AdapterSpec(
-        kind,
-        rank=told.get("r", 4),
-        alpha=told.get("lora_alpha", 4.0),
-        dropout=told.get("lora_dropout", told.get("module_dropout", 0.0)),
-        lambda0=told.get("delora_lambda", 15.0),
-        gram_schmidt=told.get("apply_GS", False),
-        rslora=told.get("use_rslora", False),
-    )
+    found = (v.peft.reads(told) for v in VARIANTS.values() if v.peft is not None)
+    spec = next((s for s in found if s is not None), None)
+    if spec is None:
+        raise Unsupported(f"{folder.name} is of {told['peft_type']}, which is none of {', '.join(VARIANTS)}")
+    return spec

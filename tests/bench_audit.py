@@ -1,17 +1,21 @@
 """Where the audit's time goes: one run of `pytest harness/ --report`, in seconds and shares per bucket.
 
-python -m tests.bench_audit [--audit-profile quick] [further pytest options]
+python -m tests.bench_audit [--remote] [--audit-profile quick] [further pytest options]
+
+With ``--remote``: what a claim costs whose subject is in a process of its own, beside the same in this process.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 from rich.console import Console
 from rich.table import Table
@@ -44,8 +48,32 @@ def measure(options: list[str]) -> tuple[dict[str, float], float, int]:
         return json.loads((out / "clock.json").read_text()), wall, code
 
 
+def seconds_per_claim(options: list[str]) -> dict[str, float]:
+    """One serial audit's seconds of processor time and waiting per claim, as pytest measures a test's call."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "record.xml"
+        command = [sys.executable, "-m", "pytest", "harness/", "-q", "-n", "0", f"--junitxml={record}"]
+        command += ["-o", "junit_duration_report=call", *options]
+        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+        cases = ElementTree.parse(record).iter("testcase")
+        return {f"{c.get('classname')}::{c.get('name')}": float(c.get("time", 0)) for c in cases}
+
+
+def remote(options: list[str]) -> int:
+    """Both ways, claim by claim; the median of the ratios."""
+    here = seconds_per_claim(options)
+    there = seconds_per_claim([*options, f"--subject-python={sys.executable}"])
+    ratios = [there[name] / seconds for name, seconds in here.items() if name in there and seconds > 0]
+    total = sum(there.values()) / sum(here.values())
+    print(f"{len(ratios)} claims of a subject in a process of its own, beside the same in this one: ", end="")
+    print(f"median {statistics.median(ratios):.2f} times, all together {total:.2f} times")
+    return 0
+
+
 def main(options: list[str]) -> int:
     """Run, and print the table."""
+    if "--remote" in options:
+        return remote([o for o in options if o != "--remote"])
     spent, wall, code = measure(options)
     table = Table("bucket", "seconds", "share", title=f"one audit: {wall:.1f} s wall, exit {code}")
     for bucket, words in BUCKETS.items():

@@ -27,9 +27,17 @@ DTYPES = {
 }
 
 
+# Fields of a spec that a witness has a place for, or shows one by one.
+TOLD_ANYWAY = ("variant", "rank", "alpha", "options")
+
+
 @dataclass(frozen=True)
 class Case:
-    """One layer and one input. ``batch``: the leading dimensions of x; ``far``: parameters far from their start."""
+    """One layer and one input. ``batch``: the leading dimensions of x.
+
+    ``spread``: entries of x span 1e-3 to 1e3; ``weight_scale``: the base weight times that; ``pruned``: every third
+    column of it is zero.
+    """
 
     spec: AdapterSpec
     in_features: int
@@ -38,6 +46,9 @@ class Case:
     batch: tuple[int, ...] = (3,)
     dtype: str = "float32"
     seed: int = 0
+    spread: bool = False
+    weight_scale: float = 1.0
+    pruned: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -55,7 +66,10 @@ class Case:
     def weight(self) -> Tensor:
         """W (out, in), entries of order 1/√in, rounded to the case's dtype; returned in that dtype."""
         W = torch.randn(self.out_features, self.in_features, generator=self.generator(0), dtype=torch.float64)
-        return (W / self.in_features**0.5).to(self.torch_dtype)
+        W = W * (self.weight_scale / self.in_features**0.5)
+        if self.pruned:
+            W[:, ::3] = 0
+        return W.to(self.torch_dtype)
 
     @cached_property
     def bias_vector(self) -> Tensor | None:
@@ -74,7 +88,10 @@ class Case:
     def input(self) -> Tensor:
         """The one x that :attr:`x` copies."""
         shape = (*self.batch, self.in_features)
-        return torch.randn(shape, generator=self.generator(2), dtype=torch.float64).to(self.torch_dtype)
+        x = torch.randn(shape, generator=self.generator(2), dtype=torch.float64)
+        if self.spread:
+            x = x * 10 ** (torch.rand(shape, generator=self.generator(2), dtype=torch.float64) * 6 - 3)
+        return x.to(self.torch_dtype)
 
     @cached_property
     def cotangent(self) -> Tensor:
@@ -110,12 +127,11 @@ class Case:
     def describe(self) -> dict[str, Any]:
         """The case in plain values, for a witness."""
         defaults = AdapterSpec(self.spec.variant)
-        more = {
-            f.name: getattr(self.spec, f.name)
-            for f in dataclasses.fields(AdapterSpec)
-            if f.name not in ("variant", "rank", "alpha")
-            and getattr(self.spec, f.name) != getattr(defaults, f.name)
-        }
+        names = [f.name for f in dataclasses.fields(AdapterSpec) if f.name not in TOLD_ANYWAY]
+        more = {name: getattr(self.spec, name) for name in names}
+        more = {name: value for name, value in more.items() if value != getattr(defaults, name)}
+        options = {o.name: o for o in self.variant.options}
+        more |= {n: v for n, v in self.spec.options.items() if n not in options or v != options[n].default}
         return {
             "in": self.in_features,
             "out": self.out_features,
@@ -126,7 +142,12 @@ class Case:
             "batch": list(self.batch),
             "seed": self.seed,
             **more,
+            **{name: getattr(self, name) for name in VALUES if getattr(self, name) != VALUES[name]},
         }
+
+
+# How a case's values are other than ordinary, and what ordinary is.
+VALUES: dict[str, Any] = {"spread": False, "weight_scale": 1.0, "pruned": False}
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,7 @@ def layers(
         _spec(variant, draw(st.sampled_from(ranks)), alpha, sided, place)
         for place, alpha in enumerate(ALPHAS)
     )
+    specs = (specs[0], *(variant.beside(specs[0], spec) for spec in specs[1:]))
     allowed = [d for d in dtypes if d not in variant.refuses_dtypes]
     return LifeCase(
         specs[0],
@@ -134,8 +135,8 @@ def layers(
         (3,),
         draw(st.sampled_from(allowed)),
         draw(st.integers(0, 2**16)),
-        specs[1:],
-        draw(steps),
+        others=specs[1:],
+        steps=draw(steps),
     )
 
 

@@ -178,7 +178,7 @@ def _lacks(subject: Implementation, case: Case, kind: Kind, what: str) -> list[L
 def _try(subject: Implementation, case: Case) -> tuple[How, str] | None:
     """How a case is not answered, and in what words; None where it is."""
     try:
-        with isolation.global_state(), isolation.time_limit():
+        with isolation.global_state(subject), isolation.time_limit():
             seed_torch(0)
             layer = adapt(subject, case.base(), case.spec)
             with torch.no_grad():
@@ -187,7 +187,7 @@ def _try(subject: Implementation, case: Case) -> tuple[How, str] | None:
         return "not offered", said(why)
     except (BadAnswer, SubjectRaised) as error:
         return "raised", str(error)
-    except (isolation.StateChanged, isolation.ClaimTimeout):
+    except (isolation.StateChanged, isolation.ClaimTimeout, isolation.SubjectDied):
         return None  # the claims' to say
     expected = (*case.batch, case.out_features)
     if shape != expected:

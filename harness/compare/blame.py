@@ -31,7 +31,14 @@ class Place:
 
 
 def place_of(error: BaseException, who: Implementation | None) -> Place | None:
-    """The innermost frame that is neither torch's nor the audit's; None where there is none."""
+    """The innermost frame that is neither torch's nor the audit's; None where there is none.
+
+    What was raised in a process of the subject's own brings its frames along: (file, line, whether it is a wrapper's).
+    """
+    if (frames := getattr(error, "frames", None)) is not None:
+        return next(
+            (Place(_shown(f), n, own) for f, n, own in reversed(frames) if not _is_elsewhere(f)), None
+        )
     found: Place | None = None
     trace: TracebackType | None = error.__traceback__
     own = _methods(type(who)) if who is not None else frozenset()
@@ -49,6 +56,13 @@ def _is_foreign(file: str) -> bool:
         return True
     shipped = str(HERE / "harness" / "subjects")
     return file.startswith(TORCH) or (file.startswith(OURS) and not file.startswith(shipped))
+
+
+def _is_elsewhere(file: str) -> bool:
+    """The same of a frame in another process, whose torch is another."""
+    return (
+        file.startswith("<") or "/site-packages/torch/" in file or file.endswith("/subjects/remote/worker.py")
+    )
 
 
 def _shown(file: str) -> str:

@@ -102,8 +102,12 @@ class Watched(Protocol):
 
 
 @contextmanager
-def global_state(elsewhere: Watched | None = None) -> Iterator[None]:
-    """Random generators restored afterwards; a change of torch's modes or of the folder raises StateChanged."""
+def global_state(subject: object = None) -> Iterator[None]:
+    """Random generators restored afterwards; a change of torch's modes or of the folder raises StateChanged.
+
+    The state of the process of its own that a ``subject`` may have is watched as well.
+    """
+    elsewhere: Watched | None = getattr(subject, "elsewhere", None)
     if elsewhere is not None:
         elsewhere.mark()
     before = _facts()

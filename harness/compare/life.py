@@ -24,7 +24,7 @@ from harness.cases.life_cases import FIRST, WRONGLY, LifeCase, Step, called
 from harness.compare import life_faults, rounding
 from harness.compare.context import Context, where_worst
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
-from harness.compare.life_model import Composition, Held, Weights, apply, compositions, left_by
+from harness.compare.life_model import Held, State, Weights, apply, compositions, left_by
 from harness.compare.offered import offers
 from harness.compare.outcome import Deviation, NoSlot
 from harness.compare.thresholds import THRESHOLDS
@@ -40,14 +40,6 @@ MADE_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("training_step", "train", "eval", "deepcopy", "cast", "wrongly"), ()),
 }
 SWITCHES = ("add_adapter", "set_adapters", "delete_adapter")
-
-
-@dataclass(frozen=True)
-class State:
-    """One right reading: which adapters are active, in which order, and how several act together."""
-
-    active: tuple[str, ...]
-    composed: Composition
 
 
 @dataclass

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from harness.compare.life_model import Held, Weights, added, chained
+from harness.compare.life_model import Held, Lived, State, Weights, added, chained
 from oracles.variants import VARIANTS
 from reports.model import Diagnosis
 
-if TYPE_CHECKING:
-    from harness.compare.life import Life, State
-
-Fault = Callable[["Life", "State"], Iterator[Weights]]
+Fault = Callable[[Lived, State], Iterator[Weights]]
 FAULTS: list[tuple[Diagnosis, Fault]] = []
 
 
@@ -37,7 +34,7 @@ def fault(name: str, summary: str, failure_mode: str) -> Callable[[Fault], Fault
     return register
 
 
-def explain(life: Life, state: State, is_it: Callable[[Weights], bool]) -> Diagnosis | None:
+def explain(life: Lived, state: State, is_it: Callable[[Weights], bool]) -> Diagnosis | None:
     """The first fault whose output is the subject's."""
     for diagnosis, function in FAULTS:
         if any(is_it(weights) for weights in function(life, state)):
@@ -45,8 +42,13 @@ def explain(life: Life, state: State, is_it: Callable[[Weights], bool]) -> Diagn
     return None
 
 
-def _held(life: Life, names: Sequence[str]) -> list[Held]:
+def _held(life: Lived, names: Sequence[str]) -> list[Held]:
     return [life.held[name] for name in names]
+
+
+def _was_folded(life: Lived) -> bool:
+    """Whether something was folded in that should not be any more."""
+    return bool(life.folded) and (life.unsettled or not life.merged)
 
 
 def _changed(base: Weights, plus: Weights, minus: Weights) -> Weights:
@@ -60,10 +62,39 @@ def _changed(base: Weights, plus: Weights, minus: Weights) -> Weights:
     "an adapter that was deleted still acts",
     "the model goes on with an adapter that nobody can see, switch off or save any more",
 )
-def deleted_acts(life: Life, state: State) -> Iterator[Weights]:
+def deleted_acts(life: Lived, state: State) -> Iterator[Weights]:
     for held in life.gone.values():
         yield state.composed(life.base, [held])
         yield state.composed(life.base, [*_held(life, state.active), held])
+
+
+@fault(
+    "still_folded",
+    "an adapter that was folded in stays in the base weight",
+    "the base weight is another one from then on, under whatever adapter comes next",
+)
+def still_folded(life: Lived, state: State) -> Iterator[Weights]:
+    there = {**life.gone, **life.held}
+    if _was_folded(life) and set(life.folded) <= there.keys():
+        left = state.composed(life.base, [there[name] for name in life.folded])
+        yield left
+        yield state.composed(left, _held(life, state.active))
+
+
+@fault(
+    "unmerged_another",
+    "unmerging takes out the adapter that is active, not the one that was folded in",
+    "the base weight is another one from then on",
+)
+def unmerged_another(life: Lived, state: State) -> Iterator[Weights]:
+    if not _was_folded(life) or not set(life.folded) <= life.held.keys():
+        return
+    put_in = state.composed(life.base, _held(life, life.folded))
+    for names in [state.active, *((n,) for n in life.held)]:
+        taken = state.composed(life.base, _held(life, names))
+        left = _changed(life.base, put_in, taken)
+        yield left
+        yield state.composed(left, _held(life, state.active))
 
 
 @fault(
@@ -71,7 +102,7 @@ def deleted_acts(life: Life, state: State) -> Iterator[Weights]:
     "the base answers although an adapter is active",
     "what was trained is switched off",
 )
-def nothing_acts(life: Life, state: State) -> Iterator[Weights]:
+def nothing_acts(life: Lived, state: State) -> Iterator[Weights]:
     if state.active:
         yield life.base
 
@@ -81,7 +112,7 @@ def nothing_acts(life: Life, state: State) -> Iterator[Weights]:
     "an adapter that is not active still acts",
     "the output is that of adapters that were switched off",
 )
-def inactive_act(life: Life, state: State) -> Iterator[Weights]:
+def inactive_act(life: Lived, state: State) -> Iterator[Weights]:
     rest = [name for name in life.held if name not in state.active]
     for count in range(1, len(rest) + 1):
         for more in itertools.combinations(rest, count):
@@ -94,7 +125,7 @@ def inactive_act(life: Life, state: State) -> Iterator[Weights]:
     "another adapter acts than the one that is active",
     "the output is that of adapters that were switched off",
 )
-def other_acts(life: Life, state: State) -> Iterator[Weights]:
+def other_acts(life: Lived, state: State) -> Iterator[Weights]:
     for name in life.held:
         if name not in state.active:
             yield state.composed(life.base, [life.held[name]])
@@ -105,7 +136,7 @@ def other_acts(life: Life, state: State) -> Iterator[Weights]:
     "of several active adapters only some act",
     "adapters that were trained apart are not the model together that they should be",
 )
-def some_act(life: Life, state: State) -> Iterator[Weights]:
+def some_act(life: Lived, state: State) -> Iterator[Weights]:
     for count in range(1, len(state.active)):
         for names in itertools.combinations(state.active, count):
             yield state.composed(life.base, _held(life, names))
@@ -116,86 +147,9 @@ def some_act(life: Life, state: State) -> Iterator[Weights]:
     "several active adapters are chained in reverse",
     "the chain of two trained adapters is not the one that the references compute",
 )
-def reversed_chain(life: Life, state: State) -> Iterator[Weights]:
+def reversed_chain(life: Lived, state: State) -> Iterator[Weights]:
     if len(state.active) > 1:
         yield state.composed(life.base, _held(life, state.active)[::-1])
-
-
-@fault(
-    "composed_otherwise",
-    "several active adapters act together in another way than in the references",
-    "adapters that were trained apart are not the model together that they should be",
-)
-def composed_otherwise(life: Life, state: State) -> Iterator[Weights]:
-    if len(state.active) > 1:
-        for other in (added, chained):
-            yield other(life.base, _held(life, state.active))
-
-
-@fault(
-    "twice",
-    "the adapter is folded in twice",
-    "merging a model that is merged, or merging it again after unmerging, doubles the update",
-)
-def twice(life: Life, state: State) -> Iterator[Weights]:
-    names = state.active or life.folded
-    if names and set(names) <= life.held.keys():
-        once = state.composed(life.base, _held(life, names))
-        yield state.composed(once, _held(life, names))
-        yield _changed(once, once, life.base)
-
-
-@fault(
-    "unmerged_another",
-    "unmerging takes out the adapter that is active, not the one that was folded in",
-    "the base weight is another one from then on",
-)
-def unmerged_another(life: Life, state: State) -> Iterator[Weights]:
-    if not life.folded or not set(life.folded) <= life.held.keys():
-        return
-    put_in = state.composed(life.base, _held(life, life.folded))
-    for names in [state.active, *((n,) for n in life.held)]:
-        taken = state.composed(life.base, _held(life, names))
-        left = _changed(life.base, put_in, taken)
-        yield left
-        yield state.composed(left, _held(life, state.active))
-
-
-@fault(
-    "still_folded",
-    "an adapter that was folded in stays in the base weight",
-    "the base weight is another one from then on, under whatever adapter comes next",
-)
-def still_folded(life: Life, state: State) -> Iterator[Weights]:
-    there = {**life.gone, **life.held}
-    if life.folded and set(life.folded) <= there.keys():
-        left = state.composed(life.base, [there[name] for name in life.folded])
-        yield left
-        yield state.composed(left, _held(life, state.active))
-
-
-@fault(
-    "shared_residual",
-    "what one adapter takes out of the base weight stays out while another is active",
-    "adding an adapter changes what the others compute, and none of them gives the base back",
-)
-def shared_residual(life: Life, state: State) -> Iterator[Weights]:
-    lost = {name: life.case.weight.double() - W for name, left in life.left.items() for W in left.values()}
-    idle = [name for name in lost if name not in state.active]
-    for count in range(1, len(idle) + 1):
-        for names in itertools.combinations(idle, count):
-            W, b = state.composed(life.base, _held(life, state.active))
-            yield W - sum(lost[name] for name in names), b
-
-
-@fault(
-    "scale_of_another",
-    "an adapter acts with the scale of another one",
-    "its update is too large or too small by the ratio of the two scales",
-)
-def scale_of_another(life: Life, state: State) -> Iterator[Weights]:
-    for other in life.held.values():
-        yield state.composed(life.base, [Held(other.spec, held.values) for held in _held(life, state.active)])
 
 
 @fault(
@@ -203,7 +157,7 @@ def scale_of_another(life: Life, state: State) -> Iterator[Weights]:
     "the magnitude is divided by the norm that belongs to another adapter",
     "every row of the merged weight is too long or too short",
 )
-def norm_of_another(life: Life, state: State) -> Iterator[Weights]:
+def norm_of_another(life: Lived, state: State) -> Iterator[Weights]:
     active, mixed = _held(life, state.active), VARIANTS[life.case.spec.variant].with_norms_of
     if mixed is None or not active:
         return
@@ -215,11 +169,59 @@ def norm_of_another(life: Life, state: State) -> Iterator[Weights]:
 
 
 @fault(
+    "scale_of_another",
+    "an adapter acts with the scale of another one",
+    "its update is too large or too small by the ratio of the two scales",
+)
+def scale_of_another(life: Lived, state: State) -> Iterator[Weights]:
+    for other in life.held.values():
+        yield state.composed(life.base, [Held(other.spec, held.values) for held in _held(life, state.active)])
+
+
+@fault(
+    "composed_otherwise",
+    "several active adapters act together in another way than in the references",
+    "adapters that were trained apart are not the model together that they should be",
+)
+def composed_otherwise(life: Lived, state: State) -> Iterator[Weights]:
+    if len(state.active) > 1:
+        for other in (added, chained):
+            yield other(life.base, _held(life, state.active))
+
+
+@fault(
+    "twice",
+    "the adapter is folded in twice",
+    "merging a model that is merged, or merging it again after unmerging, doubles the update",
+)
+def twice(life: Lived, state: State) -> Iterator[Weights]:
+    names = state.active or life.folded
+    if names and set(names) <= life.held.keys():
+        once = state.composed(life.base, _held(life, names))
+        yield state.composed(once, _held(life, names))
+        yield _changed(once, once, life.base)
+
+
+@fault(
+    "shared_residual",
+    "what one adapter takes out of the base weight stays out while another is active",
+    "adding an adapter changes what the others compute, and none of them gives the base back",
+)
+def shared_residual(life: Lived, state: State) -> Iterator[Weights]:
+    lost = {name: life.case.weight.double() - W for name, left in life.left.items() for W in left.values()}
+    idle = [name for name in lost if name not in state.active]
+    for count in range(1, len(idle) + 1):
+        for names in itertools.combinations(idle, count):
+            W, b = state.composed(life.base, _held(life, state.active))
+            yield W - sum(lost[name] for name in names), b
+
+
+@fault(
     "bias_lost",
     "the bias is left out",
     "the layer's output is shifted; nothing shows on layers without a bias",
 )
-def bias_lost(life: Life, state: State) -> Iterator[Weights]:
+def bias_lost(life: Lived, state: State) -> Iterator[Weights]:
     W, b = state.composed(life.base, _held(life, state.active))
     if b is not None:
         yield W, None
@@ -230,7 +232,7 @@ def bias_lost(life: Life, state: State) -> Iterator[Weights]:
     "the bias stays the base's",
     "on layers with a bias the folded layer is not the adapted one",
 )
-def bias_not_folded(life: Life, state: State) -> Iterator[Weights]:
+def bias_not_folded(life: Lived, state: State) -> Iterator[Weights]:
     W, b = state.composed(life.base, _held(life, state.active))
     if b is not None and life.base[1] is not None:
         yield W, life.base[1]

@@ -10,10 +10,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from harness.cases.life_cases import LifeCase
 from oracles.implementation import AdapterSpec
 from oracles.variants import VARIANTS, paper
 from oracles.variants.record import Compose
@@ -51,6 +53,29 @@ def folding(compose: Compose) -> Composition:
 
 
 @functools.cache
+@dataclass(frozen=True)
+class State:
+    """One right reading: which adapters are active, in which order, and how several act together."""
+
+    active: tuple[str, ...]
+    composed: Composition
+
+
+class Lived(Protocol):
+    """What the model knows of a layer at a point of its life."""
+
+    case: LifeCase
+    held: dict[str, Held]  # every adapter that is there, by name
+    gone: dict[str, Held]
+    left: dict[str, dict[str, Tensor]]
+    folded: tuple[str, ...]
+    merged: bool
+    unsettled: bool
+
+    @property
+    def base(self) -> Weights: ...
+
+
 def compositions(variant: str) -> tuple[Composition, ...]:
     """How several active adapters act together, as the references do; where that can be read in two ways, both."""
     record = VARIANTS[variant]

@@ -76,7 +76,7 @@ def _start(sitting: Sitting) -> Values:
     layer, other, case = sitting.layer(), sitting.layer(seed=1), sitting.case
     found: Values = {"tensors": ", ".join(f"{n} {tuple(layer.view(n).shape)}" for n in sorted(layer.names))}
     for tensor in case.variant.tensors:
-        if tensor.name in layer.names and not tensor.uniform:
+        if tensor.name in layer.names and not (tensor.uniform and tensor.drawn_from == "global"):
             found[f"start of {tensor.name}"] = _start_of(tensor, layer, other, case)
     with torch.no_grad():
         y, again, base = (m(case.x).double() for m in (layer, other, case.base()))
@@ -93,6 +93,8 @@ def _start_of(tensor: Canonical, layer: Layer, other: Layer, case: Case) -> Valu
         if value.shape == wanted.shape and _close(value, wanted):
             return AS_SET
         return value if _close(value, other.value(tensor.name)) else "random"
+    if tensor.uniform:  # a key in the spec determines it
+        return value if _close(value, other.value(tensor.name)) else "random"
     return torch.linalg.svdvals(value) if tensor.role == "parameter" else value
 
 
@@ -104,7 +106,8 @@ def _law(sitting: Sitting) -> Values:
     """The law of every tensor that the reference draws: log second moment, kurtosis, share of equal columns."""
     case = sitting.case.but(**LAW)
     drawn = [sitting.layer(case, seed) for seed in range(DRAWS)]
-    names = [t.name for t in case.variant.tensors if t.uniform and t.name in drawn[0].names]
+    drawn_at_random = [t for t in case.variant.tensors if t.uniform and t.drawn_from == "global"]
+    names = [t.name for t in drawn_at_random if t.name in drawn[0].names]
     return {
         f"law of {name}": _features(torch.stack([layer.value(name) for layer in drawn])) for name in names
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,20 @@ from torch import Tensor
 
 from harness.compare.outcome import OutsideDomain
 
-PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+PICKLE_MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def is_pickle(file: Path) -> bool:
+    """Whether a file is a pickle, or an archive of torch's with one in it; numpy's archives of arrays are neither."""
+    with file.open("rb") as stream:
+        begins = stream.read(4)
+    if begins != b"PK\x03\x04":
+        return begins.startswith(PICKLE_MAGIC)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith(".pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return True  # cut off: what torch writes most often
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ def stored(path: Path) -> Stored:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     if not files:
         files = sorted(p for p in path.parent.glob(path.name + "*") if p.is_file())
-    pickles = [f for f in files if f.open("rb").read(4).startswith(PICKLE_MAGIC)]
+    pickles = [f for f in files if is_pickle(f)]
     tensors: dict[str, Tensor] = {}
     readable = []
     for file in files:

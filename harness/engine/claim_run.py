@@ -6,22 +6,25 @@ import dataclasses
 import hashlib
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest import SkipTest
 
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import seed as hypothesis_seed
-from hypothesis.errors import Flaky, Unsatisfiable
+from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
 
 from harness import clock
 from harness.cases import example_database, own_draws
-from harness.cases.layer_cases import Case
+from harness.cases.layer_cases import Case, Domain
 from harness.cases.profiles import Profile
 from harness.cases.recorded_cases import Recorded, cases_of
+from harness.cases.regimes import regimes
 from harness.compare import isolation
-from harness.compare.context import Context, Refused
+from harness.compare.context import Context, Refused, Worst
 from harness.compare.ear import heard
 from harness.compare.layer import BadAnswer, SubjectRaised
 from harness.compare.outcome import (
@@ -38,6 +41,7 @@ from harness.compare.outcome import (
 from harness.engine.checks import EXAMPLES, Check
 from harness.engine.failure import Failure
 from harness.engine.preflight import Broken
+from harness.engine.shrinking import shrunk
 from oracles import disagreements
 from oracles.implementation import Implementation, Unsupported
 from oracles.oracle import NotRecorded, Oracle
@@ -153,7 +157,7 @@ class ClaimRun:
             why = _because(broken.cause, broken.sentence)
             return {"outcome": broken.outcome, "examples": 0, **why}
         try:
-            with isolation.global_state(self.elsewhere), isolation.time_limit():
+            with isolation.global_state(self.subject), isolation.time_limit():
                 asked = self._drive(context)
         except Deviation as found:
             failure = Failure(self.check, context, self.oracle_id, self.others())
@@ -208,11 +212,6 @@ class ClaimRun:
         return {"outcome": "unverified", **_because("refused_all", "the subject refused every case")}
 
     @property
-    def elsewhere(self) -> isolation.Watched | None:
-        """The process of a subject that has one of its own."""
-        return getattr(self.subject, "elsewhere", None)
-
-    @property
     def known(self) -> disagreements.Disagreement | None:
         """The catalogued disagreement of this oracle with the reference of record, if this check shows one."""
         return disagreements.explaining(self.check.id, self.variant.id, self.oracle_id)
@@ -252,10 +251,41 @@ class ClaimRun:
                 example()
         except Enough:
             raise self.not_offered[0] from None
+        asked += self._ask_regimes(context, domain, count is None)
         if len(self.not_offered) > self.answered:
             first = self.not_offered[0]
             raise ModeMissing(f"most cases are not offered: {first}", first.detail or self.mode)
         return asked
+
+    def _ask_regimes(self, context: Context, domain: Domain, live: bool) -> int:
+        """Ask a claim on numbers at the sizes and values where real code changes its way; how many there were."""
+        if not live or self.check.examples != EXAMPLES or self.known:
+            return 0
+        there = list(regimes(self.variant, domain, self.profile.caps))
+        for case in there:
+            nearest = dataclasses.replace(case, spec=self.oracle.nearest(case.spec))
+            with suppress(UnsatisfiedAssumption):
+                self._ask_large(context, nearest)
+        return len(there)
+
+    def _ask_large(self, context: Context, case: Case) -> None:
+        """Ask one such case, and make it small again if it fails."""
+        try:
+            self._ask_one(context, case)
+        except Deviation as found:
+            fails = partial(self._deviates, context)
+            smallest = shrunk(found.case or case, fails)
+            self._ask_one(dataclasses.replace(context, worst=Worst()), smallest)
+            raise
+
+    def _deviates(self, context: Context, case: Case) -> bool:
+        try:
+            self._ask_one(dataclasses.replace(context, worst=Worst()), case)
+        except Deviation:
+            return True
+        except (UnsatisfiedAssumption, Unverified, SubjectRaised, BadAnswer, ValueError, RuntimeError):
+            return False
+        return False
 
     def _settings(self, asked: int) -> settings:
         return settings(

@@ -70,6 +70,12 @@ def _settings(case: Case, holds: Holds) -> Iterator[str]:
         plain["bias"] = (False, "with a bias")
     if case.dtype != "float32":
         plain["dtype"] = ("float32", f"in {case.dtype}")
+    if case.spread:
+        plain["spread"] = (False, "where the entries of x span six orders of magnitude")
+    if case.weight_scale != 1.0:
+        plain["weight_scale"] = (1.0, f"over a base weight of {case.weight_scale:g} times the usual size")
+    if case.pruned:
+        plain["pruned"] = (False, "over a base weight with columns of zeros")
     for name, (value, words) in plain.items():
         if holds(case.but(**{name: value})):
             yield words

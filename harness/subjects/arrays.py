@@ -54,10 +54,25 @@ class ArrayLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
         self.send()
+        if torch.is_autocast_enabled("cpu"):
+            raise Unsupported("torch.autocast does not reach another framework")
         drops = self.training and self.spec.dropout > 0
         seed = int(torch.randint(2**31 - 1, ())) if drops else 0
         found: Tensor = ArrayCall.apply(self, seed, x, *self._parameters.values())
         return found
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        raise Unsupported("a layer of another framework than torch is not cast by torch")
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise Unsupported("a layer of another framework than torch is not copied by Python")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise Unsupported("a layer of another framework than torch is not pickled")
+
+    def compiled_there(self, backend: str) -> Any:
+        """Raises Unsupported: there is nothing for torch to compile."""
+        raise Unsupported("a layer of another framework than torch is not compiled by torch")
 
     def send(self) -> None:
         """Assign what has been written here since."""

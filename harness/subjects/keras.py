@@ -69,7 +69,8 @@ class Keras(ArrayImplementation):
 
         _, back = jax.vjp(call, jax.numpy.asarray(x), [v.value for v in variables.values()])
         of_x, of_trained = back(jax.numpy.asarray(G))
-        return {"x": np.array(of_x), **{n: _turned(n, np.array(g)) for n, g in zip(variables, of_trained)}}
+        gradients = {n: _turned(n, np.array(g)) for n, g in zip(variables, of_trained, strict=True)}
+        return {"x": np.array(of_x), **gradients}
 
     def merge(self, adapted: Any) -> Any:
         """Keras folds the factors in where it saves a layer."""

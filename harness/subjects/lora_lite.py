@@ -52,8 +52,7 @@ class LoraLite(Implementation):
         return self._attach(adapted.module, spec, name)
 
     def _attach(self, layer: nn.Module, spec: AdapterSpec, name: str) -> Adapted:
-        refuse(spec, layer)
-        lora_lite.attach(layer, config(spec), name)
+        lora_lite.attach(layer, config_for(spec, layer), name)
         return adapted(layer, name)
 
     def set_adapters(self, adapted: Adapted, names: Sequence[str]) -> None:
@@ -67,7 +66,7 @@ class LoraLite(Implementation):
 
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
         read = lora_lite.load_peft if path.is_dir() else lora_lite.load
-        read(base, path, config=config(spec))
+        read(base, path, config=described(spec))
         return adapted(base)
 
     def merge(self, adapted: Adapted) -> nn.Linear:
@@ -87,8 +86,7 @@ class LoraLite(Implementation):
     def adapt_model(
         self, model: nn.Module, spec: AdapterSpec, targets: Sequence[str] | None = None
     ) -> Mapping[str, Adapted]:
-        refuse(spec)
-        return all_adapted(model, lora_lite.attach(model, config(spec, targets, whole=True)))
+        return all_adapted(model, lora_lite.attach(model, config(spec, targets=targets)))
 
     def load_peft(self, model: nn.Module, folder: Path) -> Mapping[str, Adapted]:
         return all_adapted(model, lora_lite.load_peft(model, folder))
@@ -107,36 +105,52 @@ class LoraLite(Implementation):
 
 
 def config(
-    spec: AdapterSpec, targets: Sequence[str] | None = None, whole: bool = False
+    spec: AdapterSpec,
+    in_features: int | None = None,
+    out_features: int | None = None,
+    targets: Sequence[str] | None = None,
 ) -> lora_lite.AdapterConfig:
-    """The library's config for a spec; for a whole model the architecture's default layers, on their default sides.
+    """The library's config for a fresh adapter. Raises Unsupported for the specs that it refuses by design."""
+    refuse(spec, in_features, out_features)
+    whole = in_features is None and targets is None
+    return described(spec, targets, drop=("feedforward",) if whole else ())
+
+
+def described(
+    spec: AdapterSpec, targets: Sequence[str] | None = None, drop: Sequence[str] = ()
+) -> lora_lite.AdapterConfig:
+    """The library's config for any spec; ``drop``: what the architecture decides.
 
     Raises Unsupported for an option that the library does not know.
     """
     values = {**CONFIGS[spec.variant](spec), **spec.options}
-    if targets is not None:
-        values["targets"] = tuple(targets)
-    elif whole:
-        values.pop("feedforward", None)
     known = {field.name for field in dataclasses.fields(lora_lite.VARIANTS[spec.variant].Config)}
     if unknown := sorted(set(values) - known):
         raise Unsupported(f"lora_lite's {spec.variant} has no option {unknown[0]!r}")
+    values = {name: value for name, value in values.items() if name not in drop}
+    if targets is not None:
+        values["targets"] = tuple(targets)
     return lora_lite.config_from_dict({"variant": spec.variant, **values})
 
 
-def refuse(spec: AdapterSpec, layer: nn.Module | None = None) -> None:
-    """Raises Unsupported for what the library documents as refused (everything else must work)."""
-    if spec.variant == "hra" and not spec.gram_schmidt and spec.rank % 2:
-        raise Unsupported(f"HRA with the odd rank {spec.rank} is refused: it would not start at the identity")
-    kind = None if layer is None else lora_lite.kind_of(layer)
-    if kind is None or layer is None:
-        return
+def config_for(spec: AdapterSpec, layer: nn.Module) -> lora_lite.AdapterConfig:
+    """The config for a fresh adapter on one layer of any kind. Raises Unsupported for what is refused by design."""
+    kind = lora_lite.kind_of(layer)
+    if kind is None:
+        raise Unsupported(f"lora_lite adapts no {type(layer).__name__}")
     refuse_kind(spec, kind, layer)
     out_features, in_features = kind.features(layer)
-    least = min(in_features, out_features)
+    return config(spec, in_features, out_features)
+
+
+def refuse(spec: AdapterSpec, in_features: int | None, out_features: int | None) -> None:
+    """Raises Unsupported for the ranks that the library documents as refused (everything else must work)."""
+    least = min(in_features or spec.rank, out_features or spec.rank)
     if spec.variant == "pissa" and spec.rank > least:
         raise Unsupported(f"PiSSA with rank {spec.rank} above min(in, out) = {least} is refused")
-    if spec.variant == "hra" and spec.gram_schmidt and spec.rank > in_features:
+    if spec.variant == "hra" and not spec.gram_schmidt and spec.rank % 2:
+        raise Unsupported(f"HRA with the odd rank {spec.rank} is refused: it would not start at the identity")
+    if spec.variant == "hra" and spec.gram_schmidt and spec.rank > (in_features or spec.rank):
         raise Unsupported(f"HRA's Gram-Schmidt mode: rank {spec.rank} above in = {in_features} is refused")
 
 

@@ -92,16 +92,16 @@ class MlxLm(ArrayImplementation):
         layer, names = adapted["model"].layer.train(training), self.names(adapted)
 
         def call(x: Any, *tensors: Any) -> Any:
-            for own, value in zip(names.values(), tensors):
+            for own, value in zip(names.values(), tensors, strict=False):
                 layer[own] = value
             mx.random.seed(seed)
             return layer(x)
 
         held = [layer[own] for own in names.values()]
         _, found = mx.vjp(call, [mx.array(x), *held], [mx.array(G)])
-        for own, value in zip(names.values(), held):
+        for own, value in zip(names.values(), held, strict=False):
             layer[own] = value
-        gradients = {name: np.array(g) for name, g in zip(names, found[1:])}
+        gradients = {name: np.array(g) for name, g in zip(names, found[1:], strict=False)}
         return {"x": np.array(found[0]), **{n: g.T if n in ("A", "B") else g for n, g in gradients.items()}}
 
     def merge(self, adapted: Any) -> Any:

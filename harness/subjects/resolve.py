@@ -16,12 +16,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from harness.subjects import releases
 from harness.subjects.arrays import from_arrays
+from harness.subjects.remote import environment
 from oracles.array_implementation import ArrayImplementation
 from oracles.implementation import Implementation
 from oracles.variants import VARIANTS
 
 SHIPPED = Path(__file__).parent
+NO_SUBJECTS = ("__init__", "arrays", "peft_release", "releases", "resolve")
 
 
 class BadSubject(Exception):
@@ -39,7 +42,7 @@ class Resolved:
 
 def shipped() -> list[str]:
     """The names that `--subject` takes as they are."""
-    return sorted(p.stem for p in SHIPPED.glob("*.py") if p.stem not in ("__init__", "resolve", "arrays"))
+    return sorted(p.stem for p in SHIPPED.glob("*.py") if p.stem not in NO_SUBJECTS)
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,16 @@ class Place:
 def resolve(ref: str, place: Place | None = None) -> Resolved:
     """The subject that ``ref`` names. Raises BadSubject."""
     place = place or Place()
+    if (release := releases.file_of(ref)) is not None:
+        there = place.python or _made(releases.metadata_of(ref), place, ref)
+        return _remote(there, release, "Peft", ref)
     target, _, attribute = ref.rpartition(":") if ":" in ref else (ref, "", "")
     if not target or (":" in ref and not attribute):
         raise BadSubject(
             f"--subject {ref!r} is no reference; expected NAME, package.module:Attr or file.py:Attr"
         )
-    if (file := _file(target, attribute, ref)) and (python := _interpreter(file, place, ref)):
-        return _remote(python, file, attribute, ref)
+    if (file := _file(target, attribute, ref)) and (other := _interpreter(file, place, ref)):
+        return _remote(other, file, attribute, ref)
     if place.python is not None:
         raise BadSubject(f"--subject-python needs a subject in a file, and --subject {ref!r} names none")
     if not attribute:
@@ -81,17 +87,23 @@ def _interpreter(file: Path, place: Place, ref: str) -> Path | None:
     """The Python of the subject's own environment; None where it is to run in this process."""
     if place.python is not None:
         return place.python
-    from harness.subjects.remote import environment
-
     try:
         metadata = environment.metadata_of(file)
-        return environment.interpreter(metadata, place.say, offline=place.offline) if metadata else None
     except (environment.BadEnvironment, OSError, UnicodeDecodeError) as error:
+        raise BadSubject(f"--subject {ref!r}: {error}") from error
+    return _made(metadata, place, ref) if metadata else None
+
+
+def _made(metadata: environment.Metadata, place: Place, ref: str) -> Path:
+    try:
+        return environment.interpreter(metadata, place.say, offline=place.offline)
+    except (environment.BadEnvironment, OSError) as error:
         raise BadSubject(f"--subject {ref!r}: {error}") from error
 
 
 def _remote(python: Path, file: Path, attribute: str, ref: str) -> Resolved:
-    from harness.subjects.remote.proxy import Command, NoWorker, remote_subject
+    from harness.subjects.remote.process import Command, NoWorker
+    from harness.subjects.remote.proxy import remote_subject
 
     try:
         found = remote_subject(Command(python, file, attribute))

@@ -3,6 +3,6 @@
 what it computes, which stand in where it is not synced. `available(variant)` says which there are."""
 
 from oracles.authors.availability import Author, Provenance, available, cases
-from oracles.authors.family import RecordedCase
+from oracles.authors.recorded_case import RecordedCase
 
 __all__ = ["Author", "Provenance", "RecordedCase", "available", "cases"]

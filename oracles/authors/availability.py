@@ -9,12 +9,13 @@ from pathlib import Path
 from oracles.authors.base import AuthorImplementation
 from oracles.authors.delora import DeloraAuthor
 from oracles.authors.dora import DoraAuthor
-from oracles.authors.family import RecordedCase, compute, family
+from oracles.authors.family import compute, family
 from oracles.authors.hra import HraControlAuthor, HraNluAuthor
 from oracles.authors.hra_llama import HraLlamaAuthor, HraLlamaGsAuthor
 from oracles.authors.ia3 import Ia3Author
 from oracles.authors.lora import LoraAuthor
 from oracles.authors.pissa import PissaAuthor
+from oracles.authors.recorded_case import RecordedCase
 from oracles.authors.recordings import folder, read
 from oracles.implementation import Unsupported
 from refs import catalog as catalogue

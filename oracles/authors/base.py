@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from oracles.authors import loader
+from oracles.authors.recorded_case import plain
 from oracles.implementation import Adapted, AdapterSpec, Unsupported
 from oracles.oracle import Kind, Oracle
 from oracles.variants import VARIANTS, Form
@@ -107,18 +108,6 @@ def folded(module: nn.Module) -> nn.Linear:
     layer.merge_weights = True
     layer.train(False)
     return plain(layer.weight, layer.bias)
-
-
-def plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer of its own with ``weight`` (out, in) and ``bias`` (out,)."""
-    out, in_features = weight.shape
-    layer = nn.Linear(in_features, out, bias is not None, dtype=weight.dtype, device="meta").to_empty(
-        device="cpu"
-    )
-    layer.weight = nn.Parameter(weight.detach().clone())
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone())
-    return layer
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from oracles.authors.family import RecordedCase
+from oracles.authors.recorded_case import RecordedCase
 from oracles.implementation import AdapterSpec
 from refs.errors import NotAvailableError, RefsError
 

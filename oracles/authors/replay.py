@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from oracles.authors.availability import Author
-from oracles.authors.family import RecordedCase
+from oracles.authors.recorded_case import RecordedCase
 from oracles.implementation import Adapted, AdapterSpec, Slot
 from oracles.oracle import Kind, NotRecorded, Oracle
 from oracles.variants import Form

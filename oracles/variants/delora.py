@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -311,6 +312,12 @@ def _config(spec: AdapterSpec, targets: Targets) -> peft.PeftConfig:
     )
 
 
+def _read(told: Mapping[str, Any]) -> AdapterSpec | None:
+    if told["peft_type"] != "DELORA":
+        return None
+    return AdapterSpec("delora", told["r"], dropout=told["module_dropout"], lambda0=told["delora_lambda"])
+
+
 LAYER = "delora/layer.py"
 VARIANT = Variant(
     id="delora",
@@ -336,6 +343,7 @@ VARIANT = Variant(
             "init": (LAYER, "DeloraLayer.reset_delora_parameters"),
             "forward": (LAYER, "DeloraLinear.forward"),
         },
+        reads=_read,
     ),
     options=(Option("lambda0", 15.0, values=(15.0, 4.0, 0.5)),),
     has_dropout=True,

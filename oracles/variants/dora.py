@@ -299,6 +299,7 @@ VARIANT = Variant(
             "init": (DORA_LAYER, "DoraLinearLayer.update_layer"),
             "forward": (DORA_LAYER, "DoraLinearLayer.forward"),
         },
+        reads=lora.reads("dora"),
     ),
     options=(RSLORA,),
     has_dropout=True,

@@ -318,6 +318,12 @@ def _config(spec: AdapterSpec, targets: Targets) -> peft.PeftConfig:
     return peft.HRAConfig(r=spec.rank, apply_GS=spec.gram_schmidt, target_modules=targets)
 
 
+def _read(told: Mapping[str, Any]) -> AdapterSpec | None:
+    if told["peft_type"] != "HRA":
+        return None
+    return AdapterSpec("hra", told["r"], gram_schmidt=told["apply_GS"])
+
+
 def _chained(
     active: Sequence[tuple[Parameters, AdapterSpec]], W: Tensor, b: Tensor | None, x: Tensor
 ) -> Tensor:
@@ -348,6 +354,7 @@ VARIANT = Variant(
             "init": (LAYER, "HRALayer.reset_hra_parameters"),
             "forward": (LAYER, "HRALinear.forward"),
         },
+        reads=_read,
         keeps_matrices=True,
     ),
     options=(Option("gram_schmidt", False, mode=True),),

@@ -251,6 +251,7 @@ VARIANT = Variant(
             "forward": (LAYER, "Linear.forward"),
         },
         view=_view,
+        reads=lambda told: AdapterSpec("ia3") if told["peft_type"] == "IA3" else None,
         defaults=("target_modules", "feedforward_modules"),
         sided=_sided,
         tables=(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -77,6 +78,25 @@ def config(spec: AdapterSpec, targets: Targets, **more: Any) -> peft.PeftConfig:
     )
 
 
+def _kind(told: Mapping[str, Any]) -> str:
+    """The method that a LoraConfig asks for."""
+    if told.get("use_dora"):
+        return "dora"
+    return "pissa" if str(told.get("init_lora_weights", "")).startswith("pissa") else "lora"
+
+
+def reads(variant: str) -> Callable[[Mapping[str, Any]], AdapterSpec | None]:
+    """The reader of a LoraConfig, for one of the methods that are an option of it."""
+
+    def read(told: Mapping[str, Any]) -> AdapterSpec | None:
+        if told["peft_type"] != "LORA" or _kind(told) != variant:
+            return None
+        rslora = bool(told.get("use_rslora", False))
+        return AdapterSpec(variant, told["r"], told["lora_alpha"], told["lora_dropout"], rslora=rslora)
+
+    return read
+
+
 LAYER = "lora/layer.py"
 FACTORS = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
 
@@ -99,6 +119,7 @@ VARIANT = Variant(
             "init": (LAYER, "LoraLayer.reset_lora_parameters"),
             "forward": (LAYER, "Linear.forward"),
         },
+        reads=reads("lora"),
     ),
     options=(RSLORA,),
     has_dropout=True,

@@ -157,6 +157,7 @@ VARIANT = Variant(
             "init": (lora.LAYER, "LoraLayer.pissa_init"),
             "forward": (lora.LAYER, "Linear.forward"),
         },
+        reads=lora.reads("pissa"),
         evaluated_as="lora",
     ),
     options=(RSLORA,),

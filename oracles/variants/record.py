@@ -305,7 +305,8 @@ class Binding:
     layer of a model. ``tables``: the names in `peft.utils.constants` of PEFT's default targets by type of model and, of
     a method with two sides, of those that are adapted on the other one. ``keeps_matrices``: its forward pass keeps
     d × d matrices for the backward one. ``evaluated_as``: the method as which PEFT is asked in a dtype in which it
-    refuses this one, the start written in. ``sources``: aspect -> file under `peft/tuners` and symbol.
+    refuses this one, the start written in. ``reads``: the spec that a checkpoint's ``adapter_config.json`` states, None
+    where it is of another method. ``sources``: aspect -> file under `peft/tuners` and symbol.
     """
 
     config: Callable[[AdapterSpec, Targets], peft.PeftConfig]
@@ -316,6 +317,7 @@ class Binding:
     )
     defaults: tuple[str, ...] = ("target_modules",)
     sided: Callable[[nn.Module, AdapterSpec], AdapterSpec] = lambda layer, spec: spec
+    reads: Callable[[Mapping[str, Any]], AdapterSpec | None] = lambda told: None
     evaluated_as: str | None = None
     tables: tuple[str, ...] = ("TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",)
     keeps_matrices: bool = False
@@ -364,6 +366,9 @@ class Variant:
     also_composes: tuple[Compose, ...] = ()  # what PEFT itself computes where ``composition`` says so
     # The parameters with which the equation computes what an adapter does with the norms of another one.
     with_norms_of: Callable[[Active, Active, Tensor], Parameters] | None = None
+    adapters_share: tuple[
+        str, ...
+    ] = ()  # fields of the spec that several adapters on one layer have in common
     peft: Binding | None = None
     options: tuple[Option, ...] = ()
     factorised: Factorised | None = None
@@ -400,6 +405,13 @@ class Variant:
     def option(self, name: str) -> Option:
         """The option of that name. Raises KeyError."""
         return {o.name: o for o in self.options}[name]
+
+    def beside(self, first: AdapterSpec, other: AdapterSpec) -> AdapterSpec:
+        """``other`` as an adapter on the same layer as ``first`` can be asked."""
+        for name in self.adapters_share:
+            known = next((o for o in self.options if o.name == name), Option(name, None))
+            other = known.put(other, known.of(first))
+        return other
 
     def weight_beneath(self, W: Tensor, values: Parameters) -> Tensor:
         """The weight (out, in) that the adapter acts on: what the parameters hold of it, else ``W``."""

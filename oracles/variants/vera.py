@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +45,7 @@ def vera(call: Call, do: Any) -> Tensor:
     """VeRA Eq. (2): ``h = W₀x + Λ_b B Λ_d A x``; A (r, in) and B (out, r) are frozen, b and d trained."""
     A, B = call.p["A"], call.p["B"]
     d, b = do.on_rank(call.p["d"]), do.on_output(call.p["b"])
-    base = linear(do.base_input(call.x), call.W, do.bias(call.b, b))
+    base = linear(do.base_input(call.x), call.W, do.bias(call.b, call.p["b"]))
     if call.place == "delta_w":
         update = call.x @ call.drop("delta_w", b[:, None] * (B * d) @ A).mT
     else:
@@ -248,6 +249,13 @@ def _config(spec: AdapterSpec, targets: Targets) -> peft.PeftConfig:
     )
 
 
+def _read(told: Mapping[str, Any]) -> AdapterSpec | None:
+    if told["peft_type"] != "VERA":
+        return None
+    spec = AdapterSpec("vera", told["r"], dropout=told["vera_dropout"])
+    return KEY.put(D_INITIAL.put(spec, told["d_initial"]), told["projection_prng_key"])
+
+
 def _view(name: str, spec: AdapterSpec, layer: Any) -> View:
     """All layers share one pair of matrices, as large as the largest of them; each uses a corner."""
     if name == "A":
@@ -265,7 +273,7 @@ VARIANT = Variant(
     tensors=TENSORS,
     form=FORM,
     mistakes=MISTAKES,
-    composition="updates add; the matrices are those of one key, which all adapters must have in common",
+    composition="updates add; the matrices are those of one key and one rank, which all adapters have in common",
     compose_adapters=adding(FORM),
     peft=Binding(
         _config,
@@ -281,8 +289,10 @@ VARIANT = Variant(
             "forward": (LAYER, "Linear.forward"),
         },
         view=_view,
+        reads=_read,
         tables=("TRANSFORMERS_MODELS_TO_VERA_TARGET_MODULES_MAPPING",),
     ),
     options=(KEY, D_INITIAL),
+    adapters_share=("rank", KEY.name),
     has_dropout=True,
 )

@@ -137,7 +137,7 @@ def _names() -> Config:
         linear("encoder.q_proj_norm", 5, 7),
         linear("default.q_proj", 7, 5),
         linear("lora_A.q_proj", 5, 7),
-        linear("base_model.q_proj", 7, 5),
+        linear("my_base_model.q_proj", 7, 5),
     ]
     return _model("names", layers, [2, 5])
 

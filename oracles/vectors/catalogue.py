@@ -223,7 +223,7 @@ def _targets() -> Iterator[Draft]:
     names = "names"
     near = {"names.suffix_without_dot": {"encoder.q_proj": "encoder.xq_proj"}}
     prefix = {"names.prefix_of_a_name": {"encoder.q_proj": "encoder.q_proj_norm"}}
-    suffix = ["q_proj", "encoder.q_proj", "default.q_proj", "lora_A.q_proj", "base_model.q_proj"]
+    suffix = ["q_proj", "encoder.q_proj", "default.q_proj", "lora_A.q_proj", "my_base_model.q_proj"]
     for name, modules, targets, wrong in (
         ("suffix", suffix, ["q_proj"], near),
         ("longer_suffix", ["encoder.q_proj"], ["encoder.q_proj"], near),
@@ -244,7 +244,7 @@ def _targets() -> Iterator[Draft]:
     for name, module, other in (
         ("default", "default.q_proj", "a.o"),
         ("lora_A", "lora_A.q_proj", "q_proj"),
-        ("base_model", "base_model.q_proj", "b.o"),
+        ("base_model", "my_base_model.q_proj", "b.o"),
     ):
         wrong = {"names.stripped": {module: other}}
         draft = Draft(f"names.module_called_{name}", names, NAMES, ("names.stripped",), moved=wrong)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .kinds import dense
 
-__all__ = ["dequantised", "flavour", "is_quantised", "requantised"]
+__all__ = ["dequantised", "flavour", "is_quantised", "requantised", "write_problem"]
 
 
 def flavour(weight: Any) -> str | None:
@@ -54,6 +54,14 @@ def _scales(layer: Any) -> Tensor:
     return layer.state.SCB if scales is None else scales
 
 
+def write_problem(layer: nn.Module) -> str | None:
+    """Why :func:`requantised` cannot write the layer's format, or None if it can, or need not."""
+    weight: Any = layer.weight
+    if flavour(weight) != "torchao" or type(weight).__name__ == "Int8Tensor":
+        return None
+    return f"its weight is quantised in a format that cannot be written ({type(weight).__name__})"
+
+
 def requantised(layer: nn.Module, W: Tensor) -> nn.Parameter:
     """``W`` (out, in) quantised as the layer's weight is. Raises ValueError for a format it cannot write."""
     weight: Any = layer.weight
@@ -69,9 +77,9 @@ def requantised(layer: nn.Module, W: Tensor) -> nn.Parameter:
         # The layer moves a weight's scales into its state at the next call; the old weight takes its own back.
         weight.CB, weight.SCB = weight.data, _scales(layer)
         return type(weight)(W.half(), requires_grad=False, has_fp16_weights=False).to(weight.device)
-    if kind == "torchao" and type(weight).__name__ == "Int8Tensor":
-        return nn.Parameter(_int8(weight, W), requires_grad=False)
-    raise ValueError(f"its weight is quantised in a format that cannot be written ({type(weight).__name__})")
+    if problem := write_problem(layer):
+        raise ValueError(problem)
+    return nn.Parameter(_int8(weight, W), requires_grad=False)
 
 
 def _int8(weight: Any, W: Tensor) -> Tensor:

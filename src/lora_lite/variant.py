@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 from .config import AdapterConfig
 from .kinds import Kind, dense, is_linear, kind_of, never_called
-from .quantised import dequantised, flavour
+from .quantised import dequantised, flavour, write_problem
 
 __all__ = [
     "VARIANTS",
@@ -217,7 +217,7 @@ class Variant(nn.Module):
 
     def merge_problem(self, layer: nn.Module) -> str | None:
         """Why this adapter cannot be folded into the layer's weight, or None if it can."""
-        return weight_problem(layer)
+        return weight_problem(layer) or write_problem(layer)
 
     def install(self, layer: nn.Module) -> None:
         """Change the layer's weight, for a variant that does, whenever the adapter becomes active;

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted(f for f in (ROOT / "harness").glob("test_*.py") if f.name != "test_references_agree.py")
 # Small numbers that no result is compared with.
 NO_BOUND = {
+    ("test_contexts.py", 1e-4): "a size of weights, whose squares are below float16's smallest number",
     ("test_forward.py", 1e-6): "what the factors are multiplied by before the comparison",
     ("test_init.py", 1e-12): "keeps a division from zero",
     ("test_training.py", 1e-2): "the optimisers' step size",

@@ -6,7 +6,7 @@ import pytest
 
 from harness.cases.profiles import Profile
 from harness.engine.checks import Check
-from tests.subjects import broken_alone, broken_contexts  # noqa: F401  (they fill the table)
+from tests.subjects import broken_alone, broken_contexts, checkpoint_loaders  # noqa: F401  (they fill the table)
 from tests.subjects.broken import BROKEN, Broken
 from tests.subjects.judged import audit
 

@@ -47,18 +47,20 @@ class Style:
 NO_DROPOUT = dict.fromkeys(("lora", "pissa", "dora", "delora"), "dropout")
 NO_GRAM_SCHMIDT = {"hra": "Gram-Schmidt|gram_schmidt"}
 NO_FILES = dict.fromkeys(("lora", "pissa", "dora", "ia3", "hra", "delora"), "no save or no load")
+WIDE = dict.fromkeys(NO_FILES, "autocast")  # a documented choice: answers in x's dtype
+CACHES = dict.fromkeys(NO_FILES, "evaluation mode")  # a documented choice: as loralib
 PICKLES = dict.fromkeys(NO_FILES, "pickle")
 STYLES = (
     Style(wrapped.Library),
     Style(hooked.Library, PICKLES),
-    Style(subclassed.Library, NO_GRAM_SCHMIDT),
-    Style(transposed.Library, NO_GRAM_SCHMIDT),
+    Style(subclassed.Library, CACHES | NO_GRAM_SCHMIDT),
+    Style(transposed.Library, WIDE | NO_GRAM_SCHMIDT),
     Style(fused.Library),
-    Style(functional.Library, NO_DROPOUT | NO_GRAM_SCHMIDT),
+    Style(functional.Library, WIDE | NO_DROPOUT | NO_GRAM_SCHMIDT),
     Style(parametrized.Library, NO_FILES | NO_DROPOUT | NO_GRAM_SCHMIDT),
     Style(odd.SinglePrecision, {"lora": "float64", "ia3": "float64"}),
     Style(odd.OwnBackward),
-    Style(odd.Functional),
+    Style(odd.Functional, {"dora": "autocast"}),
     Style(odd.CachedDora, {"dora": "no save or no load"}),
 )
 CASES = [pytest.param(s, v, id=f"{s}-{v}") for s in STYLES for v in sorted(s.make().variants)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,7 @@ ASKED = (
     "step0.dead_parameters",
     "dtype.output",
     "init.distribution",
+    "init.keyed",
     "shapes.canonical",
     "shapes.roles",
     "shapes.frozen_base",
@@ -38,7 +40,14 @@ ASKED = (
     "training.alive",
 )
 # Facts that a diagnosis cannot be read off: the finding has the check's own words.
-UNNAMED = {"delora.norm_not_saved"}
+UNNAMED = {"delora.norm_not_saved", "vera.matrices_not_saved"}
+
+
+# What no check can see yet, and why. One that is caught after all fails here, and is taken off the list.
+NOT_YET = {
+    "pissa.dropout_on_everything": "dropout.placement takes as many ranks as inputs, to read the mask back: nothing is "
+    "left of the base path then",
+}
 
 
 def claims(subject: Equation, variant: str) -> Iterator[Claim]:
@@ -52,7 +61,16 @@ def claims(subject: Equation, variant: str) -> Iterator[Claim]:
             )  # fmt: skip
 
 
-@pytest.mark.parametrize("entry", catalogue(), ids=lambda m: m.id)
+def entries() -> list[Any]:
+    """Every entry; those that cannot be seen yet are expected to fail, and nothing else is."""
+    return [pytest.param(m, id=m.id, marks=_expected(m.id)) for m in catalogue()]
+
+
+def _expected(id_: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.xfail(strict=True, reason=NOT_YET[id_])] if id_ in NOT_YET else []
+
+
+@pytest.mark.parametrize("entry", entries())
 def test_caught_and_named(entry: Mistake) -> None:
     """Some claim fails, and a failing one is explained by this entry."""
     named: set[str] = set()

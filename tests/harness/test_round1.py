@@ -21,15 +21,17 @@ VERDICTS = {
     "delora": "Buggy",
 }
 DROPOUT = ("BUG", "dropout.active", "dropout is accepted and does nothing")
+ALPHA = ("BUG", "save_load.other_settings", "another alpha at load gives another model and is not refused")
 # Per variant, every finding: its tag, a claim that it rests on, and words of its title.
 FINDINGS = {
-    "lora": (DROPOUT,),
+    "lora": (DROPOUT, ALPHA),
     "pissa": (
         DROPOUT,
+        ALPHA,
         ("BUG", "save_load.other_base", "another base"),
         ("BUG", "init.principal", "factors leave α/r out, and the residual subtracts (α/r) B A"),
     ),
-    "dora": (DROPOUT, ("OK-doc", "forward.gradients", "gradient flows through ‖V‖")),
+    "dora": (DROPOUT, ALPHA, ("OK-doc", "forward.gradients", "gradient flows through ‖V‖")),
     "ia3": (("BUG", "shapes.modes", "option is silently ignored"),),
     "hra": (("BUG", "step0.dead_parameters", "scalar gate around the reflections starts at zero"),),
     "delora": (

@@ -16,7 +16,7 @@ import lora_lite
 from lora_lite.variant import VARIANTS
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "lora_lite.md").read_text()
-QUICKSTART, TARGETS, VARIANT = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.S)
+QUICKSTART, SEVERAL, TARGETS, VARIANT = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.S)
 
 
 def run(code: str, **names: Any) -> dict[str, Any]:
@@ -34,6 +34,18 @@ def test_quickstart_trains_and_reloads(tmp_path: Path, monkeypatch: pytest.Monke
     assert not torch.equal(lora_lite.detach(model)(ids).logits, trained)
     lora_lite.load(model, "adapter.safetensors")
     assert torch.equal(model(ids).logits, trained)
+
+
+def test_several_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope = run(QUICKSTART)
+    model, ids = scope["model"], scope["ids"]
+    trained = model(ids).logits
+    after = run(SEVERAL, **{name: scope[name] for name in ("model", "ids", "lora_lite")})
+    assert torch.equal(lora_lite.detach(model)(ids).logits, after["base_logits"])
+    lora_lite.load(model, "second.safetensors", "second")
+    assert torch.equal(model(ids).logits, after["base_logits"])  # it was never trained
+    assert not torch.equal(trained, after["base_logits"])
 
 
 def test_targets_are_valid_configs() -> None:

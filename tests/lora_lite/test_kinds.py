@@ -254,3 +254,37 @@ def test_files(name: str, tmp_path: Path) -> None:
 
 def test_all_linear_means_linear() -> None:
     assert set(lora_lite.attach(Net(), LoRAConfig(rank=2, targets="all-linear"))) == {"mix", "head"}
+
+
+@pytest.mark.parametrize(
+    "option", [{"dilation": 2, "padding": "same"}, {"padding": 1, "padding_mode": "circular"}], ids=str
+)
+def test_pefts_convolution_has_neither_dilation_nor_padding_mode(
+    option: dict[str, Any], tmp_path: Path
+) -> None:
+    """PEFT's merged layer is not its adapted one; lora_lite's are both PEFT's merged one."""
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3, **option)), torch.randn(1, 3, 6, 6)
+    theirs = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=["0"])).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(torch.randn_like(p) * 0.3 * p.requires_grad)
+    theirs.save_pretrained(tmp_path)
+    adapted = theirs(x)
+    merged = theirs.merge_and_unload()(x)
+    assert (adapted - merged).norm() > 0.1 * merged.norm()
+    lora_lite.load_peft(model, tmp_path)
+    torch.testing.assert_close(model(x), merged, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lora_lite.merge(model)(x), merged, rtol=1e-4, atol=1e-4)
+
+
+def test_pefts_lookup_renormalises_its_factor() -> None:
+    """max_norm in place on A: evaluating PEFT's model changes the adapter."""
+    model = peft.get_peft_model(
+        nn.Sequential(nn.Embedding(7, 12, max_norm=0.5)), peft.LoraConfig(r=2, target_modules=["0"])
+    )
+    A = model.base_model.model[0].lora_embedding_A["default"]
+    with torch.no_grad():
+        A.fill_(1.0)
+        before = A.clone()
+        model(IDS)
+    assert not torch.equal(A, before)

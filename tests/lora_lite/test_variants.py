@@ -270,8 +270,9 @@ def test_doras_own_backward_pass_is_autograds() -> None:
         torch.randn(*shape, dtype=torch.float64, requires_grad=True)
         for shape in ((4, 5), (4, 3), (5, 3), (5,), (5,))
     )
-    for shift in (b.detach(), torch.zeros_like(b.detach())):
-        torch.testing.assert_close(Scale.apply(y, h, B, g, shift)[0], g * (y + h @ B.T) + (1 - g) * shift)
+    for shift in (b.detach(), None):
+        want = g * (y + h @ B.T) + (0 if shift is None else (1 - g) * shift)
+        torch.testing.assert_close(Scale.apply(y, h, B, g, shift)[0], want)
         assert torch.autograd.gradcheck(lambda *a, s=shift: Scale.apply(*a, s), (y, h, B, g))
         assert torch.autograd.gradgradcheck(lambda *a, s=shift: Scale.apply(*a, s), (y, h, B, g))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from oracles.implementation import AdapterSpec
 from oracles.peft import BINDINGS, OneLayer
+from oracles.peft_lifecycle import spec_in
 from oracles.seeding import seed_torch
 from oracles.variants import VARIANTS
 from oracles.variants.record import Compose
@@ -25,6 +27,7 @@ def two_adapters(variant: str, dropout: float = 0.0) -> tuple[Any, list[AdapterS
         AdapterSpec(variant, rank, alpha, dropout, lambda0=strength)
         for rank, alpha, strength in ((2, 3.0, 3.0), (4, 2.0, 5.0))
     ]
+    specs[1] = VARIANTS[variant].beside(*specs)
     model = OneLayer(nn.Linear(IN, OUT))
     configs = [BINDINGS[variant].config(spec, ["layer"]) for spec in specs]
     with warnings.catch_warnings():
@@ -89,3 +92,21 @@ def test_one_adapter_is_its_equation(variant: str) -> None:
     alone = record.compose_adapters([(p, spec)], W, b, x)
     assert torch.allclose(alone, record.form.forward(x, W, b, p, spec, x))
     assert torch.allclose(record.compose_adapters([], W, b, x), base(x).detach())
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if VARIANTS[v].peft])
+def test_a_checkpoint_states_its_spec(variant: str, tmp_path: Path) -> None:
+    """What PEFT writes into adapter_config.json is read back as the spec it was made from, by this method alone."""
+    record = VARIANTS[variant]
+    spec = AdapterSpec(variant, 2, 3.0, 0.1, lambda0=3.0)
+    for option in record.options:
+        spec = option.put(spec, option.values[-1] if option.values else True)
+    config = BINDINGS[variant].config(spec, ["layer"])
+    config.save_pretrained(str(tmp_path))
+    read = spec_in(tmp_path)
+    for option in record.options:
+        if not option.side:  # a matter of the layer, not of the file
+            assert option.of(read) == option.of(spec), option.name
+    assert read.variant == variant
+    assert not record.has_rank or read.rank == 2
+    assert not record.has_dropout or read.dropout == 0.1

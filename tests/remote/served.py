@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from harness.subjects.remote import limits
-from harness.subjects.remote.proxy import Command, remote_subject
+from harness.subjects.remote.process import Command
+from harness.subjects.remote.proxy import remote_subject
 from oracles.implementation import Implementation
 
 SUBJECTS = Path(__file__).parent / "subjects"

@@ -390,3 +390,20 @@ class LoadsTrainableBase(wrapped.Library):
         found = super().load(base, spec, path)
         base.requires_grad_(True)
         return found
+
+
+@layer("dora", "init.half", "Faithful-with-doc-gap", "init shapes forward save_load")
+class MagnitudeOfTheBase(wrapped.Dora):
+    """The rows' lengths are taken in the dtype that the base has."""
+
+    def start_m(self) -> Tensor:
+        return self.base.weight.detach().norm(dim=1).to(self.dtype)
+
+
+@layer("delora", "init.half", "Partial", "init shapes forward save_load")
+class NoNormsInHalf(wrapped.Delora):
+    """Over a half-precision base the norms are left at one."""
+
+    def start_norm(self) -> Tensor:
+        norm = super().start_norm()
+        return norm if self.base.weight.dtype == self.dtype else torch.ones_like(norm)

@@ -1,7 +1,6 @@
 """Style: the layer is replaced by a module that holds the wrapped ``nn.Linear`` and the adapter.
 
-Each variant is a class of small methods, so that a broken subject is one of them overridden. PiSSA and HRA answer in
-x's dtype, under autocast too, where a plain layer answers in bfloat16.
+Each variant is a class of small methods, so that a broken subject is one of them overridden.
 """
 
 from __future__ import annotations
@@ -24,6 +23,12 @@ PARAMETERS = ("A", "B", "m", "l", "U", "lambda_")
 def wide(dtype: torch.dtype) -> torch.dtype:
     """float32 for the half precisions, the dtype itself otherwise."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def answered(y: Tensor, x: Tensor) -> Tensor:
+    """y in the dtype in which a plain layer answers x: autocast's where that is on, else x's."""
+    device = x.device.type
+    return y.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype)
 
 
 class Wrapped(nn.Module):
@@ -133,7 +138,7 @@ class Pissa(Lora):
 
     def forward(self, x: Tensor) -> Tensor:
         y = fn.linear(x.to(self.dtype), self.residual.to(self.dtype)) + self.branch(x)
-        return (y if self.base.bias is None else y + self.base.bias).to(x.dtype)
+        return answered(y if self.base.bias is None else y + self.base.bias, x)
 
     def weight(self) -> Tensor:
         return self.residual + self.s * self.B @ self.A
@@ -229,7 +234,7 @@ class Hra(Wrapped):
 
     def forward(self, x: Tensor) -> Tensor:
         y = fn.linear(self.turned(x.to(self.dtype)), self.w0)
-        return (y if self.base.bias is None else y + self.base.bias).to(x.dtype)
+        return answered(y if self.base.bias is None else y + self.base.bias, x)
 
     def weight(self) -> Tensor:
         return self.w0 @ self.turned(torch.eye(self.base.in_features, dtype=self.dtype)).T

@@ -1,8 +1,9 @@
 """By hand: verify-merge beside deltalint on the same merges, right and wrong, as a markdown table.
 
-    python -m tests.vectors.beside_deltalint --deltalint PATH/TO/bin/deltalint
+    python -m tests.vectors.beside_deltalint --python PATH/TO/ITS/bin/python
 
-deltalint is installed in an environment of its own (`pip install deltalint==0.1.0 numpy`). Right merges are PEFT's
+deltalint is installed in an environment of its own (`pip install deltalint==0.1.0 numpy`), and asked through its
+command line, all merges by one process. Right merges are PEFT's
 own ``merge_and_unload``, wrong ones are made from them. The base is one small model in each dtype.
 """
 
@@ -14,6 +15,7 @@ import json
 import subprocess
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,14 +96,16 @@ def _move(model: nn.Module, size: float) -> None:
             if not p.requires_grad:
                 continue
             noise = torch.randn_like(p)
-            if "lora_B" in name or "embedding_B" in name or "vera_lambda_b" in name:
+            if "lora_B" in name or "lora_embedding" in name or "vera_lambda_b" in name:
                 p.add_(size * 0.2 * noise)
             elif "delora_B" in name or "vera_lambda_d" in name:
                 p.copy_(noise)
             elif "delora_lambda" in name:
                 p.fill_(4 * size)
+            elif "ia3" in name:
+                p.add_(size * noise)
             else:
-                p.add_(size * noise * p.std().nan_to_num(1.0))
+                p.add_(size * noise * p.std())
 
 
 def _made(method: str, dtype: torch.dtype, size: float, home: Path, seed: int = 0) -> Merge:
@@ -203,39 +207,81 @@ def _ours(merge: Merge) -> str:
     return f"{exit_code(found)}: {', '.join(verdicts)}"
 
 
-def _theirs(tool: str, merge: Merge) -> str:
-    command = [
-        tool,
-        "check",
-        "--base",
-        merge.base,
-        "--adapter",
-        merge.adapter,
-        "--merged",
-        merge.merged,
-        "--json",
+# Run by deltalint's own interpreter: each line of the input is the arguments of one call of its command line.
+ASK_ALL = """
+import contextlib, io, json, sys
+from deltalint.cli import main
+for line in sys.stdin:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(json.loads(line))
+        except SystemExit as stopped:
+            code = stopped.code
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
+def _theirs(python: str, asked: list[Merge]) -> list[str]:
+    lines = [
+        json.dumps(
+            ["check", "--base", str(m.base), "--adapter", str(m.adapter), "--merged", str(m.merged), "--json"]
+        )
+        for m in asked
     ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    command = [python, "-W", "ignore", "-c", ASK_ALL]
+    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, check=True)
+    return [_short(*json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def _short(code: int, out: str, err: str) -> str:
     try:
-        layers = json.loads(done.stdout)["layers"]
+        layers = json.loads(out)["layers"]
     except (ValueError, KeyError):
-        return f"{done.returncode}: {(done.stderr or done.stdout).strip().splitlines()[-1][:60]}"
+        return f"{code}: {(err or out).strip().splitlines()[-1][:60]}"
     words = sorted({str(la.get("diagnosis") or la["verdict"]) for la in layers})
-    return f"{done.returncode}: {', '.join(words)}"
+    return f"{code}: {', '.join(words)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--deltalint", required=True)
-    tool = parser.parse_args().deltalint
+    parser.add_argument("--python", required=True)
+    python = parser.parse_args().python
     warnings.simplefilter("ignore")
-    print("| merge | right | deltalint 0.1.0 | verify-merge |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as home:
-        for merge in merges(Path(home)):
-            print(
-                f"| {merge.name} | {'yes' if merge.right else 'no'} | {_theirs(tool, merge)} | {_ours(merge)} |",
-                flush=True,
-            )
+        asked = list(merges(Path(home)))
+        found = [(m, theirs, _ours(m)) for m, theirs in zip(asked, _theirs(python, asked), strict=True)]
+    _summary(found)
+    print("\n| merge | right | deltalint 0.1.0 | verify-merge |\n|---|---|---|---|")
+    for merge, theirs, ours in found:
+        print(f"| {merge.name} | {'yes' if merge.right else 'no'} | {theirs} | {ours} |")
+
+
+WORDS = {
+    (True, "0"): "accepted",
+    (True, "1"): "accused",
+    (False, "0"): "passed",
+    (False, "1"): "named",
+    (True, "2"): "not read",
+    (False, "2"): "not read",
+}
+
+
+def _summary(found: list[tuple[Merge, str, str]]) -> None:
+    print("| merges of | right | deltalint 0.1.0 | verify-merge | wrong | deltalint 0.1.0 | verify-merge |")
+    print("|---|---|---|---|---|---|---|")
+    for method in dict.fromkeys(m.name.partition(",")[0] for m, _, _ in found):
+        mine = [entry for entry in found if entry[0].name.partition(",")[0] == method]
+        cells = [f"| {method}"]
+        for right in (True, False):
+            part = [entry for entry in mine if entry[0].right == right]
+            cells += [str(len(part)), *(_counted(right, [entry[i] for entry in part]) for i in (1, 2))]
+        print(" | ".join(cells) + " |")
+
+
+def _counted(right: bool, answers: list[str]) -> str:
+    words = Counter(WORDS.get((right, answer[0]), "undecided") for answer in answers)
+    return ", ".join(f"{n} {word}" for word, n in sorted(words.items()))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from oracles.vectors.bases import BASES
-from oracles.vectors.chain import run
 from oracles.vectors.corpus import Vector, vectors
 from oracles.vectors.expected import APART
 from oracles.vectors.writer import HOME, write_corpus
@@ -69,12 +68,6 @@ def test_it_tells_apart_what_it_is_for(vector: Vector) -> None:
     assert told
     for wrong in told:
         assert wrong["distance"] >= APART
-
-
-@pytest.mark.parametrize("vector", APPLIED, ids=lambda v: v.id)
-def test_logits_are_those_of_the_merged_weights(vector: Vector) -> None:
-    for i, x in enumerate(vector.inputs):
-        torch.testing.assert_close(run(vector.model, vector.merged, x), vector.numbers[f"logits/{i}"])
 
 
 def test_no_size_hides_a_transposition() -> None:

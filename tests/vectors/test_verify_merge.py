@@ -39,11 +39,10 @@ def test_a_right_merge_is_verified(vector: Vector, tmp_path: Path) -> None:
 
 
 def _first_of_each_reading() -> list[tuple[Vector, str]]:
-    seen: dict[tuple[str, str], tuple[Vector, str]] = {}
+    seen: dict[str, tuple[Vector, str]] = {}
     for vector in APPLIED:
         for wrong in vector.about["wrong_readings"]:
-            key = (vector.about["flags"]["method"], wrong["id"])
-            seen.setdefault(key, (vector, wrong["id"]))
+            seen.setdefault(wrong["id"], (vector, wrong["id"]))
     return list(seen.values())
 
 

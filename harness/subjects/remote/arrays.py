@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from harness.subjects.arrays import from_arrays
+from harness.subjects.remote.connection import ATTRIBUTES, Elsewhere, identity_of
 from harness.subjects.remote.messages import BadMessage, Parcel, Raw, opaque, raise_for
 from harness.subjects.remote.mirror import spec_told
 from harness.subjects.remote.process import Worker
@@ -116,8 +117,6 @@ def _optional(method: str) -> Callable[..., Any]:
 
 def remote_arrays(connection: Any) -> Implementation:
     """The ``Implementation`` for the library of arrays that a connection leads to."""
-    from harness.subjects.remote.proxy import ATTRIBUTES, Elsewhere, identity_of
-
     greeting = connection.worker.greeting
     required = set(vars(RemoteArrays))
     offered = [

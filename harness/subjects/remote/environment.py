@@ -94,8 +94,20 @@ def interpreter(metadata: Metadata, say: Callable[[str], None], *, offline: bool
 def _make(uv: str, metadata: Metadata, folder: Path, python: Path, offline: bool) -> None:
     more = ["--offline"] if offline else []
     _run([uv, "venv", "--quiet", *more, "--python", metadata.requires_python or _this_python(), str(folder)])
-    if metadata.dependencies:
-        _run([uv, "pip", "install", *more, "--python", str(python), *metadata.dependencies])
+    if not metadata.dependencies:
+        return
+    install = [uv, "pip", "install", *more, "--python", str(python), *metadata.dependencies]
+    if os.environ.get("UV_TORCH_BACKEND") or not any(
+        re.match("torch|peft", d) for d in metadata.dependencies
+    ):
+        _run(install)
+        return
+    try:  # the audit runs on the CPU, whose torch is a twentieth of the size
+        _run([*install, "--torch-backend", "cpu"])
+    except BadEnvironment as error:
+        if "pytorch.org" not in str(error):
+            raise
+        _run(install)
 
 
 def _uv() -> str:

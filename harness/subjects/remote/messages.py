@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import functools
 import json
+import logging
 import select
 import time
 import warnings
@@ -47,6 +48,7 @@ class RemoteException(BaseException):
     text: str | None = None
     file: str | None = None
     line: int | None = None
+    frames: tuple[tuple[str, int, bool], ...] = ()
 
     def __str__(self) -> str:
         if self.text is None:
@@ -61,6 +63,7 @@ def exception_of(error: dict[str, Any]) -> BaseException:
     kind = _exception_class(str(error.get("type"))[:100], tuple(map(str, error.get("bases", ()))))
     found = kind()
     found.text, found.file, found.line = error.get("text"), error.get("file"), error.get("line")
+    found.frames = tuple((str(f), int(n), bool(own)) for f, n, own in error.get("frames", ()))
     if found.file:
         found.add_note(f"in {found.file}, line {found.line}")
     return found
@@ -95,8 +98,10 @@ def raise_for(reply: dict[str, Any]) -> None:
     raise BadMessage(f"a reply of the status {status!r}")
 
 
-def reissue(told: Any) -> None:
-    """Warn here of what the subject warned of there."""
+def reissue(told: Any, logs: Any) -> None:
+    """Warn here of what the subject warned of there, and log what it logged."""
+    for name, level, text in logs:
+        logging.getLogger(str(name)).log(int(level), "%s", text)
     for category, text, file, line in told:
         kind = getattr(builtins, str(category), UserWarning)
         if not (isinstance(kind, type) and issubclass(kind, Warning)):

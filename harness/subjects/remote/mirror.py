@@ -418,15 +418,25 @@ class World:
 
     # Calling
 
-    def call(self, module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-        """``module(*arguments, **named)`` there, joined to the graph here."""
+    def call(
+        self,
+        module: nn.Module,
+        arguments: tuple[Any, ...],
+        named: Mapping[str, Any],
+        graphs: Graphs | None = None,
+    ) -> Any:
+        """``module(*arguments, **named)`` there, joined to the graph here; with ``graphs`` the compiled module."""
         parcel, inputs, number = Parcel(TORCH), list[Tensor](), next(self.worker.numbers)
         coded = {
             "module": self.number_of(module),
             "arguments": [self.encoded(a, parcel, inputs) for a in arguments],
             "named": {k: self.encoded(v, parcel, inputs) for k, v in named.items()},
         }
+        if graphs is not None:
+            coded["compiled"] = graphs.number
         result, raws = self.ask("call", parcel, call=number, **coded)
+        if graphs is not None:
+            graphs.count = int(result.get("graphs", 0))
         return self._make_sense(self._answer, number, result, raws, inputs)
 
     def _answer(self, call: int, result: dict[str, Any], raws: list[Raw], inputs: list[Tensor]) -> Any:
@@ -452,19 +462,20 @@ class World:
         found: tuple[Tensor, ...] = RemoteCall.apply(held, *given)
         return found
 
-    def copied(self, module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-        """A deep copy of a module, there and here."""
+    def copied(self, module: nn.Module, memo: dict[int, Any], how: str = "deepcopy") -> nn.Module:
+        """A deep copy of a module, or one that was pickled and unpickled, there and here."""
         twin = World(self.worker)
-        result, _ = self._ask_into(twin, module)
+        result, _ = self._ask_into(twin, module, how)
         for old, new in result["twins"]:
             for mine, theirs in ((self.tensors, twin.tensors), (self.modules, twin.modules)):
                 if old in mine and new in theirs:
                     memo[id(mine[old])] = theirs[new]
         return twin.modules[result["module"]]
 
-    def _ask_into(self, twin: World, module: nn.Module) -> tuple[Any, list[Raw]]:
+    def _ask_into(self, twin: World, module: nn.Module, how: str) -> tuple[Any, list[Raw]]:
         parcel = Parcel(TORCH)
-        header = {"op": "copy", "world": self.number, "into": twin.number, "module": self.number_of(module)}
+        header = {"op": "copy", "how": how, "world": self.number, "into": twin.number}
+        header["module"] = self.number_of(module)
         reply, raws = self.worker.ask({**header, "push": self._push(parcel)}, parcel)
         twin._make_sense(twin.absorb, reply.get("state", {}), raws)
         raise_for(reply)
@@ -630,8 +641,34 @@ class Mirror:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _link(self).world.copied(self, memo)  # type: ignore[arg-type]
 
-    def __reduce__(self) -> Any:
-        raise TypeError(f"a {type(self).__name__} of another process cannot be pickled")
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A pickle holds the name of a copy that was pickled and unpickled there; no bytes of it come here."""
+        copy = _link(self).world.copied(self, {}, "pickle")  # type: ignore[arg-type]
+        REVIVED[id(copy)] = copy
+        return _revived, (id(copy),)
+
+    def compiled_there(self, backend: str) -> tuple[Callable[..., Any], Graphs]:
+        """The module under ``torch.compile`` there, and how many graphs have been compiled so far."""
+        world = _link(self).world
+        graphs = Graphs(next(world.worker.numbers))
+        world.ask("compile", module=_link(self).number, backend=backend, compiled=graphs.number)
+        return lambda *arguments: world.call(self, arguments, {}, graphs), graphs  # type: ignore[arg-type]
+
+
+@dataclass
+class Graphs:
+    """A compiled module there by its number, and how many graphs were compiled for it."""
+
+    number: int
+    count: int = 0
+
+
+REVIVED: dict[int, nn.Module] = {}
+
+
+def _revived(key: int) -> nn.Module:
+    """The copy behind a pickle that was made in this process, once."""
+    return REVIVED.pop(key)
 
 
 def _link(module: Any) -> Link:

@@ -157,7 +157,7 @@ class Worker:
             if "rng" in reply:
                 self.rng = raws[reply["rng"]].data
                 torch.set_rng_state(TORCH.tensor(raws[reply["rng"]]))
-            reissue(reply.get("warnings", ()))
+            reissue(reply.get("warnings", ()), reply.get("logs", ()))
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise self.distrust(error) from error
         return reply, raws

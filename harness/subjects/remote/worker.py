@@ -9,6 +9,7 @@ down in docs/worker.md and messages.schema.json.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import ctypes
@@ -18,7 +19,9 @@ import importlib.util
 import inspect
 import itertools
 import json
+import logging
 import os
+import pickle
 import platform
 import random
 import struct
@@ -583,7 +586,7 @@ class TorchServer:
         self.subject = subject
         self.tensors = TorchTensors()
         self.torch = self.tensors.torch
-        self.worlds, self.calls, self.blanks = {}, {}, {}
+        self.worlds, self.calls, self.blanks, self.compiled = {}, {}, {}, {}
         self.rng = b""
         self.world = None
         self.before, self.left = {}, {}
@@ -659,16 +662,20 @@ class TorchServer:
 
     def do_call(self, header, raws, parcel):
         """``module(*arguments)``; with gradients on, the graph is kept until the audit lets go of it."""
-        module, inputs = self.world.objects[header["module"]], []
+        module, inputs, graphs = self.world.objects[header["module"]], [], []
+        within = contextlib.nullcontext
+        if "compiled" in header:
+            (module, graphs), within = self.compiled[header["compiled"]], self.ours  # compilers set variables
         arguments = [self.decoded(value, raws, inputs) for value in header["arguments"]]
         named = {key: self.decoded(value, raws, inputs) for key, value in header.get("named", {}).items()}
         given = [(x, self.tensors.raw(x).data) for _, x in inputs]
         outputs = []
-        result = self.encoded(module(*arguments, **named), parcel, outputs)
+        with within():
+            result = self.encoded(module(*arguments, **named), parcel, outputs)
         flowing = [t for t in outputs if t.requires_grad]
         if flowing and self.torch.is_grad_enabled():
             self.calls[header["call"]] = (outputs, [leaf for leaf, _ in inputs], self.world)
-        reply = {"value": result, "flows": [bool(t.requires_grad) for t in outputs]}
+        reply = {"value": result, "flows": [bool(t.requires_grad) for t in outputs], "graphs": len(graphs)}
         written = [(i, x) for i, (x, was) in enumerate(given) if self.tensors.raw(x).data != was]
         if written:
             reply["written"] = [[i, parcel.add(x)] for i, x in written]
@@ -692,6 +699,21 @@ class TorchServer:
             leaf.grad = None
         return reply
 
+    def do_compile(self, header, raws, parcel):
+        """The module under ``torch.compile``; what is compiled is counted."""
+        graphs = []
+        with self.ours():
+            dynamo = importlib.import_module("torch._dynamo")
+        dynamo.reset()
+        inner = dynamo.lookup_backend(header["backend"])
+
+        def counted(graph, inputs):
+            graphs.append(len(graph.graph.nodes))
+            return inner(graph, inputs)
+
+        module = self.torch.compile(self.world.objects[header["module"]], backend=counted)
+        self.compiled = {header["compiled"]: (module, graphs)}
+
     def do_slot(self, header, raws, parcel):
         """``read``, ``write`` or ``gradient`` of a slot whose canonical value is computed."""
         _, slots = self.world.adapted[header["adapted"]]
@@ -713,9 +735,12 @@ class TorchServer:
         return [[name, self.encoded(value, parcel)] for name, value in found.items()]
 
     def do_copy(self, header, raws, parcel):
-        """A deep copy of a module, in a world of its own; which numbers stand for which."""
+        """A deep or a pickled copy of a module, in a world of its own; which numbers stand for which."""
         memo, old = {}, self.world
-        module = copy.deepcopy(old.objects[header["module"]], memo)
+        module = old.objects[header["module"]]
+        # The pickle is of this process' own making, and stays in it.
+        pickled = header["how"] == "pickle"
+        module = pickle.loads(pickle.dumps(module)) if pickled else copy.deepcopy(module, memo)
         self.world = self.worlds[header["into"]] = World(self.tensors)
         self.world.add_root(module)
         self.world.survey()
@@ -1123,7 +1148,7 @@ class ArrayServer:
 
 
 def failure(error):
-    """What an exception is in a message: its type, its text, and where it was raised."""
+    """What an exception is in a message: its type, its text, where it was raised, and the innermost frames."""
     told = {
         "type": type(error).__name__,
         "text": one_line(error),
@@ -1131,11 +1156,48 @@ def failure(error):
     }
     if isinstance(error, SystemExit):
         told["code"] = error.code if is_simple(error.code) else repr(error.code)
-    trace = error.__traceback__
+    trace, frames = error.__traceback__, collections.deque(maxlen=50)
     while trace is not None:
-        told["file"], told["line"] = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+        code = trace.tb_frame.f_code
+        told["file"], told["line"] = code.co_filename, trace.tb_lineno
+        frames.append([code.co_filename, trace.tb_lineno, code in WRAPPER])
         trace = trace.tb_next
-    return told
+    return dict(told, frames=list(frames))
+
+
+WRAPPER: set = set()  # the code of the methods of the subject's own class: the wrapper's, not the library's
+
+
+def note_wrapper(kind):
+    """Note which code is the wrapper's: the methods of the class and of its bases but the interface's."""
+    for base in kind.__mro__:
+        if base is object or base.__module__.startswith("oracles."):
+            continue
+        for member in vars(base).values():
+            function = inspect.unwrap(getattr(member, "__func__", member))
+            if inspect.isfunction(function):
+                WRAPPER.update(nested(function.__code__))
+
+
+def nested(code):
+    """A function's code and that of the functions within."""
+    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return [code] + [n for c in inner for n in nested(c)]
+
+
+class Logged(logging.Handler):
+    """Log records from WARNING on, for the next reply."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.records = []
+
+    def emit(self, record):
+        """Keep logger, level and text."""
+        self.records.append([record.name, record.levelno, record.getMessage()[:2000]])
+
+
+LOGGED = Logged()
 
 
 def answer(server, header, raws):
@@ -1151,6 +1213,8 @@ def answer(server, header, raws):
         except BaseException as error:
             reply.update(refused(error))
             parcel = Parcel(server.tensors)
+    if LOGGED.records:
+        reply["logs"], LOGGED.records = LOGGED.records, []
     if caught:
         reply["warnings"] = [[w.category.__name__, str(w.message), w.filename, w.lineno] for w in caught]
     try:
@@ -1315,6 +1379,8 @@ def begin(channel):
     except BaseException as error:
         channel.send({"status": "failed", "protocol": PROTOCOL, "error": failure(error)}, [])
         return None
+    note_wrapper(type(server.subject))
+    logging.getLogger().addHandler(LOGGED)
     channel.send({"status": "ok", "protocol": PROTOCOL, "result": told}, [])
     gc.freeze()  # a few hundred thousand objects that stay: the collector need not walk them again and again
     return server

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from ..config import DoRAConfig
-from ..variant import Variant, add, bias_of, full_precision, register, weight_of
+from ..variant import Variant, add, bias_of, full_precision, register, weight_of, widened
 from .lora import LoRA
 
 __all__ = ["DoRA"]
 
 
 class Scale(torch.autograd.Function):
-    """g ⊙ u + (1 - g) ⊙ b (n, out) and u = y + h Bᵀ (n, out), from y (n, out), h (n, r), B (out, r), g and b (out,).
+    """g ⊙ u + (1 - g) ⊙ b (n, out) and u = y + h Bᵀ (n, out), from y (n, out), h (n, r), B (out, r), g (out,) and b
+    (out,) or None, which means zero.
 
     The backward pass is what autograd would do, in three passes over the output instead of eight.
     """
@@ -23,9 +24,9 @@ class Scale(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(y: Tensor, h: Tensor, B: Tensor, g: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(y: Tensor, h: Tensor, B: Tensor, g: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
         u = torch.addmm(y, h, B.t())
-        return torch.addcmul((1 - g) * b, u, g), u
+        return u * g if b is None else torch.addcmul((1 - g) * b, u, g), u
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -39,7 +40,8 @@ class Scale(torch.autograd.Function):
             return (None,) * 5 if du is None else (du, du @ B, du.t() @ h, None, None)
         with full_precision(dout):
             d = dout * g if du is None else torch.addcmul(du, dout, g)
-            dg = (dout * u).sum(0) - b * dout.sum(0)
+            dg = (dout * u).sum(0)
+            dg = dg if b is None else dg - b * dout.sum(0)
             return d if ctx.needs_input_grad[0] else None, d @ B, d.t() @ h, dg, None
 
 
@@ -120,10 +122,9 @@ class DoRA(LoRA):
     def _expanded(self, W: Tensor) -> tuple[Tensor, Tensor]:
         """‖w + s b A‖² (out,) as ‖w‖² + 2 s ⟨w Aᵀ, b⟩ + s² ⟨b A Aᵀ, b⟩, and the sum of the first and last term,
         beside which it is small where s B A is close to -W and digits are lost."""
-        A, B = self.A.flatten(1), self.B.flatten(1) * self.scale
-        product = (
-            W @ A.t() if W.dtype == A.dtype else torch.cat([w.to(A.dtype) @ A.t() for w in self._blocks(W)])
-        )
+        A, B = widened(self.A.flatten(1)), widened(self.B.flatten(1)) * self.scale
+        same = W.dtype == A.dtype
+        product = W @ A.t() if same else torch.cat([w.to(A.dtype) @ A.t() for w in self._blocks(W)])
         terms = torch.linalg.vector_norm(W, dim=1, dtype=B.dtype).square() + (B * (B @ (A @ A.t()))).sum(1)
         return terms + 2 * (B * product).sum(1), terms
 
@@ -148,16 +149,12 @@ class DoRA(LoRA):
         """y + (g - 1) ⊙ (z + v) + v with z = drop(x) Wᵀ and v = s drop(x) Aᵀ Bᵀ; undropped, z is y - b."""
         if self.drops or not self.kind.sums_in_one:
             return add(y, self.change(layer, x, y))
-        h = self.coordinates(layer, x.to(self.A.dtype))
+        h = self.coordinates(layer, x.to(self.A.dtype)).reshape(-1, self.rank)
         with full_precision(y):
             g, b = self.gain(weight_of(layer)), bias_of(layer)
-            b = torch.zeros_like(g) if b is None else b.to(g.dtype)
-            rows = y.reshape(-1, self.out_features).to(g.dtype)
-            return (
-                Scale.apply(rows, h.reshape(-1, self.rank).to(g.dtype), self.B, g, b)[0]
-                .view(y.shape)
-                .to(y.dtype)
-            )
+            b = None if b is None else b.to(g.dtype)
+            wide = (t.to(g.dtype) for t in (y.reshape(-1, self.out_features), h, self.B))
+            return Scale.apply(*wide, g, b)[0].view(y.shape).to(y.dtype)
 
     def change(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """(g - 1) ⊙ (z + v) + v (..., out)."""

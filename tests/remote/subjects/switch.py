@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from torch import nn
+
+sys.path.append(str(Path(__file__).parents[3]))
 
 from oracles.implementation import Adapted, AdapterSpec, Implementation
 from tests.subjects import wrapped

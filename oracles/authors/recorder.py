@@ -11,7 +11,7 @@ import safetensors.torch
 
 from oracles.authors.availability import AUTHORS, live_cases, provenance_of
 from oracles.authors.base import AuthorImplementation
-from oracles.authors.family import RecordedCase
+from oracles.authors.recorded_case import RecordedCase
 from oracles.authors.recordings import ROOT, SCHEMA, entry, folder, seal, tensors_of, versions
 from refs.catalog import Catalog
 from refs.errors import HashMismatchError

@@ -1,0 +1,58 @@
+"""A large failing case made small: each of its sizes and settings as plain as the failure allows, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from harness.cases.layer_cases import Case
+
+ROUNDS = 3
+
+
+def shrunk(case: Case, fails: Callable[[Case], bool]) -> Case:
+    """A case that still fails, and of which no single size or setting can be made plainer in the steps tried."""
+    for _ in range(ROUNDS):
+        before = case
+        for change in _plainer(case):
+            case = _first_failing(case, change, fails)
+        if case == before:
+            break
+    return case
+
+
+Change = tuple[str, list[Any]]  # a field, and values for it from the plainest
+
+
+def _plainer(case: Case) -> Iterator[Change]:
+    yield "pruned", [False]
+    yield "spread", [False]
+    yield "weight_scale", [1.0]
+    yield "batch", [(1,), (2,), (5,), *((n,) for n in _steps(_rows(case)))]
+    yield "in_features", _steps(case.in_features)
+    yield "out_features", _steps(case.out_features)
+    yield "rank", _steps(case.spec.rank)
+    yield "alpha", [3.0, 1.0, 8.0]
+    yield "bias", [False]
+
+
+def _steps(value: int) -> list[int]:
+    """Smaller numbers, the smallest first: one to five, halves and quarters, and one less."""
+    near = [v for base in (8, 16, 32, 64) for v in (base, base + 1) if v < value]
+    return sorted({*range(1, min(6, value)), *near, value // 4, value // 2, value - 1} - {0, value})
+
+
+def _rows(case: Case) -> int:
+    rows = 1
+    for size in case.batch:
+        rows *= size
+    return rows
+
+
+def _first_failing(case: Case, change: Change, fails: Callable[[Case], bool]) -> Case:
+    name, values = change
+    for value in values:
+        plainer = case.but(**{name: value})
+        if plainer != case and fails(plainer):
+            return plainer
+    return case

@@ -1,0 +1,170 @@
+"""Inline metadata: read as PEP 723 says, made into an environment once, refused in one sentence."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import bisect
+from harness.subjects import releases
+from harness.subjects.remote import environment
+from harness.subjects.remote.environment import BadEnvironment, Metadata, metadata_of
+from harness.subjects.remote.process import Command, NoWorker, start
+from harness.subjects.resolve import BadSubject, Place, resolve
+from tests.remote.served import SUBJECTS
+
+BLOCK = (
+    '# /// script\n# requires-python = ">=3.9"\n# dependencies = [\n#   "numpy",\n#   "six>1",\n# ]\n# ///\n'
+)
+
+
+def file_with(folder: Path, text: str) -> Path:
+    """A subject's file."""
+    path = folder / "subject.py"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_block_is_read(tmp_path: Path) -> None:
+    """Wherever in the file it stands; a file without one has none."""
+    assert metadata_of(file_with(tmp_path, "'''Text.'''\n\n" + BLOCK)) == Metadata(
+        ("numpy", "six>1"), ">=3.9"
+    )
+    assert metadata_of(file_with(tmp_path, "import torch\n")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BLOCK + "\n" + BLOCK, "2 script blocks, expected one"),
+        ("# /// script\n# dependencies = [numpy]\n# ///\n", "cannot be read: Invalid value"),
+        ('# /// script\n# dependencies = "numpy"\n# ///\n', "dependencies are 'numpy', expected a list"),
+        ("# /// script\n# requires-python = 3\n# ///\n", "requires-python is 3, expected a string"),
+    ],
+)
+def test_a_bad_block_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    """In one sentence, through `--subject` too."""
+    path = file_with(tmp_path, text)
+    with pytest.raises(BadEnvironment, match=words):
+        metadata_of(path)
+    with pytest.raises(BadSubject, match=words):
+        resolve(f"{path}:Subject", Place(offline=True, say=lambda line: None))
+
+
+def fake_uv(folder: Path, body: str) -> Path:
+    """A program in uv's place."""
+    path = folder / "uv"
+    path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setattr(environment.platformdirs, "user_cache_path", lambda name: tmp_path / "cache")
+    return tmp_path / "cache" / "environments"
+
+
+MAKES = """echo "$@" >> "$0.log"
+if [ "$1" = venv ]; then for last; do :; done; mkdir -p "$last/bin"; touch "$last/bin/python"; fi"""
+
+
+def test_an_environment_is_made_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uv is asked with the block's requirements, and not again; `--offline` is passed on."""
+    uv = fake_uv(tmp_path, MAKES)
+    monkeypatch.setattr(environment, "_uv", lambda: str(uv))
+    said: list[str] = []
+    metadata = Metadata(("numpy", "six>1"), ">=3.9")
+    first = environment.interpreter(metadata, said.append, offline=True)
+    assert environment.interpreter(metadata, said.append) == first
+    assert len(said) == 1
+    assert "numpy, six>1" in said[0]
+    asked = (tmp_path / "uv.log").read_text().splitlines()
+    assert len(asked) == 2
+    assert all("--offline" in line for line in asked)
+    assert asked[1].endswith("numpy six>1")
+
+
+def test_nothing_half_made_is_left(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where uv fails its reason is told, and the folder is gone."""
+    monkeypatch.setattr(
+        environment, "_uv", lambda: str(fake_uv(tmp_path, 'echo "error: no such thing" >&2; exit 1'))
+    )
+    with pytest.raises(BadEnvironment, match=r"uv could not make the environment: error: no such thing"):
+        environment.interpreter(Metadata(("nothing",)), lambda line: None)
+    assert [p.name for p in cache.iterdir() if p.is_dir()] == []
+
+
+@pytest.mark.parametrize(
+    ("python", "file", "attribute", "words"),
+    [
+        ("/nowhere/python", "crashes.py", "Behaves", r"there is no Python at /nowhere/python"),
+        (__file__, "crashes.py", "Behaves", r"cannot be run: Permission denied"),
+        (sys.executable, "crashes.py", "Nobody", r"crashes.py: it has no attribute 'Nobody'"),
+        (sys.executable, "crashes.py", "connection", r"raised IndexError|raised ValueError|expected an Implementation"),
+        (sys.executable, "missing_library.py", "Subject", r"raised ModuleNotFoundError: No module named 'no_such"),
+        (sys.executable, "ends.py", "Subject", r"could not be loaded in .*ended with exit code 3"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_served_is_said(
+    python: str, file: str, attribute: str, words: str, tmp_path: Path
+) -> None:
+    """In one sentence, and no process stays."""
+    (tmp_path / "missing_library.py").write_text("import no_such_library\n")
+    (tmp_path / "ends.py").write_text("import os\nos._exit(3)\n")
+    path = SUBJECTS / file if (SUBJECTS / file).is_file() else tmp_path / file
+    with pytest.raises(NoWorker, match=words):
+        start(Command(Path(python), path, attribute))
+
+
+def test_a_release_has_its_requirements() -> None:
+    """Older releases of PEFT with what they run with."""
+    assert releases.file_of("peft@0.11.0") is not None
+    assert releases.file_of("peft") is None
+    assert "transformers==4.57.1" in releases.metadata_of("peft@0.4.0").dependencies
+    assert releases.metadata_of("peft@0.21.2").dependencies[0] == "peft==0.21.2"
+
+
+RELEASES = [f"0.{n}.0" for n in range(4, 12)]
+
+
+@pytest.mark.parametrize("first_bad", RELEASES[1:])
+def test_a_search_finds_the_release(first_bad: str) -> None:
+    """Whichever it is, asking about a logarithm of them; the chain may run backwards."""
+    asked: list[str] = []
+
+    def judge(release: str) -> str:
+        asked.append(release)
+        return "fail" if RELEASES.index(release) >= RELEASES.index(first_bad) else "pass"
+
+    found = bisect.search(bisect.between(RELEASES, "0.4.0", "0.11.0"), judge, lambda line: None)
+    assert found == (RELEASES[RELEASES.index(first_bad) - 1], first_bad)
+    assert len(asked) <= 5
+    chain = bisect.between(RELEASES, "0.11.0", "0.4.0")
+    backwards = bisect.search(chain, lambda r: "fail" if judge(r) == "pass" else "pass", lambda line: None)
+    assert backwards == found[::-1]
+
+
+def test_a_release_without_the_variant_is_passed_over() -> None:
+    """What is not offered is neither good nor bad."""
+    outcomes = {
+        "0.4.0": "pass",
+        "0.5.0": "pass",
+        "0.6.0": "not_applicable",
+        "0.7.0": "not_applicable",
+        "0.8.0": "fail",
+    }
+    assert bisect.search(list(outcomes), outcomes.__getitem__, lambda line: None) == ("0.5.0", "0.8.0")
+
+
+def test_a_search_that_cannot_be_made_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ends that are not what they were given as, releases and claims that do not exist."""
+    with pytest.raises(bisect.CannotSearch, match=r"0.8.0 was given as bad, and it is not"):
+        bisect.search(["0.4.0", "0.8.0"], lambda release: "pass", lambda line: None)
+    with pytest.raises(bisect.CannotSearch, match=r"0.99 is no release"):
+        bisect.between(RELEASES, "0.4.0", "0.99")
+    assert bisect.main(["--good", "0.4.0", "--bad", "0.5.0", "nonsense"]) == 4
+    assert "is no claim" in capsys.readouterr().err

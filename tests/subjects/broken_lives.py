@@ -1,0 +1,401 @@
+"""Libraries that go wrong in the life of an adapter, one thing each, and the claim that must find it out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from oracles.implementation import Adapted, AdapterSpec, Implementation
+from tests.subjects.lives import Adapter, Folded, Layer, Library, check
+
+
+@dataclass(frozen=True)
+class BrokenLife:
+    """A wrong library: of which variant, the claim that finds it out, and the fault that the finding names."""
+
+    name: str
+    variant: str
+    make: Callable[[], Implementation]
+    claim: str
+    says: str  # the diagnosis' last word; empty where the check's own title is the sentence
+    steps: int  # the most steps that its counterexample may have
+
+    @property
+    def what(self) -> str:
+        """The class's docstring."""
+        return str(self.make.__doc__).strip()
+
+
+BROKEN_LIVES: list[BrokenLife] = []
+
+
+def layer(variants: str, claim: str, says: str = "", steps: int = 4) -> Callable[[type[Layer]], type[Layer]]:
+    """Register a layer that is wrong."""
+
+    def register(cls: type[Layer]) -> type[Layer]:
+        wrong = type(cls.__name__, (Library,), {"layer": cls, "__doc__": cls.__doc__})
+        library(variants, claim, says, steps)(wrong)
+        return cls
+
+    return register
+
+
+def library(variants: str, claim: str, says: str = "", steps: int = 4) -> Callable[[type], type]:
+    """Register a library whose own methods are wrong."""
+
+    def register(cls: type) -> type:
+        for variant in variants.split():
+            BROKEN_LIVES.append(BrokenLife(cls.__name__, variant, cls, f"lifecycle.{claim}", says, steps))
+        return cls
+
+    return register
+
+
+# --- several adapters
+
+
+@layer("lora delora", "others", "wiped")
+class SecondWipesFirst(Layer):
+    """Adding an adapter initialises all of them again."""
+
+    def add(self, name: str, spec: AdapterSpec) -> None:
+        super().add(name, spec)
+        for adapter in self.adapters.values():
+            fresh = Adapter(self.plain_weight(), adapter.spec)
+            adapter.load_state_dict(fresh.state_dict())
+
+
+@layer("lora", "output", "some_act")
+class OnlyTheLastActs(Layer):
+    """Of several active adapters only the last acts."""
+
+    def acting(self) -> list:
+        return super().acting()[-1:]
+
+
+@layer("ia3", "output", "composed_otherwise")
+class GatesAdd(Layer):
+    """Two gates' changes are added, not multiplied."""
+
+    def compose(self, active: list, W: Tensor, b: Tensor | None, x: Tensor) -> Tensor:
+        base = nn.functional.linear(x, W, b)
+        return base + sum(super(GatesAdd, self).compose([one], W, b, x) - base for one in active)
+
+
+@layer("hra", "output", "reversed")
+class ChainReversed(Layer):
+    """The adapter that was added last is the one that meets x last."""
+
+    def acting(self) -> list:
+        return super().acting()[::-1]
+
+
+@layer("lora", "output", "scale_of_another")
+class OneScaleForAll(Layer):
+    """The scale is the layer's, and each new adapter sets it."""
+
+    def acting(self) -> list:
+        last: Adapter = list(self.adapters.values())[-1]  # type: ignore[assignment]
+        return [(tensors, last.spec) for tensors, _ in super().acting()]
+
+
+@layer("dora", "output", "norm_of_another")
+class NormOfWhatIsThere(Layer):
+    """Each adapter's norm is taken of the weight that the one before it left."""
+
+    def compose(self, active: list, W: Tensor, b: Tensor | None, x: Tensor) -> Tensor:
+        for tensors, spec in active:
+            V = W + spec.alpha / spec.rank * tensors["B"] @ tensors["A"]
+            W = (tensors["m"] / V.norm(dim=1).detach())[:, None] * V
+        return nn.functional.linear(x, W, b)
+
+
+@layer("lora hra", "output", "deleted_acts")
+class DeleteLeavesItActive(Layer):
+    """The name goes, the adapter stays among those that act."""
+
+    ghost: list | None = None
+
+    def delete(self, name: str) -> None:
+        if name in self.active:
+            adapter = self.adapter(name)
+            self.ghost = [(copy.deepcopy(adapter).tensors(), adapter.spec)]
+        super().delete(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.ghost and not self.merged:
+            self.active = self.active or []
+            return self.adapted(x)
+        return super().forward(x)
+
+    def acting(self) -> list:
+        return [*super().acting(), *(self.ghost or [])]
+
+
+@layer("lora", "output", "inactive_act")
+class DisabledActInEvaluation(Layer):
+    """Switching adapters off is for training; in evaluation the first one acts again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.active or self.training or self.merged or "adapter_default" not in self.adapters:
+            return super().forward(x)
+        self.active = ["default"]
+        y = self.adapted(x)
+        self.active = []
+        return y
+
+
+@layer("lora hra", "output", "other_acts")
+class OneOfThemActs(Layer):
+    """Whichever one adapter is asked for, the one that was added last acts."""
+
+    def acting(self) -> list:
+        if len(self.active) != 1:
+            return super().acting()
+        last: Adapter = list(self.adapters.values())[-1]  # type: ignore[assignment]
+        return [(last.tensors(), last.spec)]
+
+
+@layer("lora", "merged", "still_folded")
+class SwitchedWhileMerged(Layer):
+    """Switching to another adapter leaves the first one folded in."""
+
+    def unfold(self) -> None:
+        self.aside = {}
+
+
+@layer("lora", "inactive", steps=4)
+class InactiveAreTrained(Layer):
+    """What is not active is left out of the output, and not out of the graph."""
+
+    def switch(self, names: Sequence[str]) -> None:
+        super().switch(names)
+        self.adapters.requires_grad_(True)
+
+    def adapted(self, x: Tensor) -> Tensor:
+        y = super().adapted(x)
+        for adapter in self.adapters.values():
+            tensors = adapter.tensors()  # type: ignore[operator]
+            own = self.compose([(tensors, adapter.spec)], self.base.weight, None, x)  # type: ignore[list-item]
+            y = y + own - own.detach()
+        return y
+
+
+@layer("ia3 lora", "gradients", steps=4)
+class GradientOfTheLastAlone(Layer):
+    """Of several active adapters all but the last are constants in the backward pass."""
+
+    def acting(self) -> list:
+        *rest, last = super().acting()
+        return [*(({n: t.detach() for n, t in tensors.items()}, spec) for tensors, spec in rest), last]
+
+
+# --- merging
+
+
+@layer("lora dora", "merged", "twice")
+class MergedTwice(Layer):
+    """While it is folded in, the adapter still acts beside the weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adapted(x) if self.active else self.base(x)
+
+
+@layer("lora", "merged", "twice")
+class MergedLayerFoldedAgain(Layer):
+    """Exporting a layer that is merged in place folds the adapter in once more."""
+
+    def to_plain(self) -> nn.Linear:
+        other = copy.deepcopy(self)
+        other.write(*other.folded())
+        return other.base
+
+
+@layer("lora delora", "merged", "unmerged_another")
+class UnmergeTakesOutTheActive(Layer):
+    """Unmerging subtracts the adapters that are active now."""
+
+    def switch(self, names: Sequence[str]) -> None:
+        merged, there = self.merged, self.base.weight.detach().clone()
+        super().switch(names)
+        if merged and names:
+            own = self.base.weight.detach().clone()
+            self.write(there - (self.folded()[0] - own), None)
+
+
+@layer("dora", "merged", "norm_of_another", steps=5)
+class MergedByAnotherNorm(Layer):
+    """Folding one adapter in divides by the norm of the first one's weight."""
+
+    def folded(self) -> Folded:
+        if self.active == ["default"] or not self.active or "adapter_default" not in self.adapters:
+            return super().folded()
+        first, own = self.adapter("default"), self.adapter(self.active[-1])
+        W, b = self.base.weight.detach(), self.base.bias
+        with torch.no_grad():
+            norm = (W + first.spec.alpha / first.spec.rank * first.B @ first.A).norm(dim=1)
+            V = W + own.spec.alpha / own.spec.rank * own.B @ own.A
+            return (own.m / norm)[:, None] * V, b
+
+
+@layer("ia3", "merged", "bias_not_folded")
+class BiasNotFolded(Layer):
+    """The gate is folded into the weight alone."""
+
+    def folded(self) -> Folded:
+        return super().folded()[0], self.base.bias
+
+
+@library("lora delora", "merged", "bias_lost")
+class BiasLeftOut(Library):
+    """The merged layer is built without its bias."""
+
+    def merge(self, adapted: Adapted) -> nn.Linear:
+        plain = super().merge(adapted)
+        plain.bias = None
+        return plain
+
+
+@layer("lora", "merged", "nothing_acts")
+class MergedIntoACopy(Layer):
+    """Folding in writes into a copy of the weight, and the adapter is switched off."""
+
+    def write(self, W: Tensor, b: Tensor | None) -> None:
+        pass
+
+
+@layer("lora dora ia3", "unmerge", "unmerged_by_subtraction")
+class UnmergedBySubtraction(Layer):
+    """The base weight is computed from the merged one."""
+
+    def unfold(self) -> None:
+        if self.merged:
+            delta = {n: p.detach() - self.aside[n] for n, p in self.base.named_parameters()}
+            with torch.no_grad():
+                for name, change in delta.items():
+                    getattr(self.base, name).sub_(change * (1 + 1e-7))
+            self.aside = {}
+
+
+@layer("lora", "drift", "")
+class LosesAtEveryRound(Layer):
+    """Every unmerging shortens the base weight by a twentieth."""
+
+    def unfold(self) -> None:
+        shorter = self.merged
+        super().unfold()
+        if shorter:
+            with torch.no_grad():
+                self.base.weight.mul_(0.95)
+
+
+@layer("lora dora", "detach", "detach_merged")
+class DetachedMerged(Layer):
+    """Detaching a merged layer hands back the merged weight."""
+
+    def take_off(self) -> nn.Linear:
+        return self.base
+
+
+@layer("dora delora", "start", "norms_of_the_merged_weight")
+class StartsFromTheMergedWeight(Layer):
+    """A new adapter takes its norms from whatever the weight is at the moment."""
+
+    def plain_weight(self) -> Tensor:
+        return self.base.weight.detach()
+
+
+@library("lora", "kept")
+class MergeTakesTheLayerApart(Library):
+    """Merging folds the adapters into the layer's own weight, and gives out that."""
+
+    def merge(self, adapted: Adapted) -> nn.Linear:
+        adapted.module.write(*adapted.module.folded())
+        return adapted.module.base
+
+
+@layer("pissa", "output", "shared_residual")
+class PartStaysOut(Layer):
+    """What an adapter takes out of the weight stays out, whichever is active."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.merged:
+            return self.base(x)
+        idle = [a for n, a in self.adapters.items() if n.removeprefix("adapter_") not in self.active]
+        y = super().forward(x)
+        for adapter in idle:
+            y = y - nn.functional.linear(x, self.base.weight - adapter.W)  # type: ignore[arg-type, operator]
+        return y
+
+
+# --- saving, copying, refusing
+
+
+@library("lora ia3", "saved")
+class SavedWhileMerged(Library):
+    """What is folded in is saved as zeros: the update is in the weight."""
+
+    def save(self, adapted: Adapted, path) -> None:  # type: ignore[no-untyped-def]
+        if not adapted.module.merged:
+            super().save(adapted, path)
+            return
+        adapter = copy.deepcopy(adapted.module.adapter(adapted.name))  # type: ignore[attr-defined]
+        with torch.no_grad():
+            for parameter in adapter.parameters():
+                parameter.zero_()
+        twin = Adapted(type("Twin", (), {"adapter": lambda self, name: adapter})(), adapted.slots)  # type: ignore[arg-type]
+        object.__setattr__(twin, "name", "default")
+        super().save(twin, path)
+
+
+@library("lora", "saved")
+class SavesTheActiveOne(Library):
+    """Whichever handle is saved, the file holds the adapter that is active."""
+
+    def save(self, adapted: Adapted, path) -> None:  # type: ignore[no-untyped-def]
+        layer: Layer = adapted.module  # type: ignore[assignment]
+        other = copy.copy(adapted)
+        object.__setattr__(other, "name", (layer.active or ["default"])[-1])
+        super().save(other, path)
+
+
+@layer("lora", "copies")
+class CopiesShareTheAdapters(Layer):
+    """A deep copy of the layer has the same adapters, not copies of them."""
+
+    def __deepcopy__(self, memo: dict) -> Layer:
+        twin = type(self).__new__(type(self))
+        nn.Module.__init__(twin)
+        twin.base, twin.record, twin.adapters = copy.deepcopy(self.base, memo), self.record, self.adapters
+        twin.active, twin.aside = list(self.active), dict(self.aside)
+        return twin
+
+
+@layer("lora hra", "refusal", "half_added")
+class FailedAddLeavesHalf(Layer):
+    """The name is taken before the spec is looked at."""
+
+    def add(self, name: str, spec: AdapterSpec) -> None:
+        if "adapter_" + name in self.adapters:
+            raise ValueError(f"there is an adapter {name!r}")
+        self.adapters["adapter_" + name] = nn.Module()
+        check(spec)
+        del self.adapters["adapter_" + name]
+        super().add(name, spec)
+
+
+@layer("lora", "refusal")
+class FailedSwitchSwitchesOff(Layer):
+    """Switching to a name that is not there switches everything off first."""
+
+    def switch(self, names: Sequence[str]) -> None:
+        self.active = []
+        super().switch(names)
+
+
+__all__ = ["BROKEN_LIVES", "BrokenLife", "save_file"]

@@ -1,0 +1,84 @@
+"""By hand: how much memory verify-merge takes on a checkpoint much larger than that.
+
+    python -m tests.vectors.measure_memory --gigabytes 4
+
+Writes a base, an adapter and its merge into a temporary folder, in shards of one tensor each, and verifies them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from harness.checkpoints.verify_merge import Verification, exit_code
+
+ROWS, COLUMNS, RANK = 8192, 12288, 8
+
+
+def anonymous() -> float:
+    """Gigabytes of this process that no file stands behind."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 2**20
+    raise RuntimeError("no RssAnon in /proc/self/status")
+
+
+def write(home: Path, count: int) -> None:
+    """``count`` layers of 8192 x 12288 in bfloat16, every one adapted."""
+    index: dict[str, dict[str, str]] = {"base": {}, "merged": {}}
+    factors = {}
+    for part in index:
+        (home / part).mkdir()
+    for i in range(count):
+        generator = torch.Generator().manual_seed(i)
+        W = torch.randn(ROWS, COLUMNS, generator=generator).bfloat16()
+        A, B = (
+            torch.randn(RANK, COLUMNS, generator=generator),
+            torch.randn(ROWS, RANK, generator=generator) * 0.01,
+        )
+        factors |= {f"base_model.model.l{i}.lora_A.weight": A, f"base_model.model.l{i}.lora_B.weight": B}
+        for part, tensor in (("base", W), ("merged", (W.float() + 2 * B @ A).bfloat16())):
+            save_file({f"l{i}.weight": tensor}, home / part / f"model-{i}.safetensors")
+            index[part][f"l{i}.weight"] = f"model-{i}.safetensors"
+    for part, weight_map in index.items():
+        (home / part / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (home / "adapter").mkdir()
+    save_file(factors, home / "adapter" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": r"l\d+"}
+    (home / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--gigabytes", type=float, required=True)
+    count = max(int(parser.parse_args().gigabytes * 2**30 / (ROWS * COLUMNS * 2)), 1)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        write(home, count)
+        peak, done = [anonymous()], threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.05):
+                peak[0] = max(peak[0], anonymous())
+
+        peak[0] = 0.0
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        start = time.monotonic()
+        with Verification(home / "base", home / "adapter", home / "merged") as verification:
+            found = list(verification)
+        seconds = time.monotonic() - start
+        done.set()
+        size = sum(p.stat().st_size for p in (home / "base").iterdir()) / 2**30
+    print(f"{size:.2f} GB of base, exit {exit_code(found)}: {peak[0]:.2f} GB at most, {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
