@@ -12,7 +12,7 @@ PROBE  := $(VENV)/.probe-installed
 .DEFAULT_GOAL := audit
 
 audit: $(STAMP)  ## run the audit of lora_lite and write docs/audit/variants_review_v2.md
-	@$(BIN)/python -m pytest harness/ --report --numprocesses auto --maxprocesses 4 $(ARGS)
+	@$(BIN)/python -m pytest harness/ --report --numprocesses auto --maxprocesses 4 $(ARGS) || { code=$$?; echo "make audit: pytest's exit code is $$code (1: something deviates, 2: interrupted, 3: the audit failed, 4: usage)"; exit $$code; }
 
 test: $(STAMP) lint  ## the audit's own tests
 	@$(BIN)/python -m pytest tests/ --numprocesses auto --quiet $(ARGS)

@@ -25,7 +25,7 @@ DOUBLE = Domain(dtypes=("float64",), sizes=(6, 16), ranks=(2, 8), batches=((8,),
     "dtype",
     "major",
     title="the output has another dtype than the reference's",
-    failure_mode="in a half-precision model the next layer raises or silently promotes",
+    failure_mode="in a half-precision model the next layer would raise, or promote",
     domain=EVERY,
 )
 def test_output(context: Context, case: Case) -> None:
@@ -37,7 +37,7 @@ def test_output(context: Context, case: Case) -> None:
     "dtype",
     "major",
     title="in one of its modes the layer refuses a base dtype, or answers in another dtype than the reference",
-    failure_mode="in a half-precision model the layer raises, or the next one does",
+    failure_mode="in a half-precision model this layer, or the next one, would raise",
     domain=EVERY,
     modes=True,
     follows=("dtype.output", "shapes.modes"),
@@ -96,7 +96,7 @@ def test_forward(context: Context, case: Case) -> None:
 SINGLE = Diagnosis(
     "dtype.single_precision",
     "with a float64 base the layer keeps fewer digits than float64 has",
-    "double precision is asked for and silently not delivered, or an epsilon is added somewhere",
+    "double precision is asked for and not delivered, or an epsilon is added somewhere",
     matched=1,
     tried=1,
     source="check",
@@ -170,7 +170,7 @@ def _digits(context: Context, pair: Pair, dtype: torch.dtype) -> None:
     "dtype",
     "major",
     title="gradients in half precision are not finite, or lose more digits than the dtype asks for",
-    failure_mode="training in half precision diverges or stalls",
+    failure_mode="training in half precision would diverge or stall",
     domain=Domain(dtypes=HALF, sizes=(3, 12), ranks=(2, 6), batches=((8,),)),
     follows=("forward.gradients", "forward.random_parameters"),
 )

@@ -68,7 +68,7 @@ def test_output(context: Context, case: LifeCase) -> None:
     "lifecycle",
     "critical",
     title="what is merged does not compute what was adapted",
-    failure_mode="deployment runs another model than the one that was trained and evaluated",
+    failure_mode="deployment would run another model than the one that was trained and evaluated",
     domain=Domain(
         strategy=lives(
             steps.FOLD, steps.TRAIN, steps.SET, steps.ADD, steps.DELETE, steps.MODES,

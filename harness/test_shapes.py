@@ -20,7 +20,7 @@ from reports.model import Diagnosis
     "shapes",
     "major",
     title="the adapter's tensors are not the reference's",
-    failure_mode="a checkpoint written by either cannot be read by the other, and parameter counts differ",
+    failure_mode="a checkpoint written by either would not fit the other",
 )
 def test_canonical(context: Context, case: Case) -> None:
     """Every canonical tensor is there, under its name and in its shape, and there is nothing else.
@@ -43,7 +43,7 @@ def test_canonical(context: Context, case: Case) -> None:
     "shapes",
     "major",
     title="a tensor of the adapter has another role than in the reference",
-    failure_mode="optimisers, parameter counts and weight decay see a tensor that should be fixed, or miss one",
+    failure_mode="optimisers, parameter counts and weight decay would see a tensor that should be fixed, or miss one",
 )
 def test_roles(context: Context, case: Case) -> None:
     """What trains in the reference trains here; what is a persistent buffer there is one here."""
@@ -76,7 +76,7 @@ def _loose(context: Context, case: Case) -> tuple[list[str], list[str]]:
     "shapes",
     "major",
     title="parameters outside the adapter are trainable",
-    failure_mode="training changes the base model, and the saved adapter alone does not reproduce the result",
+    failure_mode="an optimiser over all trainable parameters would move them, and the saved adapter leaves them out",
     domain=Domain(biases=(True, False)),
 )
 def test_frozen_base(context: Context, case: Case) -> None:
@@ -90,7 +90,7 @@ def test_frozen_base(context: Context, case: Case) -> None:
 RANK_ZERO = Diagnosis(
     "shapes.rank_zero",
     "a rank of zero is accepted",
-    "a mistyped configuration trains nothing, or divides by zero later",
+    "a mistyped configuration would train nothing, or divide by zero later",
     matched=1,
     tried=1,
     source="check",
@@ -104,7 +104,7 @@ RANK_ZERO = Diagnosis(
     "shapes",
     "minor",
     title="a rank below one is accepted",
-    failure_mode="a mistyped configuration trains nothing, or divides by zero later",
+    failure_mode="a mistyped configuration would train nothing, or divide by zero later",
     applies=lambda variant: variant.has_rank,
     examples=2,
     against=("peft", "paper"),
@@ -130,8 +130,8 @@ def test_bad_rank(context: Context, case: Case) -> None:
 @check(
     "shapes",
     "major",
-    title="a mode of the reference is not there, or its option is silently ignored",
-    failure_mode="a configuration that asks for the mode trains something else",
+    title="a mode of the reference is not there, or its option changes nothing",
+    failure_mode="a configuration that asks for the mode would train something else",
     modes=True,
     examples=4,
     diagnose=False,

@@ -76,7 +76,7 @@ def _size(gradient: Tensor | None) -> float:
     "step0",
     "critical",
     title="the first gradient that is passed down to the input is not the reference's",
-    failure_mode="layers below the adapted one are trained wrongly",
+    failure_mode="layers below the adapted one would be trained wrongly",
     follows=("forward.input_gradient", "forward.random_parameters"),
 )
 def test_input_gradient(context: Context, case: Case) -> None:
@@ -88,7 +88,7 @@ def test_input_gradient(context: Context, case: Case) -> None:
     "step0",
     "major",
     title="the frozen base weight or bias receives a gradient",
-    failure_mode="memory is spent on it, and an optimiser over all parameters moves the base model",
+    failure_mode="memory is spent on it, and an optimiser over all parameters would move the base model",
     against=("paper",),
     follows=("shapes.frozen_base",),
     diagnose=False,

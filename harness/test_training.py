@@ -125,7 +125,7 @@ def wander(
     "training",
     "critical",
     title="training is dead where the reference's is not",
-    failure_mode="parameters do not move: the adapter learns nothing, or only part of it does",
+    failure_mode="the adapter learns nothing, or only part of it does",
     domain=SMALL,
     examples=4,
     follows=("training.adamw", "training.sgd", *WRONG_BEFORE),

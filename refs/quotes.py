@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,16 @@ from refs.errors import RefsError, SourceError
 from refs.locate import installed_release, locate
 from refs.source import digest_tree, node_of, numbered, per_version, quote
 
-__all__ = ["Citation", "cite", "cite_file", "cite_lines", "cite_target", "quotes_of", "symbol_digest"]
+__all__ = [
+    "Citation",
+    "cite",
+    "cite_file",
+    "cite_lines",
+    "cite_target",
+    "places",
+    "quotes_of",
+    "symbol_digest",
+]
 
 LONGEST = 10
 
@@ -78,6 +88,19 @@ def cite_lines(catalog: Catalog, alias: str, start: int, end: int, cache: Path |
         note = f"{alias} is that of {reference.source.name} {release}, {reference.source.pin} is pinned"
     url = reference.url(start, end, release)
     return Citation(alias, f"L{start}", url, start, start + len(lines) - 1, lines, None, note)
+
+
+def places(catalog: Catalog, words: str) -> list[tuple[str, str | None]]:
+    """(label, url) of every ``ALIAS:L150-L157`` in a list of places; what is no such place has no url."""
+    return [(place, _url_of(catalog, place)) for place in words.split(", ") if place]
+
+
+def _url_of(catalog: Catalog, place: str) -> str | None:
+    found = re.match(r"(?P<alias>[^:\s]+):L(?P<start>\d+)(?:-L?(?P<end>\d+))?$", place)
+    if found is None or found["alias"] not in catalog.files:
+        return None
+    reference, start = catalog.files[found["alias"]], int(found["start"])
+    return reference.url(start, int(found["end"] or start), installed_release(reference))
 
 
 def cite_file(path: Path, symbol: str, anchor: str | None = None, alias: str | None = None) -> Citation:

@@ -86,6 +86,8 @@ def quote(path: Path, symbol: str, anchor: str | None = None, limit: int = 10) -
     Raises SourceError as `find` does.
     """
     span = find(path, symbol, anchor)
+    if anchor is not None and path.suffix != ".json":
+        span = _with_guard(node_of(path, symbol), span, limit)
     if span.end - span.start >= limit:
         telling = anchor is None and path.suffix != ".json"
         span = _densest(node_of(path, symbol), limit) if telling else Span(span.start, span.start + limit - 1)
@@ -319,6 +321,14 @@ def _densest(node: Node, limit: int) -> Span:
     last = max(start, end - limit + 1)
     best = max(range(start, last + 1), key=lambda s: (sum(weights.get(s + i, 0) for i in range(limit)), -s))
     return Span(best, min(end, best + limit - 1))
+
+
+def _with_guard(node: Node, span: Span, limit: int) -> Span:
+    """``span`` from the `if` of which it takes the first statement, where that fits: the guard belongs to the line."""
+    for guard in (n for n in ast.walk(node) if isinstance(n, ast.If)):
+        if guard.body[0].lineno == span.start > guard.lineno and span.end - guard.lineno < limit:
+            return Span(guard.lineno, span.end)
+    return span
 
 
 def _lines(node: ast.stmt) -> range:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from refs import catalog
 from refs.errors import RefsError
-from refs.quotes import Citation, cite_file, quotes_of
+from refs.quotes import Citation, cite_file, places, quotes_of
 from refs.source import docstrings
 from refs.vocabulary import ASPECTS
 from reports.facts import SOURCES
@@ -65,6 +65,14 @@ def source_of(alias: str) -> str:
         return SOURCES.get(catalog.load().reference(alias).source.id, "author")
     except RefsError:
         return "author"
+
+
+def pages(words: str) -> tuple[tuple[str, str | None], ...]:
+    """(place, its page) of every place of a reference in a list of them; without a page where it has no lines."""
+    try:
+        return tuple(places(catalog.load(), words))
+    except RefsError:
+        return ((words, None),) if words else ()
 
 
 def with_quotes(run: Run) -> Run:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from reports.facts import SOURCES
 from reports.model import Audit, Claim
 
 TABLE = Path(__file__).with_name("reference_fails.toml")
@@ -37,7 +38,7 @@ def failing(claim: Claim, mistake: str | None) -> tuple[str, ...]:
     wanted = {"variant": claim.variant, "check": claim.check, "mode": claim.mode or ""}
     due = mistake or due_to(claim) or ""
     return tuple(
-        f"{name} {known['version']}"
+        f"{SOURCES.get(name, name)} {known['version']}"
         for name, known in _table().items()
         if {**wanted, "due_to": due} in known["fails"]
     )

@@ -78,7 +78,7 @@ def still_folded(life: Lived, state: State) -> Iterator[Weights]:
 @fault(
     "nothing_acts",
     "the base answers although an adapter is active",
-    "what was trained is switched off, and nothing says so",
+    "what was trained is switched off",
 )
 def nothing_acts(life: Lived, state: State) -> Iterator[Weights]:
     if state.active:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import sys
@@ -16,12 +17,14 @@ from harness.engine.checks import load_checks
 from harness.engine.described import described
 from harness.engine.run_record import run_of
 from harness.plugin.options import Built
+from refs.vocabulary import ASPECTS
 from reports import api
-from reports.model import Claim, Run, Subject
+from reports.model import Audit, Claim, Run, Subject
 from reports.plain_values import claim_from_plain
 from reports.render.console import Console
 from reports.store import audit_json
 
+NAMES = {"failed": "claims that do not hold"}
 KEEP_EVERY = 50  # claims between two partial audit.json, for a run that is killed
 
 
@@ -34,6 +37,7 @@ class Collector:
         self.collected = False
         self.console: Console | None = None
         self.stdout = sys.stdout
+        self.audit: Audit | None = None
 
     @property
     def writes(self) -> bool:
@@ -77,7 +81,8 @@ class Collector:
         """With the audit's own progress on the terminal, pytest's letters would be noise."""
         if self.console is None or not hasattr(report, "audit_claim") or self.config.option.verbose > 0:
             return None
-        return report.outcome, "", report.outcome.upper()
+        # Under a name of its own a failing claim is a line of ours, not a page of pytest's.
+        return NAMES.get(report.outcome, report.outcome), "", report.outcome.upper()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the claim that travels with a test's report."""
@@ -94,9 +99,13 @@ class Collector:
         claims = [self.claims[id_] for id_ in self.built.own if id_ in self.claims]
         built = self.built
         shard = str(built.shard) if built.shard else None
-        return run_of(
+        run = run_of(
             built.session, claims, root=built.root, planned=built.planned, shard=shard, subject=self.subject
         )
+        if built.aspects == tuple(ASPECTS):
+            return run
+        name = f"{run.profile['name']}, only the aspects {', '.join(built.aspects)}"
+        return dataclasses.replace(run, profile={**run.profile, "name": name})
 
     @functools.cached_property
     def subject(self) -> Subject:
@@ -108,42 +117,55 @@ class Collector:
         """Judge, write, and let a stale declaration fail the run."""
         if not self.writes:
             return
-        self._say("")
-        if not self.collected:
-            self._say("no claim was asked: no review was written")
+        if not self.claims:
+            why = "concluded" if self.collected else "asked"
+            self._say(f"no claim was {why}: no review was written")
             return
         unasked = [id_ for id_ in self.built.own if id_ not in self.claims]
-        show = self.console.summary if self.console else lambda audit: None
         try:
             with clock.charge("reports"):
                 run, outputs = self._run(), self.built.outputs
-                status = api.write(run, outputs, self.stdout, self._say, show, unasked=unasked)
+                status = api.write(run, outputs, self.stdout, self._say, self._judged, unasked=unasked)
         except OSError as error:
             self._say(f"the review could not be written: {error}")
             status = 1
         if exitstatus in (0, 1):
             session.exitstatus = max(int(exitstatus), status)
 
+    def _judged(self, audit: Audit) -> None:
+        self.audit = audit
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Say where everything went."""
-        outputs = self.built.outputs
-        shard = self.built.shard
+        """A line for every claim that does not hold; with -v pytest has told them already."""
+        if self.console is not None and self.config.option.verbose == 0:
+            self.console.close()
+            self.console.failures(self.claims[id_] for id_ in self.built.own if id_ in self.claims)
+
+    def pytest_unconfigure(self) -> None:
+        """Last on the screen: the table, what to fix first, and where everything went."""
+        quiet = self.built.outputs.report == "-" and self.config.option.verbose < 0
+        if self.console is None or self.audit is None:
+            return
+        self.console.close()
+        if quiet:
+            return
+        self.console.summary(self.audit)
+        self._where()
+
+    def _where(self) -> None:
+        outputs, shard, say = self.built.outputs, self.built.shard, self._say
         for what, path in (
             ("review", None if shard else outputs.report),
             ("audit.json", outputs.audit_json),
             ("HTML", None if shard else outputs.html),
         ):
-            if self.console is not None and path and path != "-":
-                terminalreporter.write_line(f"{what}: {shown(Path(path), self.built.root)}")
-        if shard and self.console is not None:
-            terminalreporter.write_line(
-                f"shard {shard}: `python -m reports merge` joins all {shard.count} and writes the review"
-            )
+            if path and path != "-":
+                say(f"{what}: {shown(Path(path), self.built.root)}")
+        if shard:
+            say(f"shard {shard}: `python -m reports merge` joins all {shard.count} and writes the review")
 
     def _say(self, line: str) -> None:
-        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
-        if terminal is not None:
-            terminal.write_line(line)
+        print(line, file=sys.stderr if self.built.outputs.report == "-" else self.stdout, flush=True)
 
 
 def shown(path: Path, root: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -41,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--offline", action="store_true", help="make no connection to set a subject's environment up")
     add("--variant", default=None, metavar="V,...", help="only these variants")
+    add("--aspect", default=None, metavar="A,...", help="only these aspects: forward, save_load, ...")
     add("--oracle", default=None, metavar="O,...", help="only these oracles")
     add("--audit-json", default=None, metavar="PATH", help=f"machine-readable result (default {AUDIT_JSON})")
     add("--sarif", default=None, metavar="PATH", help="also write SARIF 2.1.0")
@@ -103,10 +105,30 @@ def _concerns_harness(config: pytest.Config) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """With `--report=-` everything pytest has to say goes to stderr: stdout is the review's."""
-    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
-    if session.config.getoption("report") == "-" and terminal is not None:
+    """With `--report=-` everything pytest has to say goes to stderr, for stdout is the review's; with -q as well, only
+    what went wrong beside the claims."""
+    config = session.config
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if config.getoption("report") == "-" and terminal is not None and not hasattr(config, "workerinput"):
         terminal._tw._file = sys.stderr
+        if config.option.verbose < 0:
+            terminal._tw._file = config.stash[KEPT_BACK] = io.StringIO()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """What was kept back is shown after all where a test that is no claim failed, or the run broke off."""
+    kept = config.stash.get(KEPT_BACK, None)
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if kept is not None and (terminal is None or _something_else_failed(terminal)):
+        sys.stderr.write(kept.getvalue())
+
+
+def _something_else_failed(terminal: Any) -> bool:
+    status = getattr(terminal._session, "exitstatus", 3)
+    return bool(terminal.stats.get("failed") or terminal.stats.get("error") or status not in (0, 1))
+
+
+KEPT_BACK: pytest.StashKey[io.StringIO] = pytest.StashKey()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -115,7 +137,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     built = metafunc.config.stash[AUDIT]
     if check is None or built is None:
         return
-    keys = list(built.session.keys(check))
+    keys = list(built.session.keys(check)) if check.info.aspect in built.aspects else []
     metafunc.parametrize("claim", keys, ids=[key.label for key in keys], indirect=True)
 
 
@@ -123,6 +145,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Drop the placeholders that pytest makes for checks without claims in this selection."""
     kept = [item for item in items if not _placeholder(item)]
+    if config.getoption("aspect"):  # tests of the references are of no one aspect
+        kept = [item for item in kept if _claim_key(item) is not None or HERE not in item.path.parents]
     items[:] = kept
     if config.stash[AUDIT] is not None and config.stash[AUDIT].shard is not None:
         _keep_shard(config, items, set(config.stash[AUDIT].own))

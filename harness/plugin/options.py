@@ -24,6 +24,7 @@ from harness.subjects import resolve
 from oracles import registry
 from oracles.implementation import Implementation
 from oracles.variants import VARIANTS
+from refs.vocabulary import ASPECTS
 from reports.model import Declaration, Key
 
 
@@ -49,6 +50,7 @@ class Built:
     planned: tuple[Key, ...]  # the whole audit, all its shards, whatever -k leaves out
     own: tuple[str, ...]  # those that this run is to ask
     shard: shards.Shard | None = None
+    aspects: tuple[str, ...] = tuple(ASPECTS)
 
 
 def build(config: pytest.Config) -> Built:
@@ -91,10 +93,12 @@ def _built(config: pytest.Config, found: resolve.Resolved) -> Built:
     session = Session(
         subject, variants, oracles, _profile(config), declared, ref_of(found.ref, config.rootpath)
     )
-    planned, shard = session.planned(), shards.parse(config.getoption("shard"))
+    aspects = _chosen("--aspect", config.getoption("aspect"), tuple(ASPECTS))
+    checks, shard = load_checks(), shards.parse(config.getoption("shard"))
+    planned = [key for key in session.planned() if checks[key.check].info.aspect in aspects]
     own = shards.part_of(shard, [key.id for key in planned])
     outputs = _outputs(config)
-    return Built(session, session.ref, outputs, config.rootpath, tuple(planned), tuple(own), shard)
+    return Built(session, session.ref, outputs, config.rootpath, tuple(planned), tuple(own), shard, aspects)
 
 
 def _oracles_named(given: str | None) -> tuple[str, ...]:

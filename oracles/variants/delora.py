@@ -243,7 +243,12 @@ MISTAKES = (
         },
         "start B at zero and take the frozen copies out, or say in the docstring that they are subtracted",
         agrees_with="the author's code (A, B drawn alike, frozen copies C and D)",
-        documented=("frozen", "copy", "copies", "subtract"),
+        documented=(
+            "frozen cop(y|ies)",
+            "cop(y|ies) of the (start|initial)",
+            "subtract.{0,40}(start|initial)",
+            "(start|initial).{0,40}subtract",
+        ),
         severity="minor",
         about=frozenset({"start", "output"}),
     ),

@@ -204,7 +204,7 @@ MISTAKES = (
     Mistake(
         "dora.plain_lora",
         "asked for DoRA, a plain LoRA layer is built: there is no magnitude, and nothing is normalised",
-        "another method is trained, and nothing says so",
+        "another method would be trained than the one that was asked for",
         {"equation": lora.lora, "hidden": frozenset({"m"}), "role.m": "buffer"},
         "build the layer with a magnitude m of one entry per output, started at the norms of W's rows",
         about=frozenset({"output", "roles"}),

@@ -228,7 +228,7 @@ MISTAKES = (
         {"square": _square_with_epsilon},
         "divide by ‖u‖² itself, without an epsilon, or say in the docstring that there is one",
         agrees_with="the authors' llama code (`oft_r`, eps = 6e-5)",
-        documented=("eps",),
+        documented=("epsilon", r"eps\b"),
         severity="minor",
     ),
     Mistake(
@@ -238,7 +238,7 @@ MISTAKES = (
         {**OUTPUT_SIDE, "start.U": _on_output_start},
         "reflect the input, W H₁ … H_r, or say in the docstring that it is the output",
         agrees_with="the authors' llama code (reflections on the output side)",
-        documented=("output side", "output-side", "left"),
+        documented=("output[ -]side", "(on|from|to) the left", "left[ -]multipl"),
         severity="minor",
     ),
     Mistake(
@@ -248,7 +248,7 @@ MISTAKES = (
         {**OUTPUT_SIDE, "square": _square_with_epsilon, "start.U": _llama_start},
         "reflect the input, W H₁ … H_r, or say in the docstring that it is the output",
         agrees_with="the authors' llama code (reflections on the output side, eps = 6e-5)",
-        documented=("output side", "output-side", "left", "llama"),
+        documented=("output[ -]side", "(on|from|to) the left", "left[ -]multipl", "llama (code|form|layer)"),
         severity="minor",
     ),
     *common("hra"),

@@ -100,14 +100,14 @@ def _masks(variant: str) -> list[Mistake]:
                 "dropout_ignored",
                 _never,
                 "dropout is accepted and does nothing",
-                "the regularisation that the configuration asks for is absent, and nothing says so",
+                "the regularisation that the configuration asks for is absent",
                 "pass the adapter branch's input through a dropout of the configured rate",
             ),
             (
                 "dropout_in_eval",
                 _always,
                 "dropout stays active in evaluation mode",
-                "inference is random and biased",
+                "inference would be random, or another function than the trained one",
                 "drop in training mode only",
             ),
             (
@@ -251,7 +251,7 @@ def starts_of_factors(
             {"start.A": _gaussian_a},
             "draw A from U(−1/√in, 1/√in), or say in the docstring that it is Gaussian",
             agrees_with=gaussian_agrees_with,
-            documented=("gaussian", "normal"),
+            documented=("gaussian", "normal (law|distribution|start|values?)", "normal_"),
             severity=gaussian,
         ),
     ]
@@ -281,7 +281,7 @@ def common(variant: str) -> list[Mistake]:
         Mistake(
             f"{variant}.trainable_bias",
             "the base layer's bias stays trainable",
-            "training changes the base model; the saved adapter alone does not reproduce the result",
+            "an optimiser over all trainable parameters would move it, and the saved adapter leaves it out",
             {"trainable_base_bias": True},
             "freeze the base layer's bias with its weight",
         ),
@@ -314,7 +314,7 @@ def no_gradient(variant: str) -> Mistake:
     return Mistake(
         f"{variant}.no_gradient",
         "no gradient ever reaches the adapter: its parameters are cut out of the graph",
-        "nothing trains, on any step, and nothing says so",
+        "nothing trains, on any step",
         {"dead_until_step": math.inf},
         "compute the adapter's branch with its parameters themselves, not with detached copies of them",
     )

@@ -208,7 +208,7 @@ MISTAKES = (
     Mistake(
         "vera.key_ignored",
         "A and B are drawn from a generator with a fixed seed, whatever the key says",
-        "a checkpoint of another key gives another model, and nothing says so",
+        "a checkpoint of another key would give another model",
         {
             "start.A": lambda W, spec: _shared_a(W, KEY.put(spec, 1)),
             "start.B": lambda W, spec: _shared_b(W, KEY.put(spec, 1)),

@@ -31,6 +31,7 @@ FAILURE_MODES = {
     "unsteady": "The same call gives different answers, so that no comparison can be repeated.",
 }
 UNTOLD = ("unverified", "mode_missing", "not_offered", "wrapper")
+RECORDED = "recorded case"
 # Differences of form: what is computed and kept is the same.
 OF_STYLE = {"save_load.pickle"}
 
@@ -74,7 +75,7 @@ class Defect:
             title=shortened(self.title, 600),
             failure_mode=self.failure_mode,
             claims=tuple(c.id for c in self.claims),
-            reference_cites=cites.reference_cites(lead.variant, lead.aspect),
+            reference_cites=cites.reference_cites(lead.variant, self.cited),
             subject_cites=cites.subject_cites(self.run.subject, lead.variant, lead.aspect),
             agree=agree,
             differ=differ,
@@ -84,6 +85,11 @@ class Defect:
             stated=self.stated.words if self.stated else "",
             also_fails=self.also_fails,
         )
+
+    @property
+    def cited(self) -> str:
+        """The aspect whose lines decide what the first claim is about: a gradient's are those of the gradient."""
+        return "step0" if "gradient" in self.lead.check else self.lead.aspect
 
     @property
     def overturn(self) -> bool:
@@ -127,6 +133,7 @@ class Defect:
         named = self.named(claim)
         return (
             2 if named is None else int(named is not claim.diagnosis),
+            int(claim.witness is not None and RECORDED in claim.witness.case),  # not shrunk
             int(follows),
             rank(self.info(claim).severity, SEVERITIES),
             rank(claim.aspect, LEADING),

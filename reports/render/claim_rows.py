@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reports.judge.grouping import is_special
 from reports.model import Claim, Run
 from reports.text import number, shortened
 
-KINDS_OF_GAPS = {"mode_missing": "mode missing: ", "not_offered": "not offered: save_load: "}
+LACKING = ("not_offered", "no_variant", "mode_missing")  # the subject's own gaps, beside what does not arise
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,22 @@ def _row_name(claim: Claim) -> str:
 
 
 def _cell(claim: Claim) -> str:
-    words = claim.outcome.replace("_", " ")
+    words = _kind(claim) if claim.outcome == "not_applicable" else claim.outcome
     return words if claim.ratio is None else f"{words} {number(claim.ratio)}"
 
 
-def _reason(claim: Claim) -> str:
-    kind = KINDS_OF_GAPS.get(claim.cause or "", "") if is_special(claim) else ""
-    return kind + (claim.reason or "no reason given")
+def skipped(claims: Sequence[Claim]) -> tuple[int, int]:
+    """(what the subject does not offer, what does not arise), in claims."""
+    left_out = [c for c in claims if c.outcome == "not_applicable"]
+    lacking = sum(c.cause in LACKING for c in left_out)
+    return lacking, len(left_out) - lacking
+
+
+def _kind(claim: Claim) -> str:
+    """What a claim that tells nothing is called."""
+    if claim.cause == "mode_missing":
+        return "mode missing"
+    return "not offered" if claim.cause in LACKING else claim.outcome.replace("_", " ")
 
 
 def gaps(claims: Sequence[Claim], missing: Sequence[str]) -> Iterable[Gap]:
@@ -64,7 +72,7 @@ def gaps(claims: Sequence[Claim], missing: Sequence[str]) -> Iterable[Gap]:
     by_reason: dict[tuple[str, str], list[str]] = {}
     for claim in claims:
         if claim.outcome in ("unverified", "not_applicable"):
-            key = (claim.outcome.replace("_", " "), shortened(_reason(claim), 500))
+            key = (_kind(claim), shortened(claim.reason or "no reason given", 500))
             by_reason.setdefault(key, []).append(claim.id)
     for claim_id in missing:
         by_reason.setdefault(("missing", "not asked, or the run ended before it was concluded"), []).append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TextIO
 
 from rich.console import Console as RichConsole
@@ -12,7 +13,9 @@ from rich.text import Text
 
 from reports.judge.verdicts import audit_exit_code, missing_claims
 from reports.model import Audit, Claim
-from reports.text import one_line
+from reports.render.claim_rows import skipped
+from reports.render.fixes import next_fixes
+from reports.text import one_line, shortened
 
 COLOURS = {
     "Buggy": "bold red",
@@ -24,7 +27,7 @@ COLOURS = {
     "minor": "cyan",
     "none": "dim",
 }
-WIDEST = 100
+WIDEST, WIDEST_FAILURE = 100, 200
 
 
 class Console:
@@ -55,6 +58,13 @@ class Console:
         bar.start()
         return bar
 
+    def failures(self, claims: Iterable[Claim]) -> None:
+        """A line for every claim that does not hold."""
+        for claim in claims:
+            if claim.outcome in ("fail", "error", "unverified"):
+                words = one_line(f"{claim.outcome} {claim.id}: {claim.reason or 'no reason given'}")
+                self._rich.print(Text(shortened(words, WIDEST_FAILURE)), soft_wrap=True)
+
     def close(self) -> None:
         """Take the bar away."""
         if self._progress is not None:
@@ -82,14 +92,27 @@ class Console:
         ok = audit_exit_code(audit) == 0
         closing = "every applicable claim is verified or declared" if ok else "not every claim holds"
         self._rich.print(Text(closing, style="green" if ok else "red"))
+        names = {v: _title(audit, v) for v in audit.verdicts}
+        for fix in next_fixes(audit, names)[:1]:
+            place = "".join(f" at {c.label}" for c in fix.places[:1])
+            words = f"first to fix: {fix.who} {fix.ids}: {fix.why}. To mend: {fix.what}{place}"
+            self._rich.print(Text(one_line(words), style=COLOURS[fix.severity]))
+
+
+def _title(audit: Audit, variant: str) -> str:
+    return next((v.title for v in audit.run.variants if v.id == variant), variant)
 
 
 def _verdict_table(audit: Audit) -> Table:
-    table = _table("variant", "verdict", "was", "verified", "new bugs", "doc gaps")
-    titles = {v.id: v.title for v in audit.run.variants}
+    table = _table(
+        "variant", "verdict", "was", "verified", "not offered", "not applicable", "bugs", "doc gaps"
+    )
     for variant, v in audit.verdicts.items():
-        cells = (v.prior or "-", f"{v.verified} of {v.applicable}", str(v.new_bugs), str(v.doc_gaps))
-        name = Text(one_line(titles.get(variant, variant)))
+        told = [c for c in audit.run.claims if c.variant == variant]
+        bugs = sum(f.tag == "BUG" for f in audit.findings if f.variant == variant)
+        counts = f"{v.verified} of {v.applicable}", *map(str, skipped(told)), str(bugs), str(v.doc_gaps)
+        cells = (v.prior or "-", *counts)
+        name = Text(one_line(_title(audit, variant)))
         table.add_row(name, Text(v.verdict, style=COLOURS[v.verdict]), *(Text(c) for c in cells))
     return table
 

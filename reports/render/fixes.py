@@ -9,21 +9,26 @@ from refs.vocabulary import ASPECTS, SEVERITIES, TAGS
 from reports.judge.verdicts import is_unverified
 from reports.model import Audit, Cite, Claim, Finding
 from reports.order import rank
-from reports.text import listed
+from reports.text import listed, shortened
 
 MOST = 5
-REMEDIES = {
-    "shapes": "give the adapter the references' tensors",
-    "init": "start from the references' initial values",
-    "scale": "apply the references' scale factor",
-    "step0": "make the first gradients those of the references",
-    "forward": "compute what the references compute",
-    "dropout": "drop what the references drop, when they do",
-    "dtype": "keep the references' dtypes",
-    "training": "make training follow the references' trajectory",
+# Where no mistake is named: what to look at, by the kind of check that fails. The case and its numbers stand beside it.
+LOOK_AT = {
+    "shapes": "register this tensor as the references do",
+    "init": "set this tensor's start as the references do",
+    "scale": "follow the scale factor through the code",
+    "step0": "follow this gradient through the first backward pass",
+    "forward": "follow this quantity through the code",
+    "dropout": "follow the mask through the code",
+    "dtype": "follow the casts through the code",
+    "contexts": "make the layer answer alike in this context",
+    "training": "follow this quantity through one step of the optimiser",
     "merge": "make the merged and the detached layer exact",
-    "save_load": "make saving and loading keep the adapter, or refuse",
-    "targets": "adapt the modules that the references adapt",
+    "save_load": "make saving and loading keep the adapter, or refuse the file in a sentence",
+    "lifecycle": "keep the state of every adapter apart",
+    "layers": "make the layer of this kind answer as the references do, or refuse it in a sentence",
+    "targets": "adapt these modules and no others",
+    "checkpoints": "read and write this checkpoint as the references do, or refuse it in a sentence",
 }
 
 
@@ -63,23 +68,39 @@ def _fix(audit: Audit, names: Mapping[str, str], members: Sequence[Finding]) -> 
     silent = is_unverified(first, audit.run.claims)
     places = {c: None for f in members for c in f.subject_cites if not silent}
     ids = [f"{f.id}" if len(who) == 1 else f"{names[f.variant]} {f.id}" for f in members]
-    what = _instruction(first, audit.run.claims)
+    what = instruction(first, audit.run.claims)
     return Fix(listed(who), first.severity, what, first.title.rstrip("."), listed(ids), tuple(places))
 
 
-def _instruction(finding: Finding, claims: Sequence[Claim]) -> str:
-    """What to do about a finding of this kind."""
-    own = [c for c in claims if c.id in finding.claims]
+def instruction(finding: Finding, claims: Sequence[Claim]) -> str:
+    """What to do about a finding: the remedy of its mistake, else what has to come out at its smallest case."""
+    own = sorted((c for c in claims if c.id in finding.claims), key=lambda c: finding.claims.index(c.id))
+    lead = own[0]
+    if lead.cause == "wrapper":
+        return f"mend the subject's own file ({lead.detail or 'see the reason'}) and ask again"
     if is_unverified(finding, own):
         return "make this verifiable"
-    if any(c.outcome == "error" for c in own) and all(c.outcome == "error" for c in own):
-        return "keep the subject from failing"
-    if all(c.outcome == "not_applicable" for c in own):
+    if lead.outcome == "error":
+        what = f"mend the exception {lead.detail}" if lead.cause == "raised" and lead.detail else "mend this"
+        return f"{what}, or refuse such input with a sentence"
+    if lead.outcome == "not_applicable":
         return "add the missing mode, or state in the docstring that it is left out"
-    remedy = next((c.diagnosis.remedy for c in own if c.diagnosis and c.diagnosis.remedy), "")
-    if finding.tag == "BUG":
-        return remedy or REMEDIES.get(finding.aspect, "follow the references")
-    remedy = remedy or "follow the references"
-    if finding.tag == "OK-undoc":
+    remedy = _remedy(finding, own) or _to_come_out(lead)
+    if finding.tag in ("OK-undoc", "STYLE"):
         return f"state the difference in the docstring, or {remedy}"
-    return f"{remedy}, or keep the documented choice knowingly"
+    return remedy if finding.tag == "BUG" else f"{remedy}, or keep the documented choice knowingly"
+
+
+def _remedy(finding: Finding, own: Sequence[Claim]) -> str:
+    told = [d for c in own for d in (*((c.diagnosis,) if c.diagnosis else ()), *c.further)]
+    return next((d.remedy for d in told if d.mistake == finding.mistake and d.remedy), "")
+
+
+def _to_come_out(lead: Claim) -> str:
+    """Where nothing names the mistake: which quantity to follow, and what it has to be at the smallest case."""
+    look = LOOK_AT.get(lead.aspect, "follow this quantity through the code")
+    if lead.witness is None:
+        return look
+    w = lead.witness
+    expected, actual = shortened(w.expected, 160), shortened(w.actual, 160)
+    return f"{look}: {w.quantity} has to be {expected} at the smallest case, and is {actual}"

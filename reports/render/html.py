@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from reports import text
 from reports.model import Audit
-from reports.render.markdown import located, sentence
+from reports.render.markdown import anchor, located, sentence
 from reports.render.review import review
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -34,6 +34,8 @@ def _template() -> Template:
         "safe_url": text.safe_url,
         "located": located,
         "sentence": sentence,
+        "anchor": anchor,
+        "emphasised": emphasised,
     }
     return environment.get_template("review.html.j2")
 
@@ -43,6 +45,14 @@ def prose(words: str) -> Markup:
     pieces = text.spans(words)
     return Markup("").join(
         Markup("<code>{}</code>").format(p) if odd % 2 else escape(p) for odd, p in enumerate(pieces)
+    )
+
+
+def emphasised(words: str) -> Markup:
+    """Our own words, with those between stars emphasised, escaped."""
+    pieces = words.split("*")
+    return Markup("").join(
+        Markup("<em>{}</em>").format(p) if odd % 2 else escape(p) for odd, p in enumerate(pieces)
     )
 
 

@@ -27,9 +27,9 @@ def _tidy(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
         if line or last or fence:
             yield line
-        if line.startswith("```"):
-            ticks = line[: len(line) - len(line.lstrip("`"))]
-            fence = "" if fence == line else fence or ticks
+        if (inner := line.removeprefix("  ")).startswith("```"):  # in a list, a quote is indented
+            ticks = inner[: len(inner) - len(inner.lstrip("`"))]
+            fence = "" if fence == inner else fence or ticks
         last = line
 
 
@@ -52,8 +52,14 @@ def _template() -> Template:
         "capitalise": capitalised,
         "located": located,
         "sentence": sentence,
+        "anchor": anchor,
     }
     return environment.get_template("review.md.j2")
+
+
+def anchor(name: str) -> str:
+    """A name as the target of a link: ASCII letters, digits and hyphens."""
+    return "variant-" + "".join(c if c.isascii() and c.isalnum() else "-" for c in name)
 
 
 def capitalised(words: str) -> str:

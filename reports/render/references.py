@@ -56,14 +56,18 @@ def subject_quotes(run: Run, variant: str) -> Iterable[Quoted]:
         yield Quoted(listed(aspects), (cite,))
 
 
-def disagreements(run: Run, variant: str) -> Iterable[str]:
+@dataclass(frozen=True)
+class Disputed:
+    """One disagreement of the references: what, how much, and the places with their pages."""
+
+    words: str
+    places: tuple[tuple[str, str | None], ...]
+
+
+def disagreements(run: Run, variant: str) -> Iterable[Disputed]:
     """Where the references themselves disagree, in the words of the catalogue of disagreements."""
     for entry in run.reference_disagreements:
         if entry.get("variant") in (variant, None):
-            said = [
-                str(entry[k])
-                for k in ("title", "what", "summary", "where", "size", "how_much")
-                if entry.get(k)
-            ]
+            said = [str(entry[k]) for k in ("title", "what", "summary", "size", "how_much") if entry.get(k)]
             known = f" (`{entry['id']}`)" if entry.get("id") else ""
-            yield ": ".join(dict.fromkeys(said)) + known
+            yield Disputed(". ".join(dict.fromkeys(said)) + known, cites.pages(str(entry.get("where") or "")))

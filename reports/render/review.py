@@ -13,12 +13,26 @@ from reports import cites
 from reports.judge.confirm import PriorLine, prior_lines
 from reports.judge.verdicts import missing_claims
 from reports.model import Audit, Claim, Run, Verdict
-from reports.render import fixes
-from reports.render.claim_rows import CheckRow, Gap, check_rows, gaps
+from reports.render.claim_rows import CheckRow, Gap, check_rows, gaps, skipped
 from reports.render.differences import Difference, difference
+from reports.render.fixes import Fix, next_fixes
 from reports.render.oracle_names import oracle_name, with_version
-from reports.render.references import FactRow, Quoted, disagreements, fact_rows, subject_quotes
+from reports.render.references import Disputed, FactRow, Quoted, disagreements, fact_rows, subject_quotes
 from reports.text import listed
+
+FIRST = 3  # of the fixes, in the glance
+LEGEND = (
+    "*Ratio*: how far a number of the subject is from the reference's, in units of the rounding error that its dtype"
+    " and the length of its sums explain. *Threshold*: up to there a claim holds.",
+    "*Smallest case*: the input at which it fails, shrunk: sizes of the layer, rank, alpha, dtype, rows of x. *Replay*"
+    " asks that claim again.",
+    "*Tags*: BUG agrees with no reference and is not stated; OK-undoc differs acceptably and is not stated, OK-doc is"
+    " stated; STYLE is a matter of form. *Severity*: critical makes Buggy, major Partial, minor a doc gap.",
+    "*k of n claims verified*: a claim is one question against one reference. Not offered: the subject lacks the"
+    " method; not applicable: the question does not arise.",
+    "*References*: live ones are run now, recorded ones replay outputs of the authors' code, equations are the paper's"
+    " in float64.",
+)
 
 
 @dataclass(frozen=True)
@@ -34,9 +48,10 @@ class Section:
     references: str
     facts: tuple[FactRow, ...]
     reference_quotes: tuple[Quoted, ...]
-    disagreements: tuple[str, ...]
+    disagreements: tuple[Disputed, ...]
     subject_quotes: tuple[Quoted, ...]
     differences: tuple[Difference, ...]
+    holding: str
     oracles: tuple[str, ...]
     checks: tuple[CheckRow, ...]
     gaps: tuple[Gap, ...]
@@ -51,10 +66,12 @@ class Review:
     ref: str
     setting: str
     summary: str
+    legend: tuple[str, ...]
     incomplete: str
     prior: str | None
     sections: tuple[Section, ...]
-    fixes: tuple[fixes.Fix, ...]
+    fixes: tuple[Fix, ...]
+    first: tuple[Fix, ...]
     stale: tuple[str, ...]
 
 
@@ -62,15 +79,18 @@ def review(audit: Audit) -> Review:
     """The audit, arranged."""
     run = audit.run
     names = {v: _title(run, v) for v in audit.verdicts}
+    found = next_fixes(audit, names)
     return Review(
         subject=f"{run.subject.name} {run.subject.version}",
         ref=run.subject.ref,
         setting=_setting(run),
         summary=_summary(audit, names),
+        legend=LEGEND,
         incomplete=_incomplete(run),
         prior=audit.prior.title if audit.prior else None,
         sections=tuple(_section(audit, v) for v in audit.verdicts),
-        fixes=fixes.next_fixes(audit, names),
+        fixes=found,
+        first=found[:FIRST],
         stale=tuple(_stale(run, names)),
     )
 
@@ -131,6 +151,7 @@ def _section(audit: Audit, variant: str) -> Section:
         disagreements=tuple(disagreements(run, variant)),
         subject_quotes=tuple(subject_quotes(run, variant)),
         differences=tuple(difference(run, f, claims) for f in found),
+        holding=_holding(claims),
         oracles=tuple(oracle_name(o) for o in oracles),
         checks=tuple(check_rows(run, claims, oracles)),
         gaps=tuple(gaps(claims, missing)),
@@ -138,10 +159,19 @@ def _section(audit: Audit, variant: str) -> Section:
     )
 
 
+def _holding(claims: Sequence[Claim]) -> str:
+    """The claims that hold, counted by aspect in one line."""
+    counts = {a: sum(c.outcome == "pass" and c.aspect == a for c in claims) for a in ASPECTS}
+    told = [f"{name} {counts[a]}" for a, name in ASPECTS.items() if counts[a]]
+    return f"{sum(counts.values())} claims hold: {', '.join(told)}" if told else "no claim holds"
+
+
 def _counts(verdict: Verdict, claims: Sequence[Claim], missing: Sequence[str]) -> str:
-    skipped = len(claims) + len(missing) - verdict.applicable
+    """What became of the claims; what the subject does not offer apart from what does not arise."""
+    lacking, outside = skipped(claims)
     words = f"{verdict.verified} of {verdict.applicable} claims verified"
-    words += f", {skipped} not applicable" if skipped else ""
+    words += f", {lacking} not offered" if lacking else ""
+    words += f", {outside} not applicable" if outside else ""
     return words + (f", {len(missing)} missing" if missing else "")
 
 

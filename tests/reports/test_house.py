@@ -44,6 +44,7 @@ def test_the_facts_are_whole():
 TEXT_FILES = {
     "text.py": "escapes text for markdown and terminals",
     "render/markdown.py": "lays out rendered lines",
+    "render/html.py": "emphasises words of the legend",
     "judge/docstring_search.py": "looks words up in a subject's docstring",
     "store/schema_1.py": "reads documents of schema 1, which had only sentences",
 }

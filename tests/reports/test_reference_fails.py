@@ -49,7 +49,7 @@ def test_what_fails_is_in_the_table_and_nothing_else(table):
 )
 def test_a_finding_says_that_the_reference_does_the_same(table, asked, same):
     (finding,) = judge(run(asked)).findings
-    assert finding.also_fails == (("peft 9.9",) if same else ())
+    assert finding.also_fails == (("PEFT 9.9",) if same else ())
 
 
 def test_the_committed_table_is_of_peft():

@@ -18,6 +18,7 @@ from reports.judge.judgement import judge
 from reports.model import Audit, PriorFinding, Witness
 from reports.render import html, markdown, sarif
 from reports.render.console import Console
+from reports.render.review import review as arranged
 from tests.reports.runs import FORWARD, HERE, claim, declaration, diagnosis, prior, run
 
 HOSTILE = {
@@ -74,9 +75,9 @@ def test_the_parts_stand_in_order():
     review = markdown.render(audit())
     assert [h for tag, h in headings(review) if tag in ("h2", "h3")] == [
         "LoRA: Faithful",
-        *("What the references do", "The subject", "Differences", "Claims", "The prior review", "Verdict"),
+        *("What the references do", "The subject", "Differences", "The prior review", "Verdict"),
         "DeLoRA: Buggy (was Partial)",
-        *("What the references do", "The subject", "Differences", "Claims", "The prior review", "Verdict"),
+        *("What the references do", "The subject", "Differences", "The prior review", "Verdict"),
         "All variants",
         "Stale declarations",
         "What to fix next",
@@ -89,9 +90,10 @@ def test_a_bug_says_everything():
     for words in (
         "**[BUG] D2 (critical, forward equation)** The update is scaled by one number",
         "*Failure mode:* Every input feature is scaled alike.",
-        "*Equals* `delora.scalar_norm` of the mistakes catalogue, in 3 of 3 cases.",
+        "*Equals:* `delora.scalar_norm` of the mistakes catalogue, in 3 of 3 cases.",
         "*Smallest case:* in 2, state far: output: expected 1, got 2; ratio 2.94e6, threshold 30.",
-        "*Against:* PEFT and equation (agrees with none).",
+        "*Against:* PEFT; none agrees; not asked, or without an answer: author and equation.",
+        "*To mend:* follow this quantity through the code: output has to be 1 at the smallest case, and is 2.",
         "`tests/reports/sample.py:L7`",
         "> delora · Partial · quoted",
     ):
@@ -104,7 +106,8 @@ def test_a_fix_is_the_remedy_where_one_is_known():
         failing = claim(FORWARD, outcome="fail", diagnosis=diagnosis(**more))
         return markdown.render(judge(run(failing))).partition("## What to fix next")[2]
 
-    assert "compute what the references compute" in fix().lower()
+    assert "contribution has to be 0.731 at the smallest case, and is 1.034" in fix().lower()
+    assert "at `tests/reports/sample.py:l7`" in fix().lower()
     assert "divide by the norm of each row" in fix(remedy="divide by the norm of each row").lower()
     assert "compute what the references compute" not in fix(remedy="divide by the norm of each row").lower()
 
@@ -116,6 +119,93 @@ def test_a_declaration_says_which_docstrings_were_searched():
         'its docstring says so ("by design"); searched: the docstring of the subject\'s class and' in review
     )
     assert "`Sample.forward` in tests/reports/sample.py" in review
+
+
+def test_the_glance_comes_first():
+    review = markdown.render(audit())
+    places = [
+        review.index(words)
+        for words in ("| variant | verdict |", "**First to fix**", "**How to read this**", "**Where to find what**",
+                      '<a id="variant-lora">', "## All variants", "## What to fix next")
+    ]  # fmt: skip
+    assert places == sorted(places)
+    legend = review[places[2] : places[3]]
+    assert legend.count("\n- ") == 5
+    page = html.render(audit())
+    assert page.index("First to fix") < page.index("Contents") < page.index('<section id="variant-lora">')
+
+
+def test_a_section_is_headed_by_its_verdict_and_why():
+    lines = markdown.render(audit()).splitlines()
+    start = lines.index("## DeLoRA: Buggy (was Partial)")
+    assert lines[start + 2] == "The initial state agrees with no reference (D1: raised)."
+
+
+def test_quotes_and_claims_are_folded():
+    review = markdown.render(audit())
+    depth, shown = 0, []
+    for line in review.splitlines():
+        depth += line.strip().startswith("<details>") - line.strip().startswith("</details>")
+        if depth == 0 and (line.strip().startswith("```") or line.startswith("| `")):
+            shown.append(line)
+    assert depth == 0
+    assert shown == []
+    assert "1 claims hold: forward equation 1." in review
+
+
+def test_what_is_not_offered_is_told_apart_from_what_does_not_arise():
+    lacking = {
+        "outcome": "not_applicable",
+        "reason": "x offers no save",
+        "cause": "not_offered",
+        "detail": "save",
+    }
+    outside = claim("dropout.active", outcome="not_applicable", reason="no dropout", cause="outside")
+    made = judge(run(claim(FORWARD), claim("save_load.round_trip", **lacking), outside))
+    review = markdown.render(made)
+    assert "1 of 1 claims verified, 1 not offered, 1 not applicable" in review
+    assert "- Not offered, because x offers no save: `save_load.round_trip[lora-peft]`." in review
+    stream = io.StringIO()
+    Console(stream).summary(made)
+    assert "not offered" in stream.getvalue()
+
+
+def test_a_warning_and_a_documented_choice_are_quoted(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        'class Mine:\n    """Says more.\n\n    The gradient flows through the norm here.\n    """\n',
+        encoding="utf-8",
+    )
+    other = diagnosis("dora.norm_attached", severity="major", documented_by=("flows through the norm",))
+    case = Witness({"in": 2}, "output", "1", "2", heard=("dropout is ignored",))
+    made = with_sources(
+        run(claim("step0.gradients", outcome="fail", diagnosis=other, witness=case)),
+        {("lora", "forward"): (tmp_path / "mine.py", "Mine")},
+    )
+    review = markdown.render(judge(made))
+    assert (
+        '*Documented:* the subject\'s docstring says so: "The gradient flows through the norm here." (`mine.py:L4`).'
+        in review
+    )
+    assert '*The subject says:* "dropout is ignored".' in review
+    assert "[OK-doc] D1 (major, step-0 gradient)" in review
+
+
+def test_a_documented_choice_survives_being_written_and_judged_again(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        '"""Doc.\n\nThe gradient flows through the norm."""\n', encoding="utf-8"
+    )
+    other = diagnosis("dora.norm_attached", severity="major", documented_by=("flows through the norm",))
+    failing = claim("step0.gradients", outcome="fail", diagnosis=other)
+    made = judge(with_sources(run(failing), {("lora", "forward"): (tmp_path / "mine.py", "<module>")}))
+    assert judge(made.run).findings == made.findings
+    assert "(`mine.py:L3`)" in made.findings[0].stated
+
+
+def test_no_instruction_says_only_to_follow_the_references():
+    claims = [claim(c, outcome="fail") for c in run().checks]
+    for words in [d.what for d in arranged(judge(run(*claims))).fixes]:
+        assert "what the references compute" not in words
+        assert "at the smallest case" in words
 
 
 def test_quotes_are_at_most_ten_lines_and_as_they_stand_in_the_file():
@@ -216,8 +306,9 @@ def test_a_hostile_source_is_quoted_safely(tmp_path):
     sources = {("lora", "forward"): (tmp_path / "evil`|<b>.py", "Evil.forward")}
     made = judge(with_sources(made, sources))
     review = markdown.render(made)
-    (quote,) = [t for t in tokens(review) if t.type == "fence" and "# out" in t.content]
-    assert "\\x1b[31m\\u202e" in quote.content
+    quotes = [t for t in tokens(review) if t.type == "fence" and "# out" in t.content]
+    assert len(quotes) == 2  # among the subject's lines, and beside the difference
+    assert all("\\x1b[31m\\u202e" in quote.content for quote in quotes)
     assert "<script" not in html.render(made)
 
 

@@ -1,0 +1,53 @@
+"""A docstring counts by what it says: a phrase in a sentence, not a word somewhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from reports.judge.docstring_search import leaving_out, stating
+from reports.model import DocstringPart
+
+
+def parts(text: str) -> tuple[DocstringPart, ...]:
+    return (DocstringPart("mine.py", 7, text),)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "says"),
+    [
+        ("The gradient flows through\nthe norm.", "flows through the norm", True),
+        ("It says nothing about how the gradient flows through the norm.", "flows through the norm", False),
+        ("That the gradient flows through the norm is not documented.", "flows through the norm", False),
+        ("Takes steps of size two.", "eps", False),
+        ("An eps is added.", "eps", True),
+        ("[unclosed", "[unclosed", True),
+    ],
+)
+def test_a_phrase_is_looked_for_in_a_sentence(text, phrase, says):
+    assert (stating(parts(text), [phrase]) is not None) == says
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "says"),
+    [
+        ("There is no dropout.", "dropout", True),
+        ("dropout: the share of entries that are dropped", "dropout", False),
+        ("There is no bias here. Dropout is applied to x.", "dropout", False),
+        ("Says nothing about dropout.", "dropout", False),
+        ("Gates outputs only; feed-forward is left out.", "feedforward", True),
+        ("apply_GS is not there.", "gram_schmidt", True),
+        ("Without Gram-Schmidt.", "gram_schmidt", True),
+        ("fp16 and bf16 are refused.", "float16 base, bfloat16 base", True),
+        ("fp16 is refused.", "float16 base, bfloat16 base", False),
+        ("Works in float32 only.", "no", False),
+        ("No input is too large.", "No", False),
+    ],
+)
+def test_a_mode_is_left_out_where_a_sentence_says_so(text, option, says):
+    assert (leaving_out(parts(text), option) is not None) == says
+
+
+def test_a_statement_has_its_place():
+    said = stating(parts("One.\n\nTwo is\nnot scaled. Three."), ["not scaled"])
+    assert said is not None
+    assert said.words == '"Two is not scaled." (`mine.py:L9`)'
