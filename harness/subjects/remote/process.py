@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import torch
 
 from harness.compare.isolation import CLAIM_SECONDS, SubjectDied
+from harness.engine.asked_again import is_installed
 from harness.subjects.remote import limits, worker
 from harness.subjects.remote.messages import (
     PROTOCOL,
@@ -30,7 +32,7 @@ from harness.subjects.remote.messages import (
 ROOT = Path(__file__).parents[3]
 IMPLEMENTATION = ROOT / "oracles" / "implementation.py"
 ARRAYS = ROOT / "oracles" / "array_implementation.py"
-LOGS = ROOT / "reports" / "out"
+LOGS = platformdirs.user_log_path("adapter-conformance") if is_installed() else ROOT / "reports" / "out"
 TORCH = TorchTensors()
 STATUSES = ("ok", "unsupported", "failed")
 
