@@ -158,7 +158,8 @@ class Stopwatch:
 def time_limit(subject: object = None) -> Iterator[None]:
     """Raise ClaimTimeout in the block after CLAIM_SECONDS of computing or of waiting, however busy the machine is.
 
-    What the process of its own that a ``subject`` may have computes counts as computing. No limit where the platform or the thread has no alarm.
+    What a process of the ``subject``'s own computes counts as computing. No limit where the platform or the thread
+    has no alarm.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
