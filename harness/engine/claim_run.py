@@ -158,7 +158,7 @@ class ClaimRun:
             why = _because(broken.cause, broken.sentence)
             return {"outcome": broken.outcome, "examples": 0, **why}
         try:
-            with isolation.global_state(self.subject), isolation.time_limit():
+            with isolation.global_state(self.subject), isolation.time_limit(self.subject):
                 asked = self._drive(context)
         except Deviation as found:
             failure = Failure(self.check, context, self.oracle_id, self.others())

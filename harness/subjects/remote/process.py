@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,8 @@ class Worker:
         self.dead = self.dead or why
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=5)
         for descriptor in (self.channel.read_fd, self.channel.write_fd) if hasattr(self, "channel") else ():
             if descriptor >= 0:
                 os.close(descriptor)
