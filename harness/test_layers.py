@@ -10,16 +10,15 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harness.cases.kind_cases import KINDS, KindCase, of_kind
 from harness.cases.layer_cases import Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Refused
-from harness.compare.kinds import Kinds, adapted, equation_at, explain, taken_by
+from harness.compare.kinds import Kinds, adapted, equation_at, explain, quantising_error, taken_by
 from harness.compare.layer import SubjectRaised
 from harness.compare.outcome import Deviation, NotOffered
-from harness.compare.thresholds import THRESHOLDS
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
 
@@ -147,7 +146,7 @@ def test_merge(context: Context, case: KindCase) -> None:
     exact, noise = equation_at(context, case, layer)
     floor = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(exact["output"].norm())
     if case.kind == "quantised":
-        floor += _step(case, exact["output"])
+        floor += quantising_error(context, case, layer, exact["output"])
     try:
         context.judge(
             case, "output of the merged layer", y, exact["output"], floor, noise=lambda: noise("output")
@@ -155,8 +154,3 @@ def test_merge(context: Context, case: KindCase) -> None:
     except Deviation as found:
         found.diagnosis = explain(context, case, layer, y)
         raise
-
-
-def _step(case: KindCase, output: Tensor) -> float:
-    """What quantising the merged weight with eight bits a row may do to the output, below the threshold's multiple."""
-    return float(output.norm()) / 127 / THRESHOLDS["formula"] * 2

@@ -241,16 +241,17 @@ QUANTISERS: dict[str, Callable[[nn.Linear], nn.Module]] = {
 }
 
 
-def _quantised(case: KindCase) -> nn.Module:
-    linear = nn.Linear(case.in_features, case.out_features, case.bias).requires_grad_(False)
-    return QUANTISERS[case.quantiser](_filled(linear, case.drawn, case.bias_vector))
+def quantised(case: KindCase, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A layer of the case's sizes with another weight (out, in), quantised as the case's is."""
+    linear = nn.Linear(case.in_features, case.out_features, bias is not None).requires_grad_(False)
+    return QUANTISERS[case.quantiser](_filled(linear, weight, bias))
 
 
 MAKERS: dict[str, Callable[[KindCase], nn.Module]] = {
     "conv1d": _conv1d,
     "embedding": _embedding,
     "conv2d": _conv2d,
-    "quantised": _quantised,
+    "quantised": lambda case: quantised(case, case.drawn, case.bias_vector),
 }
 SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
     "conv1d": tuple({"in_features": i, "out_features": o} for i, o in ((4, 6), (5, 3), (4, 4))),

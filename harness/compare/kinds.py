@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from harness.cases.kind_cases import KINDS, KindCase, shapes_of
+from harness.cases.kind_cases import KINDS, KindCase, quantised, shapes_of
 from harness.compare import rounding
 from harness.compare.context import Context, Refused
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
@@ -170,6 +170,19 @@ def _of_layer(case: KindCase, found: Quantities) -> Quantities:
             n: g for n, g in found.items() if not n.startswith("gradient") or case.in_features not in g.shape
         }
     return found
+
+
+def quantising_error(context: Context, case: KindCase, layer: Kinds, exact: Tensor) -> float:
+    """Twice what quantising the right merged weight, by the layer's own library, does to the output.
+
+    As a floor: the threshold's multiple of it is what may be lost.
+    """
+    b = None if case.bias_vector is None else case.bias_vector.double()
+    with torch.no_grad():
+        W, bias = paper.effective(context.forward, case.weight.double(), b, layer.parameters(), case.spec)
+        best = quantised(case, W.float(), None if b is None else bias.float())
+        lost = case.outputs(best(case.x)).double() - exact
+    return 2 * float(lost.norm()) / THRESHOLDS["formula"]
 
 
 def _says(name: str, summary: str, failure_mode: str) -> Diagnosis:
