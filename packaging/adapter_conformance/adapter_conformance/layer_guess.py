@@ -66,7 +66,9 @@ def _made(library: str, layer: str, variant: str, found: Guess) -> Any:
         names = _imported(library, layer)
         return eval(layer, {**names, "base": torch.nn.Linear(IN, OUT), "spec": spec})
     except Exception as error:
-        found.open.append(f"adapt, for {variant}: the layer could not be made ({type(error).__name__}: {error})")
+        found.open.append(
+            f"adapt, for {variant}: the layer could not be made ({type(error).__name__}: {error})"
+        )
         return None
 
 

@@ -100,7 +100,9 @@ def _complete(options: argparse.Namespace) -> Given:
         raise Refused(f"NAME {options.name!r} is no name of a class, expected one such as MyLibrary")
     library = options.library or _asked("--library", "The library, as it is imported")
     if not all(part.isidentifier() for part in library.split(".")):
-        raise Refused(f"--library {library!r} cannot be imported, expected a module's name such as my_library")
+        raise Refused(
+            f"--library {library!r} cannot be imported, expected a module's name such as my_library"
+        )
     variants = _variants(options.variants or _asked("--variants", "Its methods, comma-separated"))
     layer = options.layer or _asked("--layer", "How a layer is made, from `base` (nn.Linear) and `spec`")
     try:
@@ -147,7 +149,9 @@ def write(given: Given, guess: layer_guess.Guess) -> list[Path]:
         WORKFLOW: "workflow.yml.j2",
     }
     if there := [str(path) for path in files if path.exists()]:
-        raise Refused(f"{' and '.join(there)} is there already, and nothing is overwritten: move it, or take another NAME")
+        raise Refused(
+            f"{' and '.join(there)} is there already, and nothing is overwritten: move it, or take another NAME"
+        )
     values = _values(given, guess)
     for path, template in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +191,9 @@ def _values(given: Given, guess: layer_guess.Guess) -> dict[str, Any]:
 def _told(given: Given, guess: layer_guess.Guess) -> int:
     """Try the subject, and say what is left."""
     left = [f"{given.file}: {line}" for line in guess.open]
-    left += [f"{given.file}: SOURCES[{a!r}], {words}" for a, words in ASPECTS.items() if a not in guess.symbols]
+    left += [
+        f"{given.file}: SOURCES[{a!r}], {words}" for a, words in ASPECTS.items() if a not in guess.symbols
+    ]
     wrong = _preflight(given)
     for line in wrong:
         print(f"not sound yet: {line}")
