@@ -51,9 +51,12 @@ def _class_of(run: Run) -> Place | None:
 
 def _in_repository(root: Path, file: Path) -> str | None:
     """``file`` from the root of the git repository that ``root`` is in; from ``root`` where there is none."""
-    base = root.resolve()
-    path = (base / file).resolve()
-    top = next((p for p in (base, *base.parents) if (p / ".git").exists()), base)
-    if not path.is_file() or not path.is_relative_to(top) or "site-packages" in path.parts:
+    try:
+        base = root.resolve()
+        path = (base / file).resolve()
+        top = next((p for p in (base, *base.parents) if (p / ".git").exists()), base)
+        if not path.is_file() or not path.is_relative_to(top) or "site-packages" in path.parts:
+            return None
+    except (OSError, ValueError):  # a subject's words may be no path at all
         return None
     return path.relative_to(top).as_posix()
