@@ -8,7 +8,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapter_conformance import house
+from adapter_conformance import after, house
 
 REVIEW = Path("docs/audit/variants_review_v2.md")
 AUDIT_JSON = Path("docs/audit/audit.json")
@@ -31,7 +31,7 @@ A claim that a review names is asked alone, and nothing is written, with the lin
 
 def main(arguments: Sequence[str]) -> int:
     """Run the audit in this process; its exit code."""
-    _own, rest = parser().parse_known_args(list(arguments))
+    options, rest = parser().parse_known_args(list(arguments))
     if _needs_subject(rest):
         print(
             "adapter-conformance audit: --subject is missing, expected path/to/file.py:Class", file=sys.stderr
@@ -42,17 +42,34 @@ def main(arguments: Sequence[str]) -> int:
         sys.path.append(
             here
         )  # last: a package.module:Attr that lies here, and nothing that hides the audit's own
+    try:
+        before = after.baseline(options)
+    except after.Refused as error:
+        print(f"adapter-conformance audit: {error}", file=sys.stderr)
+        return USAGE
     import pytest
 
-    return int(pytest.main(command_line(rest)))
+    status = int(pytest.main(command_line(rest)))
+    if status == USAGE or not after.is_asked(options):
+        return status
+    return after.finish(options, _result(rest), before, status)
 
 
 def parser() -> ArgumentParser:
     """The options that pytest does not know."""
-    return ArgumentParser(
+    made = ArgumentParser(
         prog="adapter-conformance audit", description=HELP, allow_abbrev=False,
         formatter_class=RawDescriptionHelpFormatter, usage="adapter-conformance audit --subject REF [options]",
     )  # fmt: skip
+    after.add_options(made)
+    return made
+
+
+def _result(rest: Sequence[str]) -> Path:
+    """Where this run's audit.json is."""
+    asked = ArgumentParser(add_help=False, allow_abbrev=False)
+    asked.add_argument("--audit-json", type=Path, default=AUDIT_JSON)
+    return Path(asked.parse_known_args(list(rest))[0].audit_json)
 
 
 def command_line(rest: Sequence[str]) -> list[str]:
