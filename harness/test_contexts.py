@@ -30,7 +30,13 @@ NARROW = (
     1e-4,
     1e4,
 )  # sizes of weights: the squares are below float16's smallest number, or above its largest
-WRONG_BEFORE = ("forward.random_parameters", "forward.gradients", "forward.eval_mode")
+WRONG_BEFORE = (
+    "forward.random_parameters",
+    "forward.gradients",
+    "forward.input_gradient",
+    "forward.eval_mode",
+    "forward.eval_gradients",
+)
 
 SEEN_LATER = (r"(merge|fold|cache)\w*.{0,60}\beval", r"\beval\w*.{0,60}(merge|fold|cache)", r"seen after")
 FOLDED = Diagnosis(

@@ -22,7 +22,16 @@ from tests.packaging.toy import PACKAGE, ROOT
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pip would have unpacked."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder / "dist")]
+    build = [
+        sys.executable,
+        "-m",
+        "hatchling",
+        "build",
+        "--target",
+        "wheel",
+        "--directory",
+        str(folder / "dist"),
+    ]
     subprocess.run(build, cwd=PACKAGE, check=True, capture_output=True)
     (wheel,) = (folder / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:

@@ -58,7 +58,7 @@ def remote_subject(command: Command) -> Implementation:
     connection = Connection(command)
     greeting = connection.worker.greeting
     if greeting.get("kind") == "array":
-        from harness.subjects.remote.arrays import remote_arrays
+        from harness.subjects.remote.remote_arrays import remote_arrays
 
         return remote_arrays(connection)
     offered = [m for m in greeting.get("methods", ()) if callable(getattr(Implementation, str(m), None))]
