@@ -78,9 +78,9 @@ def test_every_cited_symbol_has_a_digest_and_it_is_the_pinned_one() -> None:
     [  # read off PEFT 0.21.2 by eye, once
         ("peft_lora_layer.py", "LoraLayer.update_layer", "self.scaling[adapter_name]#-1", "L281"),
         ("peft_delora_layer.py", "DeloraLayer._compute_delta", "delta", "L71"),
-        ("peft_hra_layer.py", "HRALayer.update_layer", "self.hra_u[adapter_name]", "L81"),
+        ("peft_hra_layer.py", "HRALayer.update_layer", "self.hra_u[adapter_name]", "L80-L81"),
         ("peft_lora_dora.py", "DoraLinearLayer.get_weight_norm", "weight_norm", "L90"),
-        ("orig_lora_layers.py", "Linear.__init__", "self.lora_A .. self.lora_B", "L110-L111"),
+        ("orig_lora_layers.py", "Linear.__init__", "self.lora_A .. self.lora_B", "L109-L111"),
     ],
 )
 def test_line_numbers_are_those_of_the_file(alias: str, symbol: str, anchor: str, label: str) -> None:
