@@ -224,7 +224,7 @@ def _drift(layer: Life, before: list[Tensor]) -> float:
             steps.MERGE,
             steps.MODES,
             steps.TRAIN,
-            ends=((), steps.FOLD[:1], steps.FOLD),
+            ends=((), *2 * (((("set_adapters", FIRST), *steps.FOLD[:1])),), steps.FOLD[:1]),
         )
     ),
     against=("paper",),

@@ -41,11 +41,28 @@ def _member(node: Any, part: str) -> Any:
     return getattr(node, part) if hasattr(node, part) else node[part]
 
 
+def of_kind(tuner: Any, path: str) -> str:
+    """Where a tensor lives on this kind of layer: an embedding's factors have names of their own."""
+    if not isinstance(tuner.get_base_layer(), nn.Embedding):
+        return path
+    for factor in ("A", "B"):
+        if path.startswith(f"lora_{factor}."):
+            return path.replace(f"lora_{factor}.", f"lora_embedding_{factor}.").removesuffix(".weight")
+    return path
+
+
+def is_linear(tuner: Any) -> bool:
+    """Whether the layer beneath a tuner layer has a weight of two dimensions that it multiplies with."""
+    base = tuner.get_base_layer()
+    return not isinstance(base, nn.Embedding | nn.Conv2d)
+
+
 def slots_of(module: nn.Module, spec: AdapterSpec, adapter: str = FIRST) -> dict[str, Slot]:
-    """The canonical tensors of one of a tuner layer's adapters."""
+    """The canonical tensors of one of a tuner layer's adapters; on other kinds of layers in PEFT's own shapes."""
     binding = BINDINGS[spec.variant]
-    tensors = {name: _resolve(module, path.replace(FIRST, adapter)) for name, path in binding.paths.items()}
-    if binding.view is None:
+    paths = {name: of_kind(module, path.replace(FIRST, adapter)) for name, path in binding.paths.items()}
+    tensors = {name: _resolve(module, path) for name, path in paths.items()}
+    if binding.view is None or not is_linear(module):
         return {name: Slot(tensor) for name, tensor in tensors.items()}
     return {name: Slot(tensor, binding.view(name, spec, module)) for name, tensor in tensors.items()}
 

@@ -33,8 +33,9 @@ from reports.model import (
     Witness,
 )
 from reports.text import shortened
+from reports.version import TOOL, VERSION
 
-GENERATOR = {"name": "lora-audit", "version": "1"}
+GENERATOR = {"name": TOOL, "version": VERSION}
 LONGEST_TEXT, LONGEST_DOCSTRING, DEEPEST, MOST_ITEMS = 4000, 50_000, 6, 1000
 WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 

@@ -65,6 +65,9 @@ class Case:
     @cached_property
     def weight(self) -> Tensor:
         """W (out, in), entries of order 1/√in, rounded to the case's dtype; returned in that dtype."""
+        return self._drawn_weight()
+
+    def _drawn_weight(self) -> Tensor:
         W = torch.randn(self.out_features, self.in_features, generator=self.generator(0), dtype=torch.float64)
         W = W * (self.weight_scale / self.in_features**0.5)
         if self.pruned:

@@ -178,7 +178,7 @@ def _lacks(subject: Implementation, case: Case, kind: Kind, what: str) -> list[L
 def _try(subject: Implementation, case: Case) -> tuple[How, str] | None:
     """How a case is not answered, and in what words; None where it is."""
     try:
-        with isolation.global_state(subject), isolation.time_limit():
+        with isolation.global_state(subject), isolation.time_limit(subject):
             seed_torch(0)
             layer = adapt(subject, case.base(), case.spec)
             with torch.no_grad():

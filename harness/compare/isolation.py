@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -97,6 +97,9 @@ class Watched(Protocol):
     def mark(self) -> None:
         """Note the state."""
 
+    def computed(self) -> float:
+        """Seconds of processor time that the process has used."""
+
     def restore(self) -> list[tuple[str, Any, Any]]:
         """Put the state back; (what, before, after) of everything that was left changed."""
 
@@ -138,27 +141,33 @@ class Stopwatch:
     processor: float = field(default_factory=time.process_time)
     computed: float = 0.0
     waited: float = 0.0
+    elsewhere: Callable[[], float] = lambda: 0.0  # seconds of processor time of a subject's own process
+    there: float = 0.0
 
     def look(self) -> float:
         """The larger of the two so far, in seconds."""
-        wall, processor = time.monotonic(), time.process_time()
-        passed, used = wall - self.wall, processor - self.processor
-        self.wall, self.processor = wall, processor
+        wall, processor, there = time.monotonic(), time.process_time(), self.elsewhere()
+        passed, used = wall - self.wall, processor - self.processor + max(there - self.there, 0.0)
+        self.wall, self.processor, self.there = wall, processor, there
         self.computed += used
         self.waited += passed if used < IDLE * passed and passed < ASLEEP else 0.0
         return max(self.computed, self.waited)
 
 
 @contextmanager
-def time_limit() -> Iterator[None]:
+def time_limit(subject: object = None) -> Iterator[None]:
     """Raise ClaimTimeout in the block after CLAIM_SECONDS of computing or of waiting, however busy the machine is.
 
-    No limit where the platform or the thread has no alarm.
+    What a process of the ``subject``'s own computes counts as computing. No limit where the platform or the thread
+    has no alarm.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
+    elsewhere: Watched | None = getattr(subject, "elsewhere", None)
     seconds, watch = CLAIM_SECONDS, Stopwatch()
+    if elsewhere is not None:
+        watch = Stopwatch(elsewhere=elsewhere.computed, there=elsewhere.computed())
 
     def look(signum: int, frame: FrameType | None) -> None:
         if watch.look() >= seconds:

@@ -51,12 +51,6 @@ def _was_folded(life: Lived) -> bool:
     return bool(life.folded) and (life.unsettled or not life.merged)
 
 
-def _changed(base: Weights, plus: Weights, minus: Weights) -> Weights:
-    """base + plus − minus."""
-    b = None if base[1] is None or plus[1] is None or minus[1] is None else base[1] + plus[1] - minus[1]
-    return base[0] + plus[0] - minus[0], b
-
-
 @fault(
     "deleted_acts",
     "an adapter that was deleted still acts",
@@ -77,22 +71,6 @@ def still_folded(life: Lived, state: State) -> Iterator[Weights]:
     there = {**life.gone, **life.held}
     if _was_folded(life) and set(life.folded) <= there.keys():
         left = state.composed(life.base, [there[name] for name in life.folded])
-        yield left
-        yield state.composed(left, _held(life, state.active))
-
-
-@fault(
-    "unmerged_another",
-    "unmerging takes out the adapter that is active, not the one that was folded in",
-    "the base weight is another one from then on",
-)
-def unmerged_another(life: Lived, state: State) -> Iterator[Weights]:
-    if not _was_folded(life) or not set(life.folded) <= life.held.keys():
-        return
-    put_in = state.composed(life.base, _held(life, life.folded))
-    for names in [state.active, *((n,) for n in life.held)]:
-        taken = state.composed(life.base, _held(life, names))
-        left = _changed(life.base, put_in, taken)
         yield left
         yield state.composed(left, _held(life, state.active))
 
@@ -199,7 +177,8 @@ def twice(life: Lived, state: State) -> Iterator[Weights]:
     if names and set(names) <= life.held.keys():
         once = state.composed(life.base, _held(life, names))
         yield state.composed(once, _held(life, names))
-        yield _changed(once, once, life.base)
+        b = None if once[1] is None or life.base[1] is None else 2 * once[1] - life.base[1]
+        yield 2 * once[0] - life.base[0], b
 
 
 @fault(

@@ -38,6 +38,7 @@ from harness.compare.outcome import (
     Unverified,
     without_numbers,
 )
+from harness.engine import asked_again
 from harness.engine.checks import EXAMPLES, Check
 from harness.engine.failure import Failure
 from harness.engine.preflight import Broken
@@ -142,7 +143,7 @@ class ClaimRun:
         where = f"{self.check.function.__module__.replace('.', '/')}.py::{self.check.function.__name__}"
         options = f"--subject {shlex.quote(self.ref)} --audit-profile {self.profile.name}"
         seed = f" --hypothesis-seed {self.profile.seed}" if self.profile.seed else ""
-        return f"pytest {shlex.quote(f'{where}[{self.key.label}]')} {options}{seed}"
+        return f"{asked_again.command()} {shlex.quote(f'{where}[{self.key.label}]')} {options}{seed}"
 
     @property
     def examples(self) -> int:
@@ -157,7 +158,7 @@ class ClaimRun:
             why = _because(broken.cause, broken.sentence)
             return {"outcome": broken.outcome, "examples": 0, **why}
         try:
-            with isolation.global_state(self.subject), isolation.time_limit():
+            with isolation.global_state(self.subject), isolation.time_limit(self.subject):
                 asked = self._drive(context)
         except Deviation as found:
             failure = Failure(self.check, context, self.oracle_id, self.others())

@@ -51,7 +51,7 @@ class Failure:
         if not self.check.diagnose or case is None:
             return ()
         try:
-            with isolation.global_state(self.context.subject), isolation.time_limit():
+            with isolation.global_state(self.context.subject), isolation.time_limit(self.context.subject):
                 return diagnosis.diagnose(self.check, self.context, case)
         except MISBEHAVES:
             return ()
@@ -60,7 +60,7 @@ class Failure:
         """The witness with who agrees on its case and, where nothing explains it, what else is and is not right."""
         notes = [witness.note]
         try:
-            with isolation.global_state(self.context.subject), isolation.time_limit():
+            with isolation.global_state(self.context.subject), isolation.time_limit(self.context.subject):
                 agree, differ, not_asked = self._standing(case)
                 if not explained:
                     notes += [regime(case, self._holds), self._facts(case)]

@@ -44,7 +44,7 @@ def broken_wrapper(subject: Implementation, variant: Variant) -> Broken | None:
 
 def _broken(subject: Implementation, case: Case) -> Broken | None:
     try:
-        with isolation.global_state(subject), isolation.time_limit():
+        with isolation.global_state(subject), isolation.time_limit(subject):
             seed_torch(0)
             sentence = _inspect(adapt(subject, case.base(), case.spec), case)
     except BadAnswer as error:

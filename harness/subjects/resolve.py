@@ -19,6 +19,7 @@ from typing import Any
 from harness.subjects import releases
 from harness.subjects.arrays import from_arrays
 from harness.subjects.remote import environment
+from oracles import offered_interface
 from oracles.array_implementation import ArrayImplementation
 from oracles.implementation import Implementation
 from oracles.variants import VARIANTS
@@ -57,6 +58,7 @@ class Place:
 def resolve(ref: str, place: Place | None = None) -> Resolved:
     """The subject that ``ref`` names. Raises BadSubject."""
     place = place or Place()
+    offered_interface.offer()
     if (release := releases.file_of(ref)) is not None:
         there = place.python or _made(releases.metadata_of(ref), place, ref)
         return _remote(there, release, "Peft", ref)

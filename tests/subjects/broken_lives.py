@@ -216,7 +216,7 @@ class MergedLayerFoldedAgain(Layer):
         return other.base
 
 
-@layer("lora delora", "merged", "unmerged_another")
+@layer("lora delora", "merged", "still_folded")
 class UnmergeTakesOutTheActive(Layer):
     """Unmerging subtracts the adapters that are active now."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
+
 from harness.compare.isolation import SubjectDied
 from harness.subjects.remote.messages import Parcel, raise_for
 from harness.subjects.remote.process import TORCH, Command, NoWorker, Worker, start
@@ -20,6 +22,14 @@ class Elsewhere:
     def mark(self) -> None:
         """A claim begins: the next request says so."""
         self.connection.worker.marked = False
+
+    def computed(self) -> float:
+        """Seconds of processor time that the process has used; 0 of one that is gone."""
+        try:
+            used = psutil.Process(self.connection.worker.process.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(used.user + used.system)
 
     def restore(self) -> list[tuple[str, Any, Any]]:
         """A claim ends: (what, before, after) of the state that was left changed, which is put back."""

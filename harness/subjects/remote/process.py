@@ -7,13 +7,16 @@ import itertools
 import os
 import subprocess
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import torch
 
 from harness.compare.isolation import CLAIM_SECONDS, SubjectDied
+from harness.engine.asked_again import is_installed
 from harness.subjects.remote import limits, worker
 from harness.subjects.remote.messages import (
     PROTOCOL,
@@ -30,7 +33,7 @@ from harness.subjects.remote.messages import (
 ROOT = Path(__file__).parents[3]
 IMPLEMENTATION = ROOT / "oracles" / "implementation.py"
 ARRAYS = ROOT / "oracles" / "array_implementation.py"
-LOGS = ROOT / "reports" / "out"
+LOGS = platformdirs.user_log_path("adapter-conformance") if is_installed() else ROOT / "reports" / "out"
 TORCH = TorchTensors()
 STATUSES = ("ok", "unsupported", "failed")
 
@@ -182,7 +185,8 @@ class Worker:
         self.dead = self.dead or why
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=5)
         for descriptor in (self.channel.read_fd, self.channel.write_fd) if hasattr(self, "channel") else ():
             if descriptor >= 0:
                 os.close(descriptor)

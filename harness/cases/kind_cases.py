@@ -1,0 +1,308 @@
+"""Layers of other kinds than linear, each as the matrix product that it is: y = rows(x) Wᵀ + b.
+
+A convolution's rows are its patches (unfolding), an embedding's the one-hot vectors of its tokens; W (out, in) is the
+flattened kernel, a grouped one with zeros where a group does not look. The canonical tensors keep their shapes, with
+that in and out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any, cast
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as fn
+
+from harness.cases.layer_cases import Case
+from harness.cases.life_cases import offered_rank
+from oracles.implementation import AdapterSpec
+from oracles.variants import Variant
+
+KINDS = ("conv1d", "embedding", "conv2d", "quantised")
+SIDE = 6  # of the images
+
+
+@dataclass(frozen=True)
+class KindCase(Case):
+    """One layer of a kind. ``in_features``: inputs of one row, for a convolution channels times kernel positions.
+
+    ``kernel`` to ``groups``: a convolution's; ``padding_idx``, ``embed_scale``: an embedding's, which is ``tied`` where
+    a linear head has the same weight.
+    """
+
+    kind: str = "conv1d"
+    kernel: int = 1
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+    padding_idx: int | None = None
+    embed_scale: float = 1.0
+    tied: bool = False
+    quantiser: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a layer that every library which takes the kind takes."""
+        return self.groups == self.dilation == 1 and self.embed_scale == 1.0 and not self.tied
+
+    @property
+    def channels(self) -> int:
+        """Input channels of a convolution."""
+        return self.in_features // self.kernel**2
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """W (out, in), what the layer computes with: of a quantised layer, dequantised."""
+        return self.drawn if self.kind != "quantised" else _dequantised(self.base())
+
+    @cached_property
+    def drawn(self) -> Tensor:
+        """W before it is quantised."""
+        return self._drawn_weight() * self.blocks
+
+    @property
+    def blocks(self) -> Tensor:
+        """(out, in): one where the output's group looks at the input."""
+        return self._mask(self.channels, self.kernel**2).to(self.torch_dtype)
+
+    def _mask(self, columns: int, each: int = 1) -> Tensor:
+        own = torch.arange(self.out_features) * self.groups // self.out_features
+        of_column = torch.arange(columns) * self.groups // columns
+        return (own[:, None] == of_column.repeat_interleave(each)[None, :]).double()
+
+    def base(self, dtype: torch.dtype | None = None) -> Any:
+        """A fresh layer of the kind with this case's weight and bias."""
+        layer = MAKERS[self.kind](self)
+        return layer if self.kind == "quantised" else layer.to(dtype or self.torch_dtype)
+
+    @cached_property
+    def input(self) -> Tensor:
+        """x: (*batch, in), tokens (*batch, 4), or images (*batch, channels, side, side)."""
+        generator = self.generator(2)
+        if self.kind == "embedding":
+            return torch.randint(0, self.in_features, (*self.batch, 4), generator=generator)
+        if self.kind == "conv2d":
+            shape: tuple[int, ...] = (*self.batch, self.channels, SIDE, SIDE)
+        else:
+            shape = (*self.batch, self.in_features)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(self.torch_dtype)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """x as rows (n, in) in float64."""
+        if self.kind == "embedding":
+            return fn.one_hot(x, self.in_features).double().flatten(0, -2)
+        if self.kind == "conv2d":
+            found = fn.unfold(x.double(), self.kernel, self.dilation, self.padding, self.stride)
+            return found.mT.flatten(0, 1)
+        return x.double().flatten(0, -2)
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """∂L/∂rows as ∂L/∂x, for the kinds whose x has a gradient."""
+        if self.kind != "conv2d":
+            return gradient.reshape(self.input.shape)
+        patches = gradient.reshape(self.batch[0], -1, self.in_features).mT
+        size = (SIDE, SIDE)
+        return fn.fold(patches, size, self.kernel, self.dilation, self.padding, self.stride)
+
+    def outputs(self, y: Tensor) -> Tensor:
+        """The layer's output as rows (n, out)."""
+        return y.flatten(2).mT.flatten(0, 1) if self.kind == "conv2d" else y.flatten(0, -2)
+
+    def matrix(self, name: str, live: Tensor) -> Tensor:
+        """A slot's tensor, or its gradient, in the canonical shape: kernels flattened, groups with their zeros."""
+        shape = self._shape(name)
+        if len(shape) == 2 and live.numel() * self.groups == shape[0] * shape[1] and self.groups > 1:
+            spread = live.reshape(self.out_features, -1).repeat(1, self.groups)
+            return spread * self._mask(shape[1]).to(live.dtype)
+        return live.reshape(shape)
+
+    def live(self, name: str, matrix: Tensor, shape: torch.Size) -> Tensor:
+        """A canonical value in the shape of a slot."""
+        if matrix.dim() == 2 and matrix.numel() != shape.numel() and self.groups > 1:
+            own = self._mask(matrix.shape[1]).bool()
+            return matrix[own].reshape(shape)
+        return matrix.reshape(shape)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        tensor = self.variant.tensor(name)
+        if tensor is None:
+            raise KeyError(name)
+        return tensor.shape(self.out_features, self.in_features, self.spec)
+
+    def far(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
+        """As of a linear layer; what joins a group's outputs to the rank has the group's zeros."""
+        drawn = super().far(names)
+        if self.groups == 1:
+            return drawn
+        joined = (self.out_features, self.spec.rank)
+        return {n: v * self._mask(v.shape[1]) if tuple(v.shape) == joined else v for n, v in drawn.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """The case in plain values: what matters of its kind."""
+        told = {"kind": self.kind, **super().describe()}
+        of_kind = {
+            "conv2d": ("kernel", "stride", "padding", "dilation", "groups"),
+            "embedding": ("padding_idx", "embed_scale", "tied"),
+            "quantised": ("quantiser",),
+        }
+        return {**told, **{name: getattr(self, name) for name in of_kind.get(self.kind, ())}}
+
+
+@torch.no_grad()
+def _filled(layer: Any, weight: Tensor, bias: Tensor | None) -> Any:
+    layer.weight.copy_(weight)
+    if bias is not None:
+        layer.bias.copy_(bias)
+    return layer
+
+
+def _conv1d(case: KindCase) -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
+    bias = torch.zeros(case.out_features) if case.bias_vector is None else case.bias_vector
+    return _filled(Conv1D(case.out_features, case.in_features).to(case.torch_dtype), case.weight.mT, bias)
+
+
+class ScaledEmbedding(nn.Embedding):
+    """An embedding whose output is multiplied by ``embed_scale``, as several models have it."""
+
+    def __init__(self, tokens: int, width: int, embed_scale: float, padding_idx: int | None) -> None:
+        super().__init__(tokens, width, padding_idx=padding_idx)
+        self.register_buffer("embed_scale", torch.tensor(embed_scale), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Tokens (...) -> (..., dim)."""
+        scale = cast(Tensor, self.embed_scale)
+        return super().forward(input) * scale.to(self.weight.dtype)
+
+
+def _embedding(case: KindCase) -> nn.Module:
+    sizes = (case.in_features, case.out_features)
+    if case.embed_scale == 1.0:
+        layer: nn.Module = nn.Embedding(*sizes, padding_idx=case.padding_idx)
+    else:
+        layer = ScaledEmbedding(*sizes, case.embed_scale, case.padding_idx)
+    return _filled(layer.to(case.torch_dtype), case.weight.mT, None)
+
+
+def _conv2d(case: KindCase) -> nn.Module:
+    layer = nn.Conv2d(
+        case.channels,
+        case.out_features,
+        case.kernel,
+        case.stride,
+        case.padding,
+        case.dilation,
+        case.groups,
+        case.bias,
+    ).to(case.torch_dtype)
+    own = case.weight[case.blocks.bool()].reshape(layer.weight.shape)
+    return _filled(layer, own, case.bias_vector)
+
+
+def _int8_weight_only(linear: nn.Linear) -> nn.Module:
+    """torchao's eight-bit weights, dequantised in the forward pass."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import-not-found]
+
+    held = nn.Sequential(linear)
+    quantize_(held, Int8WeightOnlyConfig())
+    return held[0]
+
+
+def _bitsandbytes(linear: nn.Linear) -> nn.Module:
+    """bitsandbytes' four-bit layer, quantised as it is moved."""
+    from bitsandbytes import nn as bnb  # type: ignore[import-not-found]
+
+    layer = bnb.Linear4bit(
+        linear.in_features, linear.out_features, linear.bias is not None, linear.weight.dtype
+    )
+    layer.load_state_dict(linear.state_dict())
+    return layer.to("cpu")
+
+
+def _dequantised(layer: Any) -> Tensor:
+    """The weight (out, in) that a quantised layer computes with, asked of the layer itself."""
+    with torch.no_grad():
+        eye = torch.eye(layer.in_features)
+        return (layer(eye) - layer(torch.zeros(1, layer.in_features))).mT
+
+
+# How a linear layer is quantised; by the libraries that are there.
+QUANTISERS: dict[str, Callable[[nn.Linear], nn.Module]] = {
+    name: make
+    for name, make in (("torchao", _int8_weight_only), ("bitsandbytes", _bitsandbytes))
+    if find_spec(name) is not None
+}
+
+
+def quantised(case: KindCase, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A layer of the case's sizes with another weight (out, in), quantised as the case's is."""
+    linear = nn.Linear(case.in_features, case.out_features, bias is not None).requires_grad_(False)
+    return QUANTISERS[case.quantiser](_filled(linear, weight, bias))
+
+
+MAKERS: dict[str, Callable[[KindCase], nn.Module]] = {
+    "conv1d": _conv1d,
+    "embedding": _embedding,
+    "conv2d": _conv2d,
+    "quantised": lambda case: quantised(case, case.drawn, case.bias_vector),
+}
+SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
+    "conv1d": tuple({"in_features": i, "out_features": o} for i, o in ((4, 6), (5, 3), (4, 4))),
+    "quantised": tuple({"in_features": i, "out_features": o} for i, o in ((4, 6), (6, 5))),
+    "embedding": (
+        {"in_features": 7, "out_features": 4},
+        {"in_features": 5, "out_features": 5, "padding_idx": 1},
+        {"in_features": 6, "out_features": 4, "embed_scale": 2.5},
+        {"in_features": 7, "out_features": 5, "tied": True},
+    ),
+    "conv2d": (
+        {"in_features": 3, "out_features": 4},
+        {"in_features": 2 * 9, "out_features": 3, "kernel": 3, "padding": 1},
+        {"in_features": 3 * 4, "out_features": 5, "kernel": 2, "stride": 2},
+        {"in_features": 2 * 9, "out_features": 4, "kernel": 3, "padding": 2, "dilation": 2},
+        {"in_features": 4 * 4, "out_features": 6, "kernel": 2, "groups": 2},
+    ),
+}
+
+
+def of_kind(*kinds: str) -> Callable[[Variant], st.SearchStrategy[KindCase]]:
+    """Layers of these kinds, in every shape that the table has of them."""
+
+    def strategy(variant: Variant) -> st.SearchStrategy[KindCase]:
+        shapes = [{"kind": kind, **shape} for kind in kinds for shape in shapes_of(kind)]
+        # A case all the same where nothing is there that quantises: the claim says so.
+        shapes = shapes or [{"kind": kind, **SHAPES[kind][0]} for kind in kinds]
+        return st.sampled_from(shapes).flatmap(lambda shape: _cases(variant, shape))
+
+    return strategy
+
+
+def shapes_of(kind: str) -> list[dict[str, Any]]:
+    """The kind's shapes; quantised ones by each library that is there."""
+    if kind != "quantised":
+        return list(SHAPES[kind])
+    return [{**shape, "quantiser": name} for name in QUANTISERS for shape in SHAPES[kind]]
+
+
+@st.composite
+def _cases(draw: st.DrawFn, variant: Variant, shape: Mapping[str, Any]) -> KindCase:
+    groups, out, in_ = shape.get("groups", 1), shape["out_features"], shape["in_features"]
+    ranks = [r for r in (2, 4, 1, 3) if r % groups == 0 and offered_rank(variant, out, in_, r)]
+    dtypes = [d for d in ("float32", "float64") if d not in variant.refuses_dtypes]
+    if shape["kind"] == "quantised":
+        dtypes = ["float32"]
+    return KindCase(
+        AdapterSpec(variant.id, draw(st.sampled_from(ranks)), draw(st.sampled_from((3.5, 0.5)))),
+        bias=shape["kind"] != "embedding" and draw(st.booleans()),
+        batch=(2,),
+        dtype=draw(st.sampled_from(dtypes)),
+        seed=draw(st.integers(0, 2**16)),
+        **shape,
+    )

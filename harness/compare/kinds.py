@@ -1,0 +1,235 @@
+"""An adapted layer of another kind: its tensors as matrices, what it computes as rows, and the equation of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from harness.cases.kind_cases import KINDS, KindCase, quantised, shapes_of
+from harness.compare import rounding
+from harness.compare.context import Context, Refused
+from harness.compare.layer import Layer, SubjectRaised, adapt, answering
+from harness.compare.life_model import left_by
+from harness.compare.outcome import NoSlot, NotOffered, OutsideDomain
+from harness.compare.rounding import Point, Quantities, coarser
+from harness.compare.thresholds import THRESHOLDS
+from oracles.implementation import AdapterSpec, Implementation, Unsupported
+from oracles.seeding import seed_torch
+from oracles.variants import paper
+from reports.model import Diagnosis
+
+
+class Kinds:
+    """A subject's layer of a kind; canonical names and shapes outside, the subject's own within."""
+
+    def __init__(self, layer: Layer, case: KindCase) -> None:
+        self.layer, self.case = layer, case
+        self.adapted = layer.adapted
+        own = {t.name for t in case.variant.tensors if t.role != "base"}
+        self.names = [name for name in layer.names if name in own]
+        start = {name: self.value(name) for name in self.names}
+        self.left = left_by(case.weight.double(), start, case.spec)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+    def value(self, name: str) -> Tensor:
+        """A tensor in the canonical shape, float64."""
+        return self._canonical(name, self.layer.value(name))
+
+    def _canonical(self, name: str, live: Tensor) -> Tensor:
+        try:
+            return self.case.matrix(name, live)
+        except RuntimeError:
+            raise NoSlot(
+                f"the subject's {name} is {tuple(live.shape)}, which is not its shape here", name
+            ) from None
+
+    def write(self, values: Mapping[str, Tensor]) -> None:
+        """Canonical values into the slots."""
+        for name, value in values.items():
+            if name in self.names:
+                self.layer.write({name: self.case.live(name, value, self.layer.value(name).shape)})
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Every canonical tensor; what has no slot and is determined by the weight, from the weight."""
+        values = {name: self.value(name) for name in self.names} | self.left
+        for tensor in self.case.variant.tensors:
+            if tensor.name not in values:
+                if tensor.exact is None or tensor.role == "parameter":
+                    raise NoSlot(
+                        f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name
+                    )
+                values[tensor.name] = tensor.exact(self.case.weight.double(), self.case.spec)
+        return values
+
+    def observe(self, case: KindCase) -> Quantities:
+        """Output as rows, and the gradients of <G, y> by the tensors and by x; float64."""
+        x = case.x.requires_grad_(case.input.is_floating_point())
+        self.layer.clear_gradients()
+        y = self.layer(x)
+        rows = case.outputs(y)
+        with answering(self.layer.who, "the backward pass"):
+            if y.requires_grad:
+                rows.backward(cotangent(case, rows.shape).to(rows.dtype))
+        found = {"output": rows.detach().double()}
+        for name in self.names:
+            if self.layer.raw(name).requires_grad:
+                found[f"gradient of {name}"] = self._canonical(name, self.layer.gradient(name))
+        if x.grad is not None:
+            found["gradient of x"] = x.grad.double()
+        return found
+
+
+def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
+    """The subject on a layer of the case's kind. Raises NotOffered, or Refused for a layer out of the ordinary."""
+    if case.kind not in context.subject.layers:
+        raise NotOffered(f"not offered: {case.kind} layers", "layers")
+    if case.kind == "quantised" and not case.quantiser:
+        raise OutsideDomain("no library that quantises is installed here: torchao or bitsandbytes")
+    seed_torch(case.seed)
+    try:
+        layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
+    except (SubjectRaised, Unsupported) as why:
+        if case.is_plain:
+            raise NotOffered(
+                f"not offered: {case.spec.variant} on {case.kind} layers: {why}", "layers"
+            ) from why
+        raise Refused from why
+    return Kinds(layer, case)
+
+
+_TAKEN: WeakKeyDictionary[Implementation, dict[str, frozenset[str]]] = WeakKeyDictionary()
+
+
+def taken_by(context: Context) -> frozenset[str]:
+    """The kinds that the subject adapts with this variant, asked once with the plainest layer of each."""
+    known = _TAKEN.setdefault(context.subject, {})
+    if context.variant.id not in known:
+        known[context.variant.id] = frozenset(kind for kind in KINDS if _is_taken(context, kind))
+    return known[context.variant.id]
+
+
+def _is_taken(context: Context, kind: str) -> bool:
+    shapes = shapes_of(kind)
+    if not shapes:
+        return False
+    case = KindCase(
+        AdapterSpec(context.variant.id, rank=2, alpha=3.5),
+        bias=kind != "embedding",
+        batch=(2,),
+        kind=kind,
+        **shapes[0],
+    )
+    try:
+        adapted(context, case)
+    except (NotOffered, Refused, NoSlot):
+        return False
+    return True
+
+
+def cotangent(case: KindCase, shape: torch.Size) -> Tensor:
+    """G (n, out) in float64, the same for every layer of the case."""
+    return torch.randn(shape, generator=case.generator(3), dtype=torch.float64)
+
+
+def equation_at(context: Context, case: KindCase, layer: Kinds) -> tuple[Quantities, Callable[[str], float]]:
+    """The equation's quantities at the layer's parameters, and the rounding noise of each, measured when asked."""
+    rows = case.rows(case.input)
+    b = None if case.bias_vector is None or case.kind == "embedding" else case.bias_vector.double()
+    G = cotangent(case, torch.Size((rows.shape[0], case.out_features))) * case.embed_scale
+    point = Point(rows, case.weight.double(), b, layer.parameters(), G, case.spec)
+    trained = [n for n in layer.names if layer.layer.raw(n).requires_grad]
+
+    def at(p: Point) -> Quantities:
+        return _of_layer(case, rounding.evaluate(context.forward, p, trained, True))
+
+    @cache
+    def noise() -> dict[str, float]:
+        return rounding.noise(at, point, coarser(case.torch_dtype), case.generator(7))
+
+    exact = at(point)
+    return exact, lambda name: noise()[name]
+
+
+def _of_layer(case: KindCase, found: Quantities) -> Quantities:
+    """Quantities of the rows as quantities of the layer: scaled, folded, without what is not asked."""
+    found = {**found, "output": found["output"] * case.embed_scale}
+    gradient = found.pop("gradient of x")
+    if case.kind != "embedding":
+        found["gradient of x"] = case.back(gradient)
+    if case.groups > 1:  # a group's own block of what joins the rank to the outputs
+        joined = (case.out_features, case.spec.rank)
+        found = {n: g * case._mask(g.shape[1]) if tuple(g.shape) == joined else g for n, g in found.items()}
+    if case.padding_idx is not None:  # whether the padding's own row learns is not said
+        found = {
+            n: g for n, g in found.items() if not n.startswith("gradient") or case.in_features not in g.shape
+        }
+    return found
+
+
+def quantising_error(context: Context, case: KindCase, layer: Kinds, exact: Tensor) -> float:
+    """Twice what quantising the right merged weight, by the layer's own library, does to the output.
+
+    As a floor: the threshold's multiple of it is what may be lost.
+    """
+    b = None if case.bias_vector is None else case.bias_vector.double()
+    with torch.no_grad():
+        W, bias = paper.effective(context.forward, case.weight.double(), b, layer.parameters(), case.spec)
+        best = quantised(case, W.float(), None if b is None else bias.float())
+        lost = case.outputs(best(case.x)).double() - exact
+    return 2 * float(lost.norm()) / THRESHOLDS["formula"]
+
+
+def _says(name: str, summary: str, failure_mode: str) -> Diagnosis:
+    return Diagnosis(f"layers.{name}", summary, failure_mode, matched=1, tried=1, source="check")
+
+
+UPDATE_LOST = _says(
+    "update_lost", "the base answers: the update is lost", "the adapter has no effect on layers of this kind"
+)
+BIAS_LOST = _says(
+    "bias_lost", "the bias is left out", "the output is shifted; nothing shows on layers without a bias"
+)
+SCALE_LOST = _says(
+    "embed_scale",
+    "the embedding's scale multiplies the base's rows and not the adapter's",
+    "the update is too small by the scale, which is the square root of the width in several models",
+)
+TRANSPOSED = _says(
+    "transposed",
+    "the update is that of the transposed layout",
+    "on square layers another function is computed, and nothing raises",
+)
+
+
+def explain(context: Context, case: KindCase, layer: Kinds, actual: Tensor) -> Diagnosis | None:
+    """The known fault whose output the rows are, if one is."""
+    scale = float(actual.norm()) + float(case.rows(case.input).norm() * case.weight.double().norm())
+    unit = rounding.roundoff(coarser(case.torch_dtype)) * scale
+    for diagnosis, output in _faulty(context, case, layer):
+        if rounding.ratio(actual, output, unit) <= THRESHOLDS["formula"]:
+            return diagnosis
+    return None
+
+
+def _faulty(context: Context, case: KindCase, layer: Kinds) -> Iterator[tuple[Diagnosis, Tensor]]:
+    W, b, e = case.weight.double(), case.bias_vector, case.embed_scale
+    shift = torch.zeros(case.out_features, dtype=torch.float64) if b is None else b.double()
+    rows = case.rows(case.input)
+    with torch.no_grad():
+        merged, bias = paper.effective(
+            context.forward, W, None if b is None else shift, layer.parameters(), case.spec
+        )
+    change = merged - W
+    yield UPDATE_LOST, rows @ W.mT * e + shift
+    if b is not None:
+        yield BIAS_LOST, rows @ merged.mT
+    if e != 1.0:
+        yield SCALE_LOST, rows @ W.mT * e + rows @ change.mT
+    if case.in_features == case.out_features:
+        yield TRANSPOSED, rows @ (W + change.mT).mT * e + bias

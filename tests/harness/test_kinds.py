@@ -1,0 +1,65 @@
+"""The claims on kinds of layers: wrong libraries are found out, a right one is not accused."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.cases import kind_cases
+from harness.engine.checks import load_checks
+from harness.engine.session import claims_for
+from reports.model import Claim
+from tests.life_table import TWELVE
+from tests.subjects.judged import audit
+from tests.subjects.kinds import BROKEN_KINDS, BrokenKind, Library, fake_quantiser
+from tests.subjects.wrapped import Library as LinearOnly
+
+
+@pytest.fixture(autouse=True)
+def _own_quantiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No library that quantises has to be installed for the tests."""
+    monkeypatch.setattr(kind_cases, "QUANTISERS", {"own": fake_quantiser})
+
+
+def asked(broken: BrokenKind) -> Claim:
+    """The claim that should find it out."""
+    found = claims_for(
+        broken.make(),
+        variants=["lora"],
+        oracles=("paper",),
+        checks=lambda c: c.id == broken.claim,
+        profile=TWELVE,
+    )
+    return found[0]
+
+
+@pytest.mark.parametrize("broken", BROKEN_KINDS, ids=lambda b: b.name)
+def test_found_out(broken: BrokenKind) -> None:
+    claim = asked(broken)
+    assert claim.outcome in ("fail", "error"), claim
+    assert (claim.diagnosis.mistake.removeprefix("layers.") if claim.diagnosis else "") == broken.says
+
+
+def test_a_right_library_is_not_accused() -> None:
+    found = audit(Library(), ["lora"], checks=lambda check: check.info.aspect == "layers", profile=TWELVE)
+    assert {c.id: c.reason for c in found.run.claims if c.outcome != "pass"} == {}
+
+
+def test_who_takes_linear_layers_alone_is_not_asked() -> None:
+    found = audit(
+        LinearOnly(), ["lora"], checks=lambda c: c.info.aspect == "layers" or c.id == "scale.effective"
+    )
+    assert {c.cause for c in found.run.claims if c.aspect == "layers"} == {"not_offered"}
+    assert found.verdicts["lora"].verdict == "Faithful"
+
+
+def test_without_a_library_that_quantises_the_claim_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kind_cases, "QUANTISERS", {})
+    found = audit(Library(), ["lora"], checks=lambda check: check.info.aspect == "layers")
+    outcomes = {c.check: c for c in found.run.claims}
+    assert outcomes["layers.quantised"].cause == "outside"
+    assert outcomes["layers.merge"].outcome == "pass"
+
+
+def test_every_claim_is_shown() -> None:
+    claims = {id_ for id_, check in load_checks().items() if check.info.aspect == "layers"}
+    assert {b.claim for b in BROKEN_KINDS} == claims

@@ -1,0 +1,264 @@
+"""A right library on other kinds of layers: LoRA, DoRA and (IA)³ on Conv1D, embeddings, convolutions and our own
+quantised layer, as one wrapper each.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as fn
+
+from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
+
+
+class QuantisedLinear(nn.Linear):
+    """A linear layer whose weight is eight-bit numbers and one step per row, as quantised layers have it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        step = weight.abs().amax(dim=1, keepdim=True) / 127
+        self.weight = nn.Parameter((weight / step).round().to(torch.int8), requires_grad=False)
+        self.register_buffer("step", step)
+        self.bias = None if bias is None else nn.Parameter(bias.clone())
+
+    def dequantize(self) -> Tensor:
+        """The weight (out, in) that the layer computes with."""
+        step: Tensor = self.step  # type: ignore[assignment]
+        return self.weight.to(step.dtype) * step
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        return fn.linear(input, self.dequantize(), self.bias)
+
+
+def fake_quantiser(linear: nn.Linear) -> nn.Module:
+    """Our own eight-bit layer in place of a library's."""
+    return QuantisedLinear(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
+
+
+class LowRank(nn.Module):
+    """LoRA on any of the kinds; ``product`` is the adapter's own path through the layer."""
+
+    def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
+        super().__init__()
+        self.base, self.s, self.r = base.requires_grad_(False), spec.alpha / spec.rank, spec.rank
+        self.kind = kind_of(base)
+        shapes = getattr(self, f"shapes_{self.kind}")()
+        self.A = nn.Parameter(torch.randn(shapes[0], dtype=self.dtype))
+        self.B = nn.Parameter(torch.zeros(shapes[1], dtype=self.dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(self.base, "step", self.base.weight).dtype
+
+    def shapes_conv1d(self) -> tuple:
+        return (self.r, self.base.nx), (self.base.nf, self.r)
+
+    def shapes_quantised(self) -> tuple:
+        return (self.r, self.base.in_features), (self.base.out_features, self.r)
+
+    def shapes_embedding(self) -> tuple:
+        return (self.r, self.base.num_embeddings), (self.base.embedding_dim, self.r)
+
+    def shapes_conv2d(self) -> tuple:
+        b = self.base
+        return (self.r, b.in_channels, *b.kernel_size), (b.out_channels, self.r // b.groups, 1, 1)
+
+    def slots(self) -> dict[str, Tensor]:
+        return {"A": self.A, "B": self.B}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.s * getattr(self, f"path_{self.kind}")(x)
+
+    def path_conv1d(self, x: Tensor) -> Tensor:
+        return x @ self.A.T @ self.B.T
+
+    path_quantised = path_conv1d
+
+    def path_embedding(self, x: Tensor) -> Tensor:
+        y = fn.embedding(x, self.A.T, padding_idx=self.base.padding_idx) @ self.B.T
+        scale = getattr(self.base, "embed_scale", None)
+        return y if scale is None else y * scale.to(y.dtype)
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b = self.base
+        return fn.conv2d(fn.conv2d(x, self.A, None, b.stride, b.padding, b.dilation), self.B, groups=b.groups)
+
+    def merged(self) -> nn.Module:
+        plain = copy.deepcopy(self.base)
+        with torch.no_grad():
+            update = self.s * self.B.flatten(1) @ self.A.flatten(1)
+            self.fold(plain, update)
+        return plain
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        if self.kind == "quantised":
+            new = QuantisedLinear(plain.dequantize() + update, plain.bias)
+            plain.weight.copy_(new.weight)
+            plain.step.copy_(new.step)
+        elif self.kind == "conv2d":
+            if plain.groups > 1:
+                raise Unsupported("a grouped convolution cannot hold the update")
+            plain.weight += update.reshape(plain.weight.shape)
+        else:
+            plain.weight += update.T
+
+
+def kind_of(base: nn.Module) -> str:
+    """Which of the kinds it is."""
+    if isinstance(base, QuantisedLinear):
+        return "quantised"
+    return {"Conv1D": "conv1d", "Conv2d": "conv2d"}.get(type(base).__name__, "embedding")
+
+
+class Library(Implementation):
+    """LoRA alone, on every kind."""
+
+    name, version = "kinds", "1"
+    variants = frozenset({"lora"})
+    layers = frozenset({"linear", "conv1d", "embedding", "conv2d", "quantised"})
+    layer: type[LowRank] = LowRank
+
+    def adapt(self, base: nn.Module, spec: AdapterSpec) -> Adapted:  # type: ignore[override]
+        layer = self.layer(base, spec)
+        return Adapted(layer, {n: Slot(t) for n, t in layer.slots().items()})
+
+    def merge(self, adapted: Adapted) -> nn.Module:  # type: ignore[override]
+        return adapted.module.merged()
+
+
+@dataclass(frozen=True)
+class BrokenKind:
+    """A wrong library, the claim that finds it out, and the fault that the finding names, if one does."""
+
+    name: str
+    make: Callable[[], Implementation]
+    claim: str
+    says: str = ""
+
+    @property
+    def what(self) -> str:
+        """The class's docstring."""
+        return str(self.make.__doc__).strip()
+
+
+BROKEN_KINDS: list[BrokenKind] = []
+
+
+def broken(claim: str, says: str = "") -> Callable[[type[LowRank]], type[LowRank]]:
+    """Register a layer that is wrong."""
+
+    def register(cls: type[LowRank]) -> type[LowRank]:
+        wrong = type(cls.__name__, (Library,), {"layer": cls, "__doc__": cls.__doc__})
+        BROKEN_KINDS.append(BrokenKind(cls.__name__, wrong, f"layers.{claim}", says))
+        return cls
+
+    return register
+
+
+@broken("conv1d", "transposed")
+class TransposedLayout(LowRank):
+    """The factors are laid out as the weight is stored, which raises nothing where the layer is square."""
+
+    def path_conv1d(self, x: Tensor) -> Tensor:
+        if self.base.nx != self.base.nf:
+            return super().path_conv1d(x)
+        return x @ (self.B @ self.A)
+
+
+@broken("embedding", "embed_scale")
+class ScaleIgnored(LowRank):
+    """The update is not multiplied by the embedding's scale."""
+
+    def path_embedding(self, x: Tensor) -> Tensor:
+        return fn.embedding(x, self.A.T, padding_idx=self.base.padding_idx) @ self.B.T
+
+
+@broken("embedding")
+class TiedHeadWritten(LowRank):
+    """The update is kept in the weight, which the head shares."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.base.weight += 1e-3
+        y = super().forward(x)
+        with torch.no_grad():
+            self.base.weight -= 2e-3
+        return y
+
+
+@broken("conv2d")
+class GroupsIgnored(LowRank):
+    """Every output channel sees the first group's coordinates."""
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b = self.base
+        h = fn.conv2d(x, self.A, None, b.stride, b.padding, b.dilation)
+        return fn.conv2d(h[:, : self.B.shape[1]], self.B)
+
+
+@broken("conv2d")
+class DilationIgnored(LowRank):
+    """The adapter's own convolution has the layer's stride and padding, not its dilation."""
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b = self.base
+        return fn.conv2d(fn.conv2d(x, self.A, None, b.stride, b.padding), self.B, groups=b.groups)
+
+
+@broken("conv2d")
+class StrideIgnored(LowRank):
+    """The adapter's convolution is of stride one, and every second output is taken from the start of the image."""
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b = self.base
+        full = fn.conv2d(fn.conv2d(x, self.A, None, 1, b.padding, b.dilation), self.B, groups=b.groups)
+        side = (x.shape[-1] + 2 * b.padding[0] - b.dilation[0] * (b.kernel_size[0] - 1) - 1) // b.stride[
+            0
+        ] + 1
+        return full[..., :side, :side]
+
+
+@broken("conv2d", "bias_lost")
+class BiasLeftOut(LowRank):
+    """The convolution is done again without its bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        bias = getattr(self.base, "bias", None)
+        return y if bias is None or self.kind != "conv2d" or not self.B.any() else y - bias[:, None, None]
+
+
+@broken("quantised", "update_lost")
+class UpdateLost(LowRank):
+    """Over a quantised weight the adapter is there, and not called."""
+
+    def path_quantised(self, x: Tensor) -> Tensor:
+        return 0 * super().path_conv1d(x)
+
+
+@broken("merge", "update_lost")
+class LostInTheQuantisedWeight(LowRank):
+    """The merged weight is rounded with the steps of the old one, and the update is cast to its integers first."""
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        if self.kind == "quantised":
+            plain.weight += (update * 1e-3).to(torch.int8)
+        else:
+            super().fold(plain, update)
+
+
+@broken("merge")
+class FoldedInTheWrongOrder(LowRank):
+    """The kernel of a merged convolution has its positions mirrored."""
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        if self.kind == "conv2d" and plain.groups == 1:
+            plain.weight += update.reshape(plain.weight.shape).flip(-1, -2)
+        else:
+            super().fold(plain, update)
