@@ -13,7 +13,7 @@ from reports.judge.docstring_search import Statement
 from reports.judge.grouping import Grouping, Key, covering, kind_of
 from reports.judge.prior import contradicts, matching
 from reports.judge.standing import standing
-from reports.model import CheckInfo, Claim, Diagnosis, Finding, Prior, PriorFinding, Run
+from reports.model import CheckInfo, Claim, Diagnosis, DocstringPart, Finding, Prior, PriorFinding, Run
 from reports.order import LEADING, rank, worst
 from reports.text import shortened
 
@@ -59,6 +59,8 @@ class Defect:
         self.claims = sorted(claims, key=self._precedence)
         self.lead = self.claims[0]
         self.prior = prior.variants.get(self.lead.variant) if prior else None
+        if self.warned:
+            self.kind = "mode_missing"
 
     def finding(self) -> Finding:
         """The finding, still without its number."""
@@ -85,6 +87,14 @@ class Defect:
             stated=self.stated.words if self.stated else "",
             also_fails=self.also_fails,
         )
+
+    @cached_property
+    def warned(self) -> str:
+        """The warning by which the subject refuses dropout, where that is what it does: a mode that it lacks."""
+        if self.mistake is None or self.mistake != f"{self.lead.variant}.dropout_ignored":
+            return ""
+        said = docstring_search.leaving_out([DocstringPart("", 0, w) for w in self.heard], "dropout")
+        return said.words if said else ""
 
     @property
     def cited(self) -> str:
@@ -172,7 +182,7 @@ class Defect:
         """The sentence of the subject's docstrings that states the difference."""
         parts = docstring_search.parts_of(self.run.subject, self.lead.variant)
         if self.kind == "mode_missing":
-            return docstring_search.leaving_out(parts, self.lead.detail or "")
+            return docstring_search.leaving_out(parts, "dropout" if self.warned else self.lead.detail or "")
         phrases = self.diagnosis.documented_by if self.diagnosis else ()
         return docstring_search.stating(parts, phrases)
 
@@ -197,13 +207,19 @@ class Defect:
         if self.kind in UNTOLD:
             return "major"
         if self.tag == "BUG":
-            return worst([*map(self._severity_of, self.claims), WORST_OF_ACCEPTABLE])
+            return worst([*map(self._severity_of, self._own), WORST_OF_ACCEPTABLE])
         said = self.diagnosis.severity if self.diagnosis else None
         if self.kind == "declared" and said is None and self._gradient_differs():
             return "major"
         if said is None or said == "minor":
             return "none" if self.documented else "minor"
         return "major" if said == "critical" else said
+
+    @property
+    def _own(self) -> list[Claim]:
+        """The claims that say how bad it is: one that fails by another mistake first counts as that one's."""
+        own = [c for c in self.claims if (named := self.named(c)) is None or named is c.diagnosis]
+        return own or list(self.claims)
 
     def _severity_of(self, claim: Claim) -> Severity:
         """How bad one member is: as bad as its check, unless the mistake itself is known to be less or more."""
@@ -224,7 +240,11 @@ class Defect:
     @property
     def title(self) -> str:
         lead, aspect = self.lead, ASPECTS.get(self.lead.aspect, self.lead.aspect)
-        reason = lead.reason or "no reason given"
+        reason = (
+            f"dropout is refused with a warning, {self.warned}"
+            if self.warned
+            else lead.reason or "no reason given"
+        )
         by_kind = {
             "error": reason,
             "wrapper": f"The subject's own file fails, so that the library could not be asked: {reason}",

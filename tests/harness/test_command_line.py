@@ -118,3 +118,25 @@ def test_quick_asks_four_cases_at_most(tmp_path: Path, options: list[str]) -> No
     claims = json.loads((tmp_path / "a.json").read_text())["claims"]
     assert {c["outcome"] for c in claims if c["check"] == "merge.modes"} == {"pass"}
     assert max(c["examples"] for c in claims) == 4
+
+
+def test_a_quiet_run_says_nothing_beside_its_review(tmp_path: Path) -> None:
+    """`--report=- -q`, workers or not: the review on stdout, nothing on stderr; `--aspect` narrows, and is said."""
+    options = [
+        "--report=-",
+        "--aspect",
+        "scale",
+        "--variant",
+        "ia3,hra",
+        "--oracle",
+        "paper",
+        "--subject",
+        "peft",
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "harness/"]
+    asked = [*command, *options, "--audit-profile", "quick", "--audit-json", str(tmp_path / "a.json")]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.startswith("# Review of peft")
+    assert "only the aspects scale" in done.stdout
+    assert {c["aspect"] for c in json.loads((tmp_path / "a.json").read_text())["claims"]} == {"scale"}

@@ -260,8 +260,8 @@ def test_doras_row_norms_where_they_cancel() -> None:
         adapter.B.copy_(-(1 - 1e-3) * torch.eye(9))
     exact = (W.double() + adapter.B.double() @ adapter.A.double()).norm(dim=1)
     torch.testing.assert_close(adapter.row_norm(W).double(), exact.detach(), rtol=1e-3, atol=0)
-    square, terms = adapter._expanded(W)
-    assert not (square >= terms / 4).any()
+    square, own = adapter._expanded(W)
+    assert not (square >= own / 4).any()
 
 
 def test_doras_own_backward_pass_is_autograds() -> None:

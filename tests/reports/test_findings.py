@@ -99,6 +99,17 @@ def test_a_finding_is_as_bad_as_its_worst_member():
     assert only(run(mild, undiagnosed, checks={**CHECKS, "init.identity": follows})).severity == "critical"
 
 
+def test_what_fails_by_another_mistake_first_is_as_bad_as_that_one():
+    a, b = diagnosis("lora.a"), diagnosis("lora.b")
+    grave = claim("init.identity", outcome="fail", diagnosis=a, further=(b,))
+    mild = claim("dropout.active", outcome="fail", diagnosis=b)
+    assert {f.mistake: f.severity for f in found(run(grave, mild))} == {
+        "lora.a": "critical",
+        "lora.b": "major",
+    }
+    assert {f.mistake: f.severity for f in found(run(grave))} == {"lora.a": "critical", "lora.b": "critical"}
+
+
 def test_a_crash_takes_no_other_claim_with_it():
     why = {"reason": "lora_lite raised IndexError: no (at a.py:L3)", "cause": "raised"}
     crash = claim(FORWARD, outcome="error", detail="IndexError at a.py:L3", **why)
@@ -315,6 +326,18 @@ def test_who_differs_on_the_very_case_does_not_excuse():
 def test_what_the_subject_said_aloud_is_kept():
     case = dataclasses.replace(claim(FORWARD, outcome="fail").witness, heard=("dropout is ignored",))
     assert only(run(claim(FORWARD, outcome="fail", witness=case))).heard == ("dropout is ignored",)
+
+
+def test_what_is_refused_with_a_warning_is_a_missing_mode():
+    ignored = diagnosis("lora.dropout_ignored")
+    silent = claim("dropout.active", outcome="fail", diagnosis=ignored)
+    said = dataclasses.replace(
+        silent, witness=dataclasses.replace(silent.witness, heard=("dropout is ignored",))
+    )
+    finding = only(run(said))
+    assert (finding.tag, finding.severity) == ("OK-undoc", "major")
+    assert '"dropout is ignored"' in finding.title
+    assert only(run(silent)).tag == "BUG"
 
 
 def test_the_form_of_a_file_is_style():

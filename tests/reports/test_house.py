@@ -42,6 +42,7 @@ def test_the_facts_are_whole():
 
 # Where text is taken apart that is neither a claim's id nor a sentence about it.
 TEXT_FILES = {
+    "places.py": "tells a subject file's path from the class in it",
     "text.py": "escapes text for markdown and terminals",
     "render/markdown.py": "lays out rendered lines",
     "render/html.py": "emphasises words of the legend",

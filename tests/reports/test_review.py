@@ -293,7 +293,7 @@ def test_nothing_breaks_sarif(words):
         assert result["level"] in ("error", "warning", "note", "none")
         assert result["message"]["text"].isprintable()
     assert ran["results"][0]["locations"][0]["physicalLocation"] == {
-        "artifactLocation": {"uri": "tests/reports/sample.py"},
+        "artifactLocation": {"uri": "tests/reports/sample.py", "uriBaseId": "%SRCROOT%"},
         "region": {"startLine": 7, "endLine": 8},
     }
 
@@ -352,3 +352,26 @@ def test_the_html_page_loads_nothing():
 
 def test_no_upstream_line_is_committed_here():
     assert "kaiming_uniform_" not in Path(facts.__file__).with_name("facts.toml").read_text()
+
+
+def terminal(made: Audit, **more: object) -> str:
+    stream = io.StringIO()
+    console = Console(stream, **more)  # type: ignore[arg-type]
+    console.failures(made.run.claims)
+    console.summary(made)
+    return stream.getvalue()
+
+
+def test_the_terminal_has_a_line_for_every_failure_then_the_table_then_the_first_fix():
+    lines = terminal(audit()).splitlines()
+    failing = [line for line in lines if line.startswith(("fail ", "error ", "unverified "))]
+    assert len(failing) == 4
+    assert any(line.startswith(f"fail {FORWARD}[delora-peft]: ") for line in failing)
+    assert lines.index(failing[-1]) < next(n for n, line in enumerate(lines) if line.startswith("variant"))
+    assert "first to fix: DeLoRA D1:" in "".join(lines[-4:])
+
+
+def test_nothing_is_judged_of_a_run_that_ended_before_it_began():
+    made = judge(dataclasses.replace(run(), claims=()))
+    assert (made.findings, made.verdicts) == ((), {})
+    assert "## All variants" in markdown.render(made)
