@@ -16,7 +16,7 @@ from harness.compare.context import Context, where_worst
 from harness.compare.layer import BadAnswer, SubjectRaised
 from harness.compare.outcome import Deviation
 from harness.compare.thresholds import ROUNDOFFS, THRESHOLDS
-from oracles.implementation import AdapterSpec
+from oracles.implementation import AdapterSpec, Unsupported
 from oracles.variants import Variant
 from oracles.vectors.chain import run
 from oracles.vectors.corpus import Vector, vectors
@@ -69,7 +69,20 @@ def has(*sources: str, expect: Collection[str] = ("apply", "apply_or_refuse")) -
 
 
 def loaded(context: Context, case: VectorCase) -> nn.Module:
-    """The vector's base in float32 with its adapter, by the subject; raises Unsupported where it offers none."""
+    """The vector's base in float32 with its adapter, by the subject.
+
+    Raises Unsupported where it offers none, and where it refuses this one in so many words: that is a mode that is
+    missing, and no file misread.
+    """
+    try:
+        return _load(context, case)
+    except SubjectRaised as error:
+        if isinstance(error.__cause__, ValueError | NotImplementedError):
+            raise Unsupported(str(error).replace(str(case.vector.home), "refs/vectors")) from error
+        raise
+
+
+def _load(context: Context, case: VectorCase) -> nn.Module:
     model = case.vector.build(torch.float32)
     context.calling("load_peft", context.subject.load_peft, model, case.vector.adapter)
     return model
@@ -171,7 +184,7 @@ def _diagnosis(identity: str, sentence: str) -> Diagnosis:
 def is_refused(context: Context, case: VectorCase) -> bool:
     """Whether the subject will not have the folder; raises Unsupported where it reads none."""
     try:
-        loaded(context, case)
+        _load(context, case)
     except SubjectRaised:
         return True
     return False

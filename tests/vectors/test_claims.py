@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
+from torch import nn
 
 from harness.cases.profiles import Profile
 from harness.engine.checks import Check
-from oracles.implementation import Implementation
+from oracles.implementation import Adapted, Implementation
 from reports.model import Claim
 from tests.subjects import functional
 from tests.subjects.checkpoint_loaders import MergingLoader, misread
@@ -44,3 +48,17 @@ def test_the_counterexample_names_tensor_and_reading() -> None:
     assert claim.witness.quantity == "weights of layers.0.q_proj.weight"
     assert claim.diagnosis is not None
     assert claim.diagnosis.summary == "the update is α/√r where the file says α/r"
+
+
+class HasNoConvolutions(MergingLoader):
+    """Says so, in so many words, where a file is for one."""
+
+    def load_peft(self, model: nn.Module, folder: Path) -> Mapping[str, Adapted]:
+        if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+            raise ValueError("convolutions are not taken")
+        return super().load_peft(model, folder)
+
+
+def test_a_vector_that_is_refused_in_so_many_words_is_left_out() -> None:
+    (claim,) = _asked(HasNoConvolutions("dora"), "dora", "checkpoints.layouts")
+    assert claim.outcome == "pass"
