@@ -33,11 +33,30 @@ def recipe_of(module: nn.Module) -> dict[str, Any]:
     if kind in TREES:
         children = {name: recipe_of(child) for name, child in module.named_children()}
         return {"kind": "tree", "class": kind.__name__, "children": children}
+    chain: Any = getattr(module, "chain", None)
+    if isinstance(chain, dict) and "layers" in chain:
+        return _chain(module)
     if kind.__module__ == "transformers.pytorch_utils" and kind.__name__ == "Conv1D":
         return {"kind": "conv1d", "class": "Conv1D", "arguments": {"nf": module.nf, "nx": module.nx}}
     if kind.__module__.startswith("transformers.") and hasattr(module, "config"):
         return _transformer(module)
     raise Unsupported(f"a {kind.__name__} cannot be built in the subject's own environment")
+
+
+def _chain(module: Any) -> dict[str, Any]:
+    """A chain of layers and plain operations, as the checkpoint corpus has it: its steps, and each layer's recipe."""
+    steps: list[list[Any]] = []
+    for layer in module.chain["layers"]:
+        if "name" in layer:
+            steps.append(["layer", layer["name"]])
+        elif layer["kind"] in ("tanh", "flatten", "mix"):
+            steps.append([layer["kind"], layer.get("sizes")])
+        else:
+            raise Unsupported(
+                f"a chain with {layer['kind']} cannot be built in the subject's own environment"
+            )
+    children = {path: recipe_of(module.get_submodule(path)) for step, path in steps if step == "layer"}
+    return {"kind": "chain", "class": type(module).__name__, "steps": steps, "children": children}
 
 
 def _transformer(module: nn.Module) -> dict[str, Any]:

@@ -934,6 +934,8 @@ class TorchServer:
         """A module of that class, its tensors of no meaning; torch's generator is left alone."""
         if recipe["kind"] == "transformers":
             return self.transformer(recipe)
+        if recipe["kind"] == "chain":
+            return self.chain(recipe)
         kind = getattr(self.torch.nn, recipe["class"], None)
         if recipe["kind"] == "conv1d":
             with self.ours():
@@ -950,6 +952,32 @@ class TorchServer:
             with self.torch.device("meta"):
                 self.blanks[key] = kind(**recipe["arguments"])
         return copy.deepcopy(self.blanks[key])
+
+    def chain(self, recipe):
+        """Layers one after the other, each a submodule of its own name, with plain operations in between."""
+        torch, steps = self.torch, recipe["steps"]
+
+        class Chain(torch.nn.Module):
+            def forward(self, x):
+                for step, content in steps:
+                    if step == "layer":
+                        x = self.get_submodule(content)(x)
+                    elif step == "mix":
+                        q, k, v = x.split(content, dim=-1)
+                        x = v * (1 + q.mean(-1, keepdim=True)) * (1 + k.mean(-1, keepdim=True))
+                    else:
+                        x = torch.tanh(x) if step == "tanh" else x.flatten(1)
+                return x
+
+        module = Chain()
+        for path, child in recipe["children"].items():
+            node, (*folders, last) = module, path.split(".")
+            for name in folders:
+                if name not in node._modules:
+                    node.add_module(name, torch.nn.Module())
+                node = node._modules[name]
+            node.add_module(last, self.blank(child))
+        return module
 
     def linear(self, in_features, out_features, bias):
         """An ``nn.Linear`` whose tensors are still to come; the usual way there takes longer than an adapter."""
@@ -1032,6 +1060,11 @@ def _autocast(torch, setting=None):
         return torch.is_autocast_cpu_enabled() if setting is None else torch.set_autocast_cpu_enabled(setting)
 
 
+BY_TORCH = (
+    "TORCHINDUCTOR_"  # torch's compiler sets these, whoever is the first to import something that imports it
+)
+
+
 def facts(torch):
     """Torch's modes and the process' own state, by what they are called in a finding."""
     table = vars(module_module())
@@ -1047,7 +1080,7 @@ def facts(torch):
             if name.startswith("_global_") and name.endswith("hooks")
         },
         "the working directory": _folder(),
-        "the environment": dict(os.environ),
+        "the environment": {k: v for k, v in os.environ.items() if not k.startswith(BY_TORCH)},
     }
 
 
@@ -1067,8 +1100,10 @@ def restore(torch, before):
         table = getattr(module_module(), name)
         table.clear()
         table.update(hooks)
-    if before["the environment"] != dict(os.environ):
-        os.environ.clear()
+    now = {k: v for k, v in os.environ.items() if not k.startswith(BY_TORCH)}
+    if before["the environment"] != now:
+        for name in set(now) - set(before["the environment"]):
+            del os.environ[name]
         os.environ.update(before["the environment"])
     try:
         os.chdir(before["the working directory"])
