@@ -22,7 +22,16 @@ from tests.packaging.toy import PACKAGE, ROOT
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pip would have unpacked."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder / "dist")]
+    build = [
+        sys.executable,
+        "-m",
+        "hatchling",
+        "build",
+        "--target",
+        "wheel",
+        "--directory",
+        str(folder / "dist"),
+    ]
     subprocess.run(build, cwd=PACKAGE, check=True, capture_output=True)
     (wheel,) = (folder / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
@@ -107,7 +116,6 @@ def test_the_replay_is_what_can_be_run(site: Path) -> None:
 
 @pytest.mark.parametrize("command", ["diff", "accept", "merge", "refs", "render"])
 def test_every_help_is_under_this_name_and_says_what_is_written(command: str, capsys) -> None:
-    sys.path.insert(0, str(PACKAGE))
     from adapter_conformance.command import main
 
     assert main([command, "--help"]) == 0

@@ -42,6 +42,7 @@ def test_the_facts_are_whole():
 
 # Where text is taken apart that is neither a claim's id nor a sentence about it.
 TEXT_FILES = {
+    "places.py": "takes a subject's reference apart: path/to/file.py:Class",
     "text.py": "escapes text for markdown and terminals",
     "render/markdown.py": "lays out rendered lines",
     "judge/docstring_search.py": "looks words up in a subject's docstring",

@@ -203,7 +203,7 @@ def test_nothing_breaks_sarif(words):
         assert result["level"] in ("error", "warning", "note", "none")
         assert result["message"]["text"].isprintable()
     assert ran["results"][0]["locations"][0]["physicalLocation"] == {
-        "artifactLocation": {"uri": "tests/reports/sample.py"},
+        "artifactLocation": {"uri": "tests/reports/sample.py", "uriBaseId": "%SRCROOT%"},
         "region": {"startLine": 7, "endLine": 8},
     }
 
