@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from adapter_conformance import after
+from adapter_conformance import after, shown
 from adapter_conformance.audit import main, parser
 
 from reports.judge.judgement import judge
@@ -67,6 +67,19 @@ def test_fail_on(tmp_path, fail_on, expected):
 
 def test_the_audits_own_failure_is_never_excused(tmp_path):
     assert finished(tmp_path, BAD, "--fail-on", "never", status=3) == 3
+
+
+def test_an_audit_that_is_there_is_shown(tmp_path, capsys):
+    new = kept(tmp_path, "new.json", *BAD)
+    made = [tmp_path / "summary.md", tmp_path / "audit.sarif", tmp_path / "badges"]
+    options = ["--annotations", "--summary", made[0], "--sarif", made[1], "--badges", made[2]]
+    assert shown.main([str(new), *map(str, options)]) == 1
+    assert "::error file=tests/reports/sample.py" in capsys.readouterr().out
+    assert "| LoRA | **Buggy** |" in made[0].read_text()
+    assert json.loads(made[1].read_text())["version"] == "2.1.0"
+    assert (made[2] / "lora.json").is_file()
+    assert shown.main([str(new), "--fail-on", "never"]) == 0
+    assert shown.main([str(tmp_path / "nowhere.json")]) == 4
 
 
 def audit(*claims: object) -> Audit:
