@@ -32,8 +32,10 @@ class Failure:
 
     def told(self, found: Deviation, replay: str) -> dict[str, object]:
         """The fields of the claim that fails."""
-        known = (found.diagnosis,) if found.diagnosis else self._diagnoses(found.case)
+        known, trouble = ((found.diagnosis,), "") if found.diagnosis else self._diagnoses(found.case)
         witness = dataclasses.replace(found.witness, replay=replay, heard=heard(self.context.subject.name))
+        if trouble:
+            witness = dataclasses.replace(witness, note="; ".join(filter(None, (witness.note, trouble))))
         if found.case is not None:
             witness = self._placed(witness, found.case, bool(known))
         return {
@@ -46,15 +48,20 @@ class Failure:
             "reason": str(found),
         }
 
-    def _diagnoses(self, case: Case | None) -> tuple[Diagnosis, ...]:
-        """The catalogue's explanation, if there is one and the subject does not misbehave when asked again."""
+    def _diagnoses(self, case: Case | None) -> tuple[tuple[Diagnosis, ...], str]:
+        """The catalogue's explanation, if there is one and the subject does not misbehave when asked again; trouble.
+
+        A mistake in the diagnosis takes nothing back of the difference that was found: it is told beside it.
+        """
         if not self.check.diagnose or case is None:
-            return ()
+            return (), ""
         try:
             with isolation.global_state(self.context.subject), isolation.time_limit(self.context.subject):
-                return diagnosis.diagnose(self.check, self.context, case)
+                return diagnosis.diagnose(self.check, self.context, case), ""
         except MISBEHAVES:
-            return ()
+            return (), ""
+        except Exception as error:
+            return (), _trouble(error)
 
     def _placed(self, witness: Witness, case: Case, explained: bool) -> Witness:
         """The witness with who agrees on its case and, where nothing explains it, what else is and is not right."""
@@ -66,6 +73,8 @@ class Failure:
                     notes += [regime(case, self._holds), self._facts(case)]
         except MISBEHAVES:
             return witness
+        except Exception as error:
+            return dataclasses.replace(witness, note="; ".join(n for n in (*notes, _trouble(error)) if n))
         note = "; ".join(n for n in notes if n)
         return dataclasses.replace(witness, note=note, agree=agree, differ=differ, not_asked=not_asked)
 
@@ -97,3 +106,7 @@ class Failure:
         except Exception:  # refused, not recorded, not offered, or a mistake of its own: it says nothing
             return None
         return True
+
+
+def _trouble(error: Exception) -> str:
+    return f"the audit's own explanation failed here ({type(error).__name__}: {error}): please report it"

@@ -24,7 +24,7 @@ def _command(audit: Audit, finding: Finding) -> str:
     level = LEVELS[finding.severity] if finding.tag != "OK-doc" else "notice"
     title = f"{finding.variant} {finding.id} {finding.tag} {finding.severity}"
     where = f"file={_property(place.path)},line={place.start},endLine={place.end},title={_property(title)}"
-    words = shortened(one_line(f"{finding.title} {finding.failure_mode}"), LONGEST)
+    words = shortened(one_line(f"{finding.title.rstrip('.')}: {finding.failure_mode}"), LONGEST)
     return f"::{level} {where}::{_data(words)}"
 
 

@@ -55,6 +55,7 @@ def _rules(audit: Audit) -> list[dict[str, Any]]:
 def _rule(check: str, info: CheckInfo | None) -> dict[str, Any]:
     rule: dict[str, Any] = {"id": one_line(check)}
     if info:
+        rule["name"] = one_line(info.id.title().replace(".", "").replace("_", ""))
         rule["shortDescription"] = {"text": one_line(info.title or check)}
         rule["fullDescription"] = {"text": one_line(info.question or info.title or check)}
         rule["help"] = _help(info)
@@ -104,7 +105,8 @@ def _result(audit: Audit, finding: Finding, index: Mapping[str, int]) -> dict[st
 def _message(audit: Audit, finding: Finding) -> str:
     """What, how it fails, the smallest case with both values, what to do, and the command that asks again."""
     own = [c for c in audit.run.claims if c.id in finding.claims]
-    words = [f"{finding.variant} {finding.id} [{finding.tag}] {finding.title}", finding.failure_mode]
+    title = finding.title.rstrip(".")
+    words = [f"{finding.variant} {finding.id} [{finding.tag}] {title}: {finding.failure_mode}"]
     if own:
         told = difference(audit.run, finding, audit.run.claims)
         words += [f"Smallest case: {told.smallest}."] if told.smallest else []

@@ -116,7 +116,6 @@ def test_the_replay_is_what_can_be_run(site: Path) -> None:
 
 @pytest.mark.parametrize("command", ["diff", "accept", "merge", "refs", "render"])
 def test_every_help_is_under_this_name_and_says_what_is_written(command: str, capsys) -> None:
-    sys.path.insert(0, str(PACKAGE))
     from adapter_conformance.command import main
 
     assert main([command, "--help"]) == 0

@@ -22,12 +22,19 @@ def _new_subject(arguments: Sequence[str]) -> int:
     return run(arguments)
 
 
+def _ci(arguments: Sequence[str]) -> int:
+    from adapter_conformance.shown import main as run
+
+    return run(arguments)
+
+
 OWN: Mapping[str, tuple[Run, str]] = {
     "audit": (_audit, "audit a subject; writes docs/audit/variants_review_v2.md and docs/audit/audit.json"),
     "new-subject": (
         _new_subject,
         "start a subject file; writes it, its deviations and a CI workflow",
     ),
+    "ci": (_ci, "what CI shows of an audit.json; writes --summary, --sarif, --badges"),
 }
 
 

@@ -215,5 +215,20 @@ def _preflight(given: Given) -> list[str]:
         subject = resolve.resolve(f"{given.file}:{given.name}").implementation
     except resolve.BadSubject as error:
         return [str(error)]
+    if raised := [said for v in given.variants if (said := _raised(subject, v))]:
+        return raised
     found = {v: broken_wrapper(subject, VARIANTS[v]) for v in given.variants}
     return [f"{v}: {broken.sentence}" for v, broken in found.items() if broken]
+
+
+def _raised(subject: Any, variant: str) -> str | None:
+    """What `adapt` raises on an ordinary layer: a new file's own mistake, as long as nothing else is known."""
+    import torch
+
+    from oracles.implementation import AdapterSpec
+
+    try:
+        subject.adapt(torch.nn.Linear(5, 4), AdapterSpec(variant, rank=2, alpha=3.0))
+    except Exception as error:
+        return f"{variant}: adapt raised {type(error).__name__}: {error}"
+    return None
