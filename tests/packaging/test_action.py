@@ -71,3 +71,13 @@ def test_what_cannot_be_used_ends_the_job(tmp_path: Path) -> None:
     assert done.returncode == 4
     assert "there is no file nowhere.py" in done.stderr
     assert not (tmp_path / "summary.md").exists()
+
+
+def test_a_right_library_passes(tmp_path: Path) -> None:
+    """No error is marked; what is not offered is a warning, and no reason to fail."""
+    repository = toy.repository(tmp_path / "repository")
+    inputs = {"subject": "subject.py:Toy", "profile": "quick", "variants": "lora", "args": "--oracle paper"}
+    done = ran(repository, tmp_path, **inputs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "::error" not in done.stdout
+    assert "| LoRA | **Partial** |" in (tmp_path / "summary.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import tomllib
@@ -101,3 +102,22 @@ def test_a_library_that_is_not_here_gets_an_environment_of_its_own(
 
 def test_every_aspect_that_is_asked_for_is_told() -> None:
     assert list(ASPECTS) == list(ASKED_OF_SUBJECTS)
+
+
+class Terminal(io.StringIO):
+    """A terminal on which these lines are typed."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_is_not_given_is_asked_for(library: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("adapter_conformance.new_subject._preflight", lambda given: [])
+    monkeypatch.setattr(sys, "stdin", Terminal("elsewhere\nlora, dora\nelsewhere.Layer(base)\n"))
+    assert main(["Asked"]) == 0
+    assert "Its methods, comma-separated" in capsys.readouterr().out
+    text = (library / "asked.py").read_text()
+    assert "import elsewhere\n" in text
+    assert 'variants = frozenset({"lora", "dora"})' in text
+    assert '"m": Slot(layer.m),  # TO FILL IN: shape (out,)' in text
+    compile(text, "asked.py", "exec")
