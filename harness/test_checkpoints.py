@@ -46,6 +46,7 @@ RUNS_AS_ANOTHER = "the checkpoint runs as another model than the one that was sa
     against=("paper",),
     applies=has(*SCALE),
     examples=ALL,
+    may_refuse=True,
     diagnose=False,
 )
 def test_scale(context: Context, case: VectorCase) -> None:
@@ -62,6 +63,7 @@ def test_scale(context: Context, case: VectorCase) -> None:
     against=("paper",),
     applies=has(*LAYOUT),
     examples=ALL,
+    may_refuse=True,
     follows=("checkpoints.equation",),
     diagnose=False,
 )
@@ -79,6 +81,7 @@ def test_layouts(context: Context, case: VectorCase) -> None:
     against=("paper",),
     applies=has(*NAMES),
     examples=ALL,
+    may_refuse=True,
     follows=("checkpoints.scale",),
     diagnose=False,
 )
@@ -96,6 +99,7 @@ def test_names(context: Context, case: VectorCase) -> None:
     against=("paper",),
     applies=has(*WHOLE),
     examples=ALL,
+    may_refuse=True,
     follows=("checkpoints.scale", "checkpoints.equation"),
     diagnose=False,
 )
@@ -113,6 +117,7 @@ def test_whole_tensors(context: Context, case: VectorCase) -> None:
     against=("paper",),
     applies=has(*DTYPES),
     examples=ALL,
+    may_refuse=True,
     follows=("checkpoints.scale",),
     diagnose=False,
 )
@@ -130,6 +135,7 @@ def test_dtypes(context: Context, case: VectorCase) -> None:
     against=("paper",),
     applies=has(*EQUATION),
     examples=ALL,
+    may_refuse=True,
     diagnose=False,
 )
 def test_equation(context: Context, case: VectorCase) -> None:
@@ -153,6 +159,7 @@ def _as_written(context: Context, case: VectorCase) -> None:
     against=("paper",),
     applies=has(expect=("refuse",)),
     examples=ALL,
+    may_refuse=True,
     diagnose=False,
 )
 def test_refused(context: Context, case: VectorCase) -> None:
@@ -170,6 +177,7 @@ def test_refused(context: Context, case: VectorCase) -> None:
     against=("paper",),
     applies=has(expect=("apply",)),
     examples=ALL,
+    may_refuse=True,
     follows=("checkpoints.scale", "checkpoints.layouts", "checkpoints.names", "checkpoints.whole_tensors",
              "checkpoints.dtypes", "checkpoints.equation"),
     diagnose=False,
@@ -196,6 +204,7 @@ def test_merged(context: Context, case: VectorCase) -> None:
     against=("paper",),
     applies=has(expect=("apply",)),
     examples=ALL,
+    may_refuse=True,
     follows=("checkpoints.scale", "checkpoints.layouts", "checkpoints.names", "checkpoints.whole_tensors",
              "checkpoints.dtypes", "checkpoints.equation"),
     diagnose=False,

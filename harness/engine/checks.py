@@ -32,6 +32,7 @@ class Check:
     examples: int
     modes: bool
     diagnose: bool
+    may_refuse: bool = False
 
     @property
     def id(self) -> str:
@@ -99,12 +100,14 @@ def check(
     follows: tuple[str, ...] = (),
     modes: bool = False,
     diagnose: bool = True,
+    may_refuse: bool = False,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register ``test_name(context, case)`` as the check ``aspect.name``; pytest then runs it once per claim.
 
     ``against``: the oracles it can be asked of (None: every one that is there); ("paper",) marks what follows from
     the equation being a function of its inputs. ``modes``: asked once per mode of the variant. ``diagnose``:
-    whether the mistakes catalogue is searched for what explains a failure.
+    whether the mistakes catalogue is searched for what explains a failure. ``may_refuse``: most cases are options that
+    a library need not have; to refuse them openly is no missing mode.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -120,6 +123,7 @@ def check(
             examples,
             modes,
             diagnose,
+            may_refuse,
         )
         if id_ in CHECKS:
             raise BadCheck(f"check {id_} is registered twice: the second would take the first one's place")

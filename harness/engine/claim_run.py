@@ -253,6 +253,8 @@ class ClaimRun:
         except Enough:
             raise self.not_offered[0] from None
         asked += self._ask_regimes(context, domain, count is None)
+        if self.check.may_refuse:
+            return self.answered
         if len(self.not_offered) > self.answered:
             first = self.not_offered[0]
             raise ModeMissing(f"most cases are not offered: {first}", first.detail or self.mode)
