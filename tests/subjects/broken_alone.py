@@ -194,6 +194,7 @@ class PeftsAlphaIgnored(LoraLite):
         if config.is_file():
             values: Mapping[str, Any] = json.loads(config.read_text(encoding="utf-8"))
             config.write_text(json.dumps({**values, "lora_alpha": values["r"]}), encoding="utf-8")
+            spec = dataclasses.replace(spec, alpha=float(values["r"]))
         return super().load(base, spec, path)
 
 
