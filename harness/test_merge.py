@@ -135,8 +135,6 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
     base = context.variant.weight_beneath(case.weight.double(), layer.values())
     merged = plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
     own = torch.zeros_like(bias) if merged.bias is None else merged.bias.detach().double()
-    with torch.no_grad():
-        y = merged(case.x).double()
     x = case.x.double()
     size = float(torch.linalg.matrix_norm(weight)) + float(torch.linalg.matrix_norm(case.weight.double()))
     shift = float(torch.linalg.vector_norm(bias))
@@ -151,9 +149,11 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
         kept = case.bias_vector is not None and torch.equal(own, case.bias_vector.double())
         found.diagnosis = BIAS_OF_BASE if kept else None if own.any() else BIAS_LOST
         raise
+    with torch.no_grad():
+        y = context.calling("the merged layer", merged, case.x)
     judge(
         "output of the merged layer",
-        y,
+        y.double(),
         x @ weight.mT + bias,
         float(torch.linalg.vector_norm(x)) * size + shift,
     )

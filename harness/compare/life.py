@@ -26,7 +26,7 @@ from harness.compare.context import Context, where_worst
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
 from harness.compare.life_model import Held, State, Weights, apply, compositions, left_by
 from harness.compare.offered import offers
-from harness.compare.outcome import Deviation, NoSlot
+from harness.compare.outcome import Deviation, NoSlot, ToldElsewhere
 from harness.compare.thresholds import THRESHOLDS
 from oracles.implementation import Unsupported
 from oracles.seeding import seed_torch
@@ -108,6 +108,12 @@ class Life:
             if tensor.exact is None or tensor.role == "parameter":
                 raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
             values[tensor.name] = tensor.exact(self.case.weight.double(), spec)
+        for tensor in self.case.variant.tensors:
+            wanted = tensor.shape(self.case.out_features, self.case.in_features, spec)
+            if tuple(values[tensor.name].shape) != wanted:
+                if any(o.mode and o.of(spec) for o in self.case.variant.options):
+                    raise ToldElsewhere("the mode is ignored, which shapes.modes reports", "shapes.modes")
+                raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
         self.held[name] = Held(spec, values)
         self._kept.append(self.held[name])
 

@@ -79,6 +79,10 @@ class Enough(SkipTest):
     """Ends the asking: the one kind of exception that Hypothesis passes on at once, without trying to shrink it."""
 
 
+class Unsteady(Exception):
+    """A large case that failed, and did not fail when it was asked again."""
+
+
 @dataclass
 class ClaimRun:
     """A claim before and while it is asked."""
@@ -176,7 +180,7 @@ class ClaimRun:
         except tuple(MISBEHAVIOUR) as error:
             told = _because(MISBEHAVIOUR[type(error)], error, without_numbers(error))
             return {"outcome": "error", "witness": self._where(str(error)), **told}
-        except Flaky:
+        except (Flaky, Unsteady):
             reason = f"{self.subject.name} answers differently to the same call"
             return {"outcome": "error", **_because("unsteady", reason)}
         except Unsatisfiable:
@@ -277,6 +281,8 @@ class ClaimRun:
             self._ask_one(context, case)
         except Deviation as found:
             fails = partial(self._deviates, context)
+            if not fails(found.case or case):
+                raise Unsteady from None
             smallest = shrunk(found.case or case, fails)
             self._ask_one(dataclasses.replace(context, worst=Worst()), smallest)
             raise

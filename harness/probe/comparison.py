@@ -196,11 +196,24 @@ def persist(
             path, place = Path(folder) / f"{i}.safetensors", fresh.get_submodule(name)
             with answering(who.name, f"save and load of {name}"):
                 who.save(layer.adapted, path)
-                loaded = who.load(place, spec, path)  # type: ignore[arg-type]
+                loaded = who.load(place, as_placed(spec, layer, place), path)  # type: ignore[arg-type]
             if loaded.module is not place:
                 put(fresh, name, loaded.module)
         side.bytes_saved = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
     side.reloaded = gap(answers(fresh, given.prompt), exact)
+
+
+def as_placed(spec: AdapterSpec, layer: Layer, base: nn.Module) -> AdapterSpec:
+    """The spec of one layer of a model, whose method may act on the other side there: told by its tensors' shapes."""
+    variant = VARIANTS[spec.variant]
+    sides = [spec, *(o.put(spec, not o.of(spec)) for o in variant.options if o.side)]
+    out, in_ = base.get_parameter("weight").shape
+    return next((s for s in sides if _fits(layer, s, out, in_)), spec)
+
+
+def _fits(layer: Layer, spec: AdapterSpec, out: int, in_: int) -> bool:
+    wanted = {t.name: t.shape(out, in_, spec) for t in VARIANTS[spec.variant].tensors}
+    return all(tuple(layer.value(name).shape) == wanted[name] for name in layer.names)
 
 
 def compare(

@@ -22,22 +22,28 @@ VERDICTS = {
 }
 DROPOUT = ("BUG", "dropout.active", "dropout is accepted and does nothing")
 ALPHA = ("BUG", "save_load.other_settings", "another alpha at load gives another model and is not refused")
+AUTOCAST = ("OK-undoc", "contexts.autocast_dtype", "answers in the dtype of its parameters")
 # Per variant, every finding: its tag, a claim that it rests on, and words of its title.
 FINDINGS = {
-    "lora": (DROPOUT, ALPHA),
+    "lora": (DROPOUT, ALPHA, AUTOCAST),
     "pissa": (
         DROPOUT,
         ALPHA,
         ("BUG", "save_load.other_base", "another base"),
+        AUTOCAST,
         ("BUG", "init.principal", "factors leave α/r out, and the residual subtracts (α/r) B A"),
     ),
     "dora": (DROPOUT, ALPHA, ("OK-doc", "forward.gradients", "gradient flows through ‖V‖")),
-    "ia3": (("BUG", "shapes.modes", "option is silently ignored"),),
-    "hra": (("BUG", "step0.dead_parameters", "scalar gate around the reflections starts at zero"),),
+    "ia3": (("BUG", "shapes.modes", "its option changes nothing"), AUTOCAST),
+    "hra": (
+        ("BUG", "step0.dead_parameters", "scalar gate around the reflections starts at zero"),
+        ("OK-undoc", "init.finite_modes", "divides by rounding noise"),
+    ),
     "delora": (
         DROPOUT,
         ("BUG", "forward.random_parameters", "one number, the Frobenius norm of W"),
-        ("BUG", "init.deterministic", ""),
+        ("BUG", "init.deterministic", "λ starts at zero"),
+        ("OK-undoc", "forward.buffers", "anew at every call"),
         ("BUG", "shapes.roles", "another role"),
         ("BUG", "shapes.canonical", "tensors are not the reference's"),
     ),

@@ -47,7 +47,7 @@ def _behaviour(form: Form, spec: AdapterSpec) -> Behaviour:
     slots = {name: slot.tensor for name, slot in layer.slots.items()}
     told: Behaviour = {f"start of {name}": tensor.detach().clone() for name, tensor in slots.items()}
     told |= {f"{name} trains": tensor.requires_grad for name, tensor in slots.items()}
-    told["bias trains"] = bool(base.bias.requires_grad)
+    told["base trains"] = (bool(base.weight.requires_grad), bool(base.bias.requires_grad))
     told["left out of files"] = sorted(form.parts["not_saved"])
     told["dtype"] = who.adapt(half, spec).module(torch.ones(1, IN, dtype=torch.bfloat16)).dtype
     for seed, training in ((11, True), (12, True), (14, False)):
@@ -91,6 +91,7 @@ HIDES: dict[str, tuple[str, ...]] = {
     "*.dropout_ignored": ("*.dropout_on_*",),
     # a mask of whole samples is the same before and after a linear map
     "*.dropout_rows": ("*.dropout_on_update", "lora.dropout_on_hidden", "pissa.dropout_on_hidden",
+                       "vera.dropout_on_hidden",
                        "delora.dropout_on_hidden"),
     # without the branch in the graph it does not matter on which step its parameters would get a gradient
     "*.branch_cut": ("*.dead_first_step", "*.no_gradient", "*.norm_attached", "*.xi_detached"),
@@ -99,6 +100,8 @@ HIDES: dict[str, tuple[str, ...]] = {
     "*.no_scale": ("lora.bias_scaled", "dora.unscaled_norm", "pissa.no_scale_compensation", "pissa.scaled_residual",
                    "pissa.compensated_in_one_factor"),
     "dora.scale_outside": ("dora.unscaled_norm",),
+    # the whole base trains, its bias too
+    "*.trainable_base": ("*.trainable_bias",),
     # the norm of the frozen weight has no gradient
     "dora.norm_of_base": ("dora.norm_attached",),
     # sums have no order

@@ -183,4 +183,4 @@ def test_the_rule_says_what_goes_wrong_and_what_to_do(root):
     (rule,) = driver["rules"]
     assert rule["name"] == "ForwardRandomParameters"
     assert "**What goes wrong.** Wrong outputs." in rule["help"]["markdown"]
-    assert "**What to do.** Compute what the references compute." in rule["help"]["markdown"]
+    assert "**What to do.** Follow this quantity through the code." in rule["help"]["markdown"]

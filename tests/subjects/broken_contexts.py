@@ -335,7 +335,7 @@ class GatesInPlace(wrapped.Ia3):
         return self.base(x)
 
 
-@layer("delora", "merge.at_init", "Partial", "init shapes forward merge")
+@layer("delora", "merge.at_init", "Buggy", "init shapes forward merge")
 class MergesUnclamped(wrapped.Delora):
     """Merging divides by the norms as they are."""
 
@@ -344,7 +344,7 @@ class MergesUnclamped(wrapped.Delora):
         return self.w0 + (self.B * factor) @ self.A * self.w_norm
 
 
-@layer("lora", "merge.in_training", "Partial", "init shapes forward merge")
+@layer("lora", "merge.in_training", "Buggy", "init shapes forward merge")
 class MergesWithDropout(wrapped.Lora):
     """The merged weight is read off by asking the branch, in whatever mode it is."""
 

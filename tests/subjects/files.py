@@ -52,19 +52,25 @@ class Stored(Implementation):
 
     def fill(self, adapted: Adapted, method: str, tensors: Mapping[str, Tensor]) -> Adapted:
         """Put the stored tensors in their slots. Raises BadFileError where name, kind or shape does not fit."""
-        if method != self.method(adapted) or set(tensors) != set(adapted.slots):
-            raise BadFileError(
-                f"the file holds {method} ({sorted(tensors)}), expected {self.method(adapted)}"
-            )
+        _demand(
+            method == self.method(adapted) and set(tensors) == set(adapted.slots),
+            f"the file holds {method} ({sorted(tensors)}), expected {self.method(adapted)}",
+        )
         with torch.no_grad():
             for name, slot in adapted.slots.items():
                 place = slot.view(slot.tensor)
-                if place.shape != tensors[name].shape:
-                    raise BadFileError(
-                        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(place.shape)}"
-                    )
+                _demand(
+                    place.shape == tensors[name].shape,
+                    f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(place.shape)}",
+                )
                 place.copy_(tensors[name])
         return adapted
+
+
+def _demand(fits: bool, otherwise: str) -> None:
+    """Not a method: the audit books on the library what a function of its own raises, and on the wrapper the rest."""
+    if not fits:
+        raise BadFileError(otherwise)
 
 
 class InSafetensors(Stored):

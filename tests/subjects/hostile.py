@@ -58,7 +58,7 @@ class Lib(wrapped.Library):
 # --- raises
 
 
-@hostile(FORWARD, "error", "raised ZeroDivisionError in adapt: because")
+@hostile(FORWARD, "unverified", "raised ZeroDivisionError in adapt: because")
 class RaisesInAdapt(Lib):
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
         raise ZeroDivisionError("because")
@@ -91,31 +91,31 @@ class RaisesInTraining(RaisesInBackward):
     pass
 
 
-@hostile("save_load.round_trip", "error", "raised OSError in save")
+@hostile("save_load.round_trip", "unverified", "raised OSError in save")
 class RaisesInSave(Lib):
     def save(self, adapted: Adapted, path: Path) -> None:
         raise OSError("disk full")
 
 
-@hostile("save_load.round_trip", "error", "raised KeyError in load")
+@hostile("save_load.round_trip", "unverified", "raised KeyError in load")
 class RaisesInLoad(Lib):
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
         raise KeyError("A")
 
 
-@hostile("merge.weight", "error", "raised AttributeError in merge")
+@hostile("merge.weight", "unverified", "raised AttributeError in merge")
 class RaisesInMerge(Lib):
     def merge(self, adapted: Adapted) -> nn.Linear:
         return adapted.merge()
 
 
-@hostile("merge.detach", "error", "raised TypeError in detach")
+@hostile("merge.detach", "unverified", "raised TypeError in detach")
 class RaisesInDetach(Lib):
     def detach(self, adapted: Adapted) -> nn.Linear:
         raise TypeError("detach")
 
 
-@hostile(FORWARD, "error", "in the view of slot 'A'")
+@hostile(FORWARD, "unverified", "in reading slot 'A'")
 class RaisesInViewLater(Lib):
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
         adapted = super().adapt(base, spec)
@@ -345,7 +345,7 @@ class LoadsNone(Lib):
         super().load(base, spec, path)
 
 
-@hostile("save_load.round_trip", "error", "No such file or directory: saved/adapter")
+@hostile("save_load.round_trip", "unverified", "No such file or directory: saved/adapter")
 class SavesNothing(Lib):
     def save(self, adapted: Adapted, path: Path) -> None:
         pass

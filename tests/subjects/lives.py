@@ -199,12 +199,17 @@ class Library(Implementation):
         save_file(tensors, path, metadata={"spec": json.dumps(asdict(adapter.spec))})
 
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
-        with safe_open(path, framework="pt") as file:
-            stored = AdapterSpec(**json.loads(file.metadata()["spec"]))
-        if stored != spec:
-            raise ValueError(f"the file holds {stored}, not {spec}")
+        _demand_spec(path, spec)
         found = self.adapt(base, spec)
         with torch.no_grad():
             for name, tensor in load_file(path).items():
                 found.module.adapter("default").tensors()[name].copy_(tensor)
         return found
+
+
+def _demand_spec(path: Path, spec: AdapterSpec) -> None:
+    """Raises ValueError where the file was saved with another spec."""
+    with safe_open(path, framework="pt") as file:
+        stored = AdapterSpec(**json.loads(file.metadata()["spec"]))
+    if stored != spec:
+        raise ValueError(f"the file holds {stored}, not {spec}")

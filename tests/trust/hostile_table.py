@@ -6,6 +6,7 @@ python -m tests.trust.hostile_table
 from __future__ import annotations
 
 import os
+import re
 
 from harness.compare import isolation
 from reports.model import Claim
@@ -18,7 +19,9 @@ LONGEST = 150
 
 def row(case: Hostile, claim: Claim) -> str:
     """One line of the table; a long sentence is cut."""
-    sentence = (claim.reason or "").replace(os.getcwd(), "/checkout").replace("|", "\\|")
+    sentence = (
+        re.sub(r" \(at [^)]*\)", "", claim.reason or "").replace(os.getcwd(), "/checkout").replace("|", "\\|")
+    )
     if len(sentence) > LONGEST:
         sentence = sentence[:LONGEST].rsplit(" ", 1)[0] + " ..."
     return f"| {case.name} | {claim.check} | {claim.outcome} | {sentence} |"

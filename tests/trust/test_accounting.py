@@ -55,7 +55,7 @@ def missing(path: Path) -> list[str]:
 
 
 def test_nothing_collected_leaves_no_review(files):
-    done = audit(*NARROW, *files.options, "-k", "nothing")
+    done = audit(*NARROW, *files.options, "-k", "no_such_question")
     assert done.returncode == 5
     assert "no review was written" in done.stdout
     assert list(files.folder.iterdir()) == []
