@@ -100,7 +100,7 @@ def test_killed_in_the_middle(files):
         command(*NARROW, *files.options), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )  # fmt: skip
     until = time.monotonic() + 240
-    while not files.audit.is_file():
+    while not files.audit.is_file() or not json.loads(files.audit.read_text())["claims"]:
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.05)
