@@ -224,8 +224,9 @@ class Defect:
     def _severity_of(self, claim: Claim) -> Severity:
         """How bad one member is: as bad as its check, unless the mistake itself is known to be less or more."""
         by_check, named = self.info(claim).severity, self.named(claim)
-        # A base dtype that is refused is a mode that is missing; where it is answered wrongly, a claim fails.
-        if claim.outcome == "error" and "dtype" in claim.check and by_check == "critical":
+        # A base dtype or a context that is refused is a missing mode; where it is answered wrongly, a claim fails.
+        refused = claim.outcome == "error" and ("dtype" in claim.check or claim.aspect == "contexts")
+        if refused and by_check == "critical":
             return "major"
         if named is None or named.severity is None:
             return by_check

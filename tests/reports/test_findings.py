@@ -212,6 +212,13 @@ def test_an_error_is_a_bug_with_its_reason():
     assert "raised ValueError: no" in finding.title
 
 
+def test_a_context_that_is_refused_is_less_than_one_that_is_answered_wrongly():
+    asked = info("contexts.autocast", "critical", "", "")
+    for outcome, severity in (("error", "major"), ("fail", "critical")):
+        made = run(claim(asked.id, outcome=outcome, reason="raised"), checks={**CHECKS, asked.id: asked})
+        assert only(made).severity == severity
+
+
 def test_the_same_error_everywhere_is_one_finding():
     claims = [
         claim(c, outcome="error", reason=f"raised at row {n}", cause="raised", detail="IndexError at row #")
