@@ -110,7 +110,7 @@ class Life:
             values[tensor.name] = tensor.exact(self.case.weight.double(), spec)
         for tensor in self.case.variant.tensors:
             wanted = tensor.shape(self.case.out_features, self.case.in_features, spec)
-            if tuple(values[tensor.name].shape) != wanted:
+            if tensor.role == "parameter" and tuple(values[tensor.name].shape) != wanted:
                 if any(o.mode and o.of(spec) for o in self.case.variant.options):
                     raise ToldElsewhere("the mode is ignored, which shapes.modes reports", "shapes.modes")
                 raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)

@@ -261,6 +261,8 @@ class ClaimRun:
             return self.answered
         if len(self.not_offered) > self.answered:
             first = self.not_offered[0]
+            if isinstance(first, ToldElsewhere):
+                raise first
             raise ModeMissing(f"most cases are not offered: {first}", first.detail or self.mode)
         return asked
 
