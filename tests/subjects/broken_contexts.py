@@ -76,7 +76,7 @@ class ScaledTwiceInInference(wrapped.Lora):
         return y * self.s if torch.is_inference_mode_enabled() else y
 
 
-@layer("delora", "contexts.inference_mode", "Buggy", QUIET)
+@layer("delora", "contexts.inference_mode", "Partial", QUIET)
 class KeepsAnInferenceTensor(wrapped.Delora):
     """A factor of the first call is kept by the version of its parameters, and with it a tensor autograd cannot use."""
 
