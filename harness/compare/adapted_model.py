@@ -155,18 +155,14 @@ def noise(context: Context, case: ModelCase, start: Values, exact: Quantities) -
     It is run again in float32 from starts one roundoff away; a floor of one roundoff covers lucky draws.
     """
     unit = rounding.roundoff(torch.float32)
-    total = {name: unit * _size(value) for name, value in exact.items()}
+    total = {name: unit * rounding.norm(value) for name, value in exact.items()}
     generator = case.generator(4)
     for _ in range(TWINS):
         twin = reference_on(context, case)
         twin.write(nudged(start, generator))
         for name, value in observe(twin, case).items():
-            total[name] = max(total[name], _size(value - exact[name]))
+            total[name] = max(total[name], rounding.norm(value - exact[name]))
     return total
-
-
-def _size(t: Tensor) -> float:
-    return float(torch.linalg.vector_norm(t))
 
 
 def take_off(who: Implementation, adapted: AdaptedModel) -> None:

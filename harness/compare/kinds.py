@@ -13,7 +13,7 @@ from harness.cases.kind_cases import KINDS, KindCase, quantised, shapes_of
 from harness.compare import rounding
 from harness.compare.context import Context, Refused
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
-from harness.compare.life_model import left_by
+from harness.compare.life_model import completed, left_by
 from harness.compare.outcome import NoSlot, NotOffered, OutsideDomain
 from harness.compare.rounding import Point, Quantities, coarser
 from harness.compare.thresholds import THRESHOLDS
@@ -58,14 +58,7 @@ class Kinds:
     def parameters(self) -> dict[str, Tensor]:
         """Every canonical tensor; what has no slot and is determined by the weight, from the weight."""
         values = {name: self.value(name) for name in self.names} | self.left
-        for tensor in self.case.variant.tensors:
-            if tensor.name not in values:
-                if tensor.exact is None or tensor.role == "parameter":
-                    raise NoSlot(
-                        f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name
-                    )
-                values[tensor.name] = tensor.exact(self.case.weight.double(), self.case.spec)
-        return values
+        return completed(values, self.case.weight.double(), self.case.spec)
 
     def observe(self, case: KindCase) -> Quantities:
         """Output as rows, and the gradients of <G, y> by the tensors and by x; float64."""

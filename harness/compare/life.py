@@ -24,7 +24,7 @@ from harness.cases.life_cases import FIRST, WRONGLY, LifeCase, Step, called
 from harness.compare import life_faults, rounding
 from harness.compare.context import Context, where_worst
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
-from harness.compare.life_model import Held, State, Weights, apply, compositions, left_by
+from harness.compare.life_model import Held, State, Weights, apply, completed, compositions, left_by
 from harness.compare.offered import offers
 from harness.compare.outcome import Deviation, NoSlot, ToldElsewhere
 from harness.compare.thresholds import THRESHOLDS
@@ -101,13 +101,8 @@ class Life:
         self._read(name)
 
     def _read(self, name: str) -> None:
-        spec, values = self.case.spec_of(name), {**self.handles[name].values(), **self.left[name]}
-        for tensor in self.case.variant.tensors:
-            if tensor.name in values:
-                continue
-            if tensor.exact is None or tensor.role == "parameter":
-                raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
-            values[tensor.name] = tensor.exact(self.case.weight.double(), spec)
+        spec, known = self.case.spec_of(name), {**self.handles[name].values(), **self.left[name]}
+        values = completed(known, self.case.weight.double(), spec)
         for tensor in self.case.variant.tensors:
             wanted = tensor.shape(self.case.out_features, self.case.in_features, spec)
             if tensor.role == "parameter" and tuple(values[tensor.name].shape) != wanted:
@@ -171,7 +166,7 @@ class Life:
         unit, generator = rounding.roundoff(rounding.coarser(self.case.torch_dtype)), self.case.generator(7)
 
         def shake(t: Tensor) -> Tensor:
-            return t * (1 + unit * torch.randn(t.shape, generator=generator, dtype=t.dtype))
+            return rounding.shaken(t, unit, generator)
 
         x, (W, b) = self.case.x.double(), self.base
         exact, total = apply(self.weights(state), x), 0.0

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.cases.life_cases import LifeCase
+from harness.compare.outcome import NoSlot
 from oracles.implementation import AdapterSpec
 from oracles.variants import VARIANTS, paper
 from oracles.variants.record import Compose
@@ -92,6 +93,21 @@ def chained(base: Weights, active: Sequence[Held]) -> Weights:
     for held in active:
         base = folding(VARIANTS[held.spec.variant].compose_adapters)(base, [held])
     return base
+
+
+def completed(values: Mapping[str, Tensor], W: Tensor, spec: AdapterSpec) -> dict[str, Tensor]:
+    """``values`` with every canonical tensor; what is not among them and is determined by W (out, in), from W.
+
+    Raises NoSlot where a tensor is neither.
+    """
+    found = dict(values)
+    for tensor in VARIANTS[spec.variant].tensors:
+        if tensor.name in found:
+            continue
+        if tensor.exact is None or tensor.role == "parameter":
+            raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
+        found[tensor.name] = tensor.exact(W, spec)
+    return found
 
 
 def left_by(W: Tensor, start: Mapping[str, Tensor], spec: AdapterSpec) -> dict[str, Tensor]:

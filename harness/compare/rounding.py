@@ -69,11 +69,7 @@ class Point:
 
     def perturbed(self, unit: float, generator: torch.Generator) -> Point:
         """Every entry times (1 + unit·N(0, 1))."""
-
-        def shake(t: Tensor) -> Tensor:
-            return t * (1 + unit * torch.randn(t.shape, generator=generator, dtype=t.dtype))
-
-        return self._with(shake)
+        return self._with(lambda t: shaken(t, unit, generator))
 
     def to(self, dtype: torch.dtype) -> Point:
         """Every tensor in ``dtype``."""
@@ -134,26 +130,32 @@ def noise(
         near = at.perturbed(step, generator)
         moved, single = evaluate_at(near), evaluate_at(near.to(torch.float32))
         for name in exact:
-            spread = _size(moved[name] - exact[name]) * unit / step
-            rounding = _size(single[name].double() - moved[name]) * min(unit / roundoff(torch.float32), 1.0)
+            spread = norm(moved[name] - exact[name]) * unit / step
+            rounding = norm(single[name].double() - moved[name]) * min(unit / roundoff(torch.float32), 1.0)
             total[name] += spread**2 + rounding**2
     return {name: (total[name] / PERTURBATIONS) ** 0.5 + unit * floor(name, exact, at) for name in exact}
 
 
-def _size(t: Tensor) -> float:
+def shaken(t: Tensor, unit: float, generator: torch.Generator) -> Tensor:
+    """Every entry of ``t`` times (1 + unit·N(0, 1))."""
+    return t * (1 + unit * torch.randn(t.shape, generator=generator, dtype=t.dtype))
+
+
+def norm(t: Tensor) -> float:
+    """The Euclidean norm of all entries."""
     return float(torch.linalg.vector_norm(t))
 
 
 def floor(name: str, exact: Quantities, at: Point) -> float:
     """The size of the operands whose cancellation the quantity is the result of."""
-    own = _size(exact[name])
+    own = norm(exact[name])
     if not name.startswith("gradient of "):
         return own
     leaf = name.removeprefix("gradient of ")
-    size = _size(at.x if leaf == "x" else at.parameters[leaf])
+    size = norm(at.x if leaf == "x" else at.parameters[leaf])
     if size == 0:
         return own
-    return own + _size(at.cotangent) * (_size(exact["output"]) + _size(at.x) * _size(at.W)) / size
+    return own + norm(at.cotangent) * (norm(exact["output"]) + norm(at.x) * norm(at.W)) / size
 
 
 def ratio(actual: Tensor, exact: Tensor, scale: float) -> float:

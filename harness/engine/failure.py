@@ -34,8 +34,7 @@ class Failure:
         """The fields of the claim that fails."""
         known, trouble = ((found.diagnosis,), "") if found.diagnosis else self._diagnoses(found.case)
         witness = dataclasses.replace(found.witness, replay=replay, heard=heard(self.context.subject.name))
-        if trouble:
-            witness = dataclasses.replace(witness, note="; ".join(filter(None, (witness.note, trouble))))
+        witness = _noted(witness, trouble)
         if found.case is not None:
             witness = self._placed(witness, found.case, bool(known))
         return {
@@ -65,7 +64,7 @@ class Failure:
 
     def _placed(self, witness: Witness, case: Case, explained: bool) -> Witness:
         """The witness with who agrees on its case and, where nothing explains it, what else is and is not right."""
-        notes = [witness.note]
+        notes: list[str] = []
         try:
             with isolation.global_state(self.context.subject), isolation.time_limit(self.context.subject):
                 agree, differ, not_asked = self._standing(case)
@@ -74,9 +73,9 @@ class Failure:
         except MISBEHAVES:
             return witness
         except Exception as error:
-            return dataclasses.replace(witness, note="; ".join(n for n in (*notes, _trouble(error)) if n))
-        note = "; ".join(n for n in notes if n)
-        return dataclasses.replace(witness, note=note, agree=agree, differ=differ, not_asked=not_asked)
+            return _noted(witness, *notes, _trouble(error))
+        told = dataclasses.replace(witness, agree=agree, differ=differ, not_asked=not_asked)
+        return _noted(told, *notes)
 
     def _holds(self, case: Case) -> bool:
         return diagnosis.holds(self.check, dataclasses.replace(self.context, worst=Worst()), case)
@@ -106,6 +105,11 @@ class Failure:
         except Exception:  # refused, not recorded, not offered, or a mistake of its own: it says nothing
             return None
         return True
+
+
+def _noted(witness: Witness, *notes: str) -> Witness:
+    """The witness with further notes behind its own; empty ones are left out."""
+    return dataclasses.replace(witness, note="; ".join(n for n in (witness.note, *notes) if n))
 
 
 def _trouble(error: Exception) -> str:

@@ -32,6 +32,11 @@ LOOK_AT = {
 }
 
 
+def look_at(aspect: str) -> str:
+    """What to look at where no mistake is named: an instruction, without its full stop."""
+    return LOOK_AT.get(aspect, "follow this quantity through the code")
+
+
 @dataclass(frozen=True)
 class Fix:
     """One instruction: whom it concerns, what to do, why, and where."""
@@ -98,7 +103,7 @@ def _remedy(finding: Finding, own: Sequence[Claim]) -> str:
 
 def _to_come_out(lead: Claim) -> str:
     """Where nothing names the mistake: which quantity to follow, and what it has to be at the smallest case."""
-    look = LOOK_AT.get(lead.aspect, "follow this quantity through the code")
+    look = look_at(lead.aspect)
     if lead.witness is None:
         return look
     w = lead.witness

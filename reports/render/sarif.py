@@ -11,7 +11,7 @@ from urllib.parse import quote, urldefrag
 from reports.model import Audit, CheckInfo, Cite, Claim, Finding
 from reports.places import place_of
 from reports.render.differences import difference
-from reports.render.fixes import LOOK_AT
+from reports.render.fixes import look_at
 from reports.text import inline, one_line
 from reports.version import TOOL, VERSION
 
@@ -75,7 +75,7 @@ def _help(info: CheckInfo) -> dict[str, str]:
 
 
 def _remedy(aspect: str) -> str:
-    words = LOOK_AT.get(aspect, "follow this quantity through the code")
+    words = look_at(aspect)
     return f"{words[:1].upper()}{words[1:]}."
 
 

@@ -19,7 +19,6 @@ import platformdirs
 
 # The reference expression of PEP 723.
 BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
-OLDEST = (3, 9)
 COMPLETE = ".complete"
 
 
