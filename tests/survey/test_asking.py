@@ -57,7 +57,7 @@ def test_what_is_there_is_not_asked_again(
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("import sys; print('ERROR: uv is lost', file=sys.stderr); sys.exit(4)", "code 4 before it was complete: uv is lost"),
+        ("import sys; print('ERROR: no uv', file=sys.stderr); sys.exit(4)", "code 4 before it was complete: no uv"),
         ("import os; os.abort()", "exit code -6"),
         ("raise ValueError('boom')", "ValueError: boom"),
         (f"raise ValueError('{ROOT}/harness/x.py')", "ValueError: harness/x.py"),
