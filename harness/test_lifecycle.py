@@ -83,7 +83,14 @@ def test_output(context: Context, case: LifeCase) -> None:
         )
     ),
     against=("paper",),
-    follows=("merge.weight", "lifecycle.output", "forward.random_parameters", "forward.modes", "forward.base_kept"),
+    follows=(
+        "merge.weight",
+        "merge.untouched",
+        "lifecycle.output",
+        "forward.random_parameters",
+        "forward.modes",
+        "forward.base_kept",
+    ),
     diagnose=False,
 )  # fmt: skip
 def test_merged(context: Context, case: LifeCase) -> None:

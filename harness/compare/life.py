@@ -84,7 +84,7 @@ class Life:
         self.left: dict[str, Values] = {}
         self.gone: dict[str, Held] = {}
         self.files = 0
-        self.merged = self.unsettled = self.ended = False
+        self.merged = self.unsettled = self.ended = self.exported = False
         self.folded: tuple[str, ...] = ()
         self._start(FIRST, context.layer(case))
         self.states = [State((FIRST,), c) for c in compositions(case.spec.variant)]
@@ -340,6 +340,7 @@ class Life:
 
     def _merge(self, done: Done) -> None:
         done.answer = self._call("merge", self.layer.adapted)
+        self.exported = True
 
     def _train(self, done: Done) -> None:
         self.layer.train(True)

@@ -216,6 +216,16 @@ class MergedLayerFoldedAgain(Layer):
         return other.base
 
 
+@layer("lora dora", "merged", "merged_beneath")
+class ExportIsFoldedInToo(Layer):
+    """The layer that is exported has its weight's memory in common with the one that stays adapted."""
+
+    def to_plain(self) -> nn.Linear:
+        if not self.merged:
+            self.write(*self.folded())
+        return copy.deepcopy(self.base)
+
+
 @layer("lora delora", "merged", "still_folded")
 class UnmergeTakesOutTheActive(Layer):
     """Unmerging subtracts the adapters that are active now."""
