@@ -63,7 +63,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Row:
-    """One library. ``methods``: none where its answer is a failure; ``outdated``: asked by an older state of the
+    """One library. ``methods``: none where its answer is a failure; ``outdated``: asked by another state of the
     audit; ``mended``: what the audit had said wrongly, and does not say any more."""
 
     answer: Answer
@@ -109,8 +109,10 @@ def row(answer: Answer, audit: Audit, entries: Sequence[Checked], requirements: 
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `7 min`, `1 h 5 min`."""
+    """`42 s`, `7 min`, `1 h 35 min`."""
     minutes = round(seconds / 60)
+    if not seconds:
+        return "a time not known"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

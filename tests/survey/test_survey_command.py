@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -83,10 +84,10 @@ def test_a_changed_audit_asks_anew_unless_told_to_keep(place: Place, monkeypatch
     monkeypatch.setattr(survey, "audit_key", lambda: "a changed audit")
     place.survey("--only", "fake", "--keep")
     assert place.asked() == []
-    assert "quick, by an older state of the audit" in place.page()
+    assert "quick, by another state of the audit" in place.page()
     place.survey("--only", "fake")
     assert place.asked() == ["fake"]
-    assert "older state" not in place.page()
+    assert "another state" not in place.page()
 
 
 def test_pages_alone_ask_nothing(place: Place) -> None:
@@ -106,6 +107,23 @@ def test_a_file_about_no_library_is_named(place: Place, capsys: pytest.CaptureFi
     (place.folder / "docs/survey/checked/other.toml").write_text("", encoding="utf-8")
     place.survey("--pages")
     assert "checked/other.toml is about no shipped subject (fake and lost)" in capsys.readouterr().out
+
+
+def test_an_audit_made_elsewhere(place: Place) -> None:
+    made = broken()
+    subject = dataclasses.replace(made.subject, ref="fake")
+    audit_json.write(judge(dataclasses.replace(made, subject=subject)), place.folder / "handed.json")
+    place.survey("--take", str(place.folder / "handed.json"))
+    assert place.asked() == []
+    assert "| quick, by another state of the audit |" in place.page()
+    assert "a time not known" in place.page()
+
+
+def test_an_audit_of_no_shipped_subject(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place.survey("--take", str(place.folder / "made.json")) == 4
+    assert (
+        "it is about lora_lite under the profile quick, expected one of fake, lost" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("only", ["nosuch", ",", ""])
