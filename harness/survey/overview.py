@@ -186,7 +186,10 @@ def said(rows: Sequence[Row]) -> str:
     bugs = [f for m in methods for f in m.findings if f.tag == "BUG"]
     checked = sum(f.standing.is_checked for f in bugs)
     dates = listed(sorted({r.answer.date for r in answered}))
-    words = f"{len(answered)} libraries with {len(methods)} methods" + (
-        f", asked on {dates}" if dates else ""
-    )
-    return f"{words}; {len(bugs)} findings are called a bug, {checked} of them checked by hand"
+    words = f"{_counted(answered, 'library', 'libraries')} with {_counted(methods, 'method', 'methods')}"
+    words += f", asked on {dates}" if dates else ""
+    return f"{words}; {_counted(bugs, 'finding is', 'findings are')} called a bug, {checked} of them checked by hand"
+
+
+def _counted(items: Sequence[object], one: str, several: str) -> str:
+    return f"{len(items)} {one if len(items) == 1 else several}"

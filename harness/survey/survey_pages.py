@@ -34,6 +34,10 @@ class Survey:
         return said(self.rows)
 
     @property
+    def answered(self) -> list[Row]:
+        return [r for r in self.rows if r.methods]
+
+    @property
     def silent(self) -> list[Row]:
         return [r for r in self.rows if not r.methods]
 
