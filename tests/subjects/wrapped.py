@@ -275,7 +275,9 @@ class Vera(Wrapped):
         draws = self.generator()
         for name, shape in (("A", (r, in_)), ("B", (out, r))):
             self.register_buffer(name, self.drawn(shape, draws).to(self.dtype))
-        self.d = nn.Parameter(torch.full((r,), float(self.spec.options.get("d_initial", 0.1)), dtype=self.dtype))
+        self.d = nn.Parameter(
+            torch.full((r,), float(self.spec.options.get("d_initial", 0.1)), dtype=self.dtype)
+        )
         self.b = nn.Parameter(torch.zeros(out, dtype=self.dtype))
 
     def generator(self) -> torch.Generator | None:
