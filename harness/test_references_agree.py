@@ -8,8 +8,8 @@ from torch import Tensor
 
 from harness.cases.profiles import Profile as Examples
 from harness.engine.session import OF_AUTHORS, claims_for
+from harness.measures.measuring import MEASURES, apart, author_of, case
 from harness.plugin.hooks import AUDIT
-from harness.references.measuring import MEASURES, apart, author_of, case
 from oracles import registry
 from oracles.authors import Author, RecordedCase
 from oracles.authors.family import family

@@ -8,7 +8,7 @@ import re
 import torch
 
 from harness.cases.tiny_models import ModelCase
-from harness.references.measuring import apart, author_of, base, demand_live, measures, write
+from harness.measures.measuring import apart, author_of, base, demand_live, measures, write
 from oracles.authors.base import plain
 from oracles.authors.ia3 import Ia3Author
 from oracles.implementation import AdapterSpec, Implementation

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from harness.references.measuring import apart, base, case, measures, value
+from harness.measures.measuring import apart, base, case, measures, value
 from oracles.authors.base import plain
 from oracles.implementation import AdapterSpec
 from oracles.peft import Peft

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.references.measuring import author_of, base, measures, value
+from harness.measures.measuring import author_of, base, measures, value
 from oracles.implementation import AdapterSpec
 from oracles.peft import Peft
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.references.measuring import apart, case, measures, peft_at, value
+from harness.measures.measuring import apart, case, measures, peft_at, value
 from oracles.peft import Peft
 from oracles.variants.hra import reflect
 

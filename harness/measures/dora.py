@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from harness.references.measuring import apart, author_of, base, case, measures, value, write
+from harness.measures.measuring import apart, author_of, base, case, measures, value, write
 from oracles.authors.base import plain
 from oracles.authors.dora import DoraAuthor
 from oracles.authors.family import effective_weight

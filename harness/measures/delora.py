@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.references.measuring import apart, base, case, demand_live, measures, peft_at, value, write
+from harness.measures.measuring import apart, base, case, demand_live, measures, peft_at, value, write
 from oracles.authors.delora import DeloraAuthor
 from oracles.authors.family import effective_weight
 from oracles.implementation import Adapted, AdapterSpec
