@@ -1,7 +1,7 @@
 """What a subject takes at all: dtypes, dimensions of x, alpha, dropout of zero, a bias; found by asking, once.
 
-What it does not take is one missing mode (or, where it raises or answers in another shape, one finding), told by the
-checks of `harness/test_abilities.py`; every other question is asked without it.
+What it does not take is one missing mode (or, where it raises or answers in another shape, one finding), told by
+`scale.specs`, `dtype.taken` and `forward.inputs`; every other question is asked without it.
 """
 
 from __future__ import annotations
