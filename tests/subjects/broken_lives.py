@@ -195,6 +195,18 @@ class GradientOfTheLastAlone(Layer):
         return [*(({n: t.detach() for n, t in tensors.items()}, spec) for tensors, spec in rest), last]
 
 
+@layer("dora", "gradients", steps=4)
+class NormsTakePart(Layer):
+    """The norms of several active adapters, constants in the equation, take part in the backward pass."""
+
+    def compose(self, active: list, W: Tensor, b: Tensor | None, x: Tensor) -> Tensor:
+        y = x @ W.mT
+        for p, spec in active:
+            update = spec.alpha / spec.rank * (p["B"] @ p["A"])
+            y = p["m"] / torch.linalg.vector_norm(W + update, dim=1) * (y + x @ update.mT)
+        return y if b is None else y + b
+
+
 # --- merging
 
 
