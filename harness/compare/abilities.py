@@ -48,6 +48,7 @@ class Abilities:
     changes: tuple[str, ...] = ()
     lacks: tuple[Lack, ...] = ()
     ordinary: Case | None = None  # a small case that is answered; None where none is
+    bias: bool = True
 
     def of(self, kind: Kind) -> tuple[Lack, ...]:
         """The lacks of one kind."""
@@ -57,9 +58,19 @@ class Abilities:
         """A case as the subject can be asked it: of a layer, or (its spec alone) of a whole model."""
         spec = self.spec(case.spec)
         changes: dict[str, Any] = {} if spec == case.spec else {"spec": spec}
-        if isinstance(case, Case) and (batch := self.batch(case.batch)) != case.batch:
-            changes["batch"] = batch
+        if isinstance(case, Case):
+            nearest = {
+                "batch": self.batch(case.batch),
+                "dtype": self.dtype(case.dtype),
+                "bias": case.bias and self.bias,
+            }
+            changes |= {name: value for name, value in nearest.items() if value != getattr(case, name)}
         return dataclasses.replace(case, **changes) if changes else case
+
+    def dtype(self, name: str) -> str:
+        """The dtype itself where the subject takes it, else the finest that it does."""
+        taken = [d for d in FINEST_FIRST if d in self.dtypes]
+        return name if name in self.dtypes or not taken else taken[0]
 
     def spec(self, spec: AdapterSpec) -> AdapterSpec:
         """The nearest spec that the subject can express."""
@@ -79,6 +90,7 @@ class Abilities:
         return (rows, *batch[len(batch) - wanted + 1 :]) if wanted else ()
 
 
+FINEST_FIRST = ("float64", "float32", "float16", "bfloat16")
 CHANGES = ("alpha", "dropout")
 CANNOT = {
     "alpha": "an alpha other than the rank",
@@ -122,6 +134,7 @@ def abilities_of(subject: Implementation, variant: str) -> Abilities:
         changes,
         tuple(lacks),
         working,
+        CANNOT["bias"] not in gone,
     )
 
 

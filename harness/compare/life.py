@@ -151,8 +151,9 @@ class Life:
 
     def output(self, x: Tensor | None = None, layer: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """What the layer answers now, float64."""
-        with torch.no_grad():
-            return (layer or self.layer)((self.case.x if x is None else x).to(self.dtype)).double()
+        call = layer or self.layer
+        with torch.no_grad(), answering(self.layer.who, "module(x)"):
+            return call((self.case.x if x is None else x).to(self.dtype)).double()
 
     def weights(self, state: State) -> Weights:
         """(W', b') by the model."""
