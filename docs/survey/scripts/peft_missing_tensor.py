@@ -23,5 +23,5 @@ with tempfile.TemporaryDirectory() as folder:
 model.set_adapter("again")
 off = (model(x) - base(x)).abs().max()
 print(
-    f"expected an exception, got {len(said.missing_keys)} missing key in the return value and the base's output, {off} off"
+    f"expected an exception, got {len(said.missing_keys)} missing key and an output {off} away from the base's"
 )
