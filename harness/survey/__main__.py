@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None, shelf: Shelf | None = None) -> int:
     todo = [
         q for name in chosen if not _kept(q := question(name, options.audit_profile), shelf, options.keep)
     ]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the libraries' processes end with this one
     try:
         asked_all(todo, shelf, options, console)
     except KeyboardInterrupt:
