@@ -101,7 +101,9 @@ def row(answer: Answer, audit: Audit, entries: Sequence[Checked], requirements: 
     methods = [_method(answer.library, section, audit, entries) for section in review(audit).sections]
     told = {f.standing.entry for m in methods for f in m.findings if f.tag == "BUG"}
     mended = tuple(e for e in entries if e.verdict == "false" and e not in told)
-    environment = _versions(run.subject.environment or run.environment)
+    environment = f"asked with {_versions(run.environment)}"
+    if run.subject.environment:
+        environment = f"run with {_versions(run.subject.environment)}; {environment}"
     by_id = {m.id: m for m in methods}
     return Row(
         answer, requirements, outdated, run.subject.name, run.subject.version, environment, by_id, mended
@@ -184,11 +186,13 @@ def said(rows: Sequence[Row]) -> str:
     answered = [r for r in rows if r.methods]
     methods = [m for r in answered for m in r.methods.values()]
     bugs = [f for m in methods for f in m.findings if f.tag == "BUG"]
-    checked = sum(f.standing.is_checked for f in bugs)
+    checked = [f.standing.entry for f in bugs if f.standing.entry]
+    false = sum(entry.verdict == "false" for entry in checked)
     dates = listed(sorted({r.answer.date for r in answered}))
     words = f"{_counted(answered, 'library', 'libraries')} with {_counted(methods, 'method', 'methods')}"
     words += f", asked on {dates}" if dates else ""
-    return f"{words}; {_counted(bugs, 'finding is', 'findings are')} called a bug, {checked} of them checked by hand"
+    words += f"; {_counted(bugs, 'finding is', 'findings are')} called a bug, {len(checked)} of them checked by hand"
+    return f"{words}, {false} of these false"
 
 
 def _counted(items: Sequence[object], one: str, several: str) -> str:

@@ -43,7 +43,13 @@ class Survey:
 
     @property
     def drafts(self) -> list[tuple[Row, Told, Checked]]:
-        return [(r, told, entry) for r in self.rows for told, entry in r.drafts]
+        """Those that nobody has reported come first."""
+        found = [(r, told, entry) for r in self.rows for told, entry in r.drafts]
+        return sorted(found, key=lambda each: bool(each[2].reported))
+
+    @property
+    def unreported(self) -> int:
+        return sum(not entry.reported for _, _, entry in self.drafts)
 
     @property
     def dead(self) -> list[Asked]:
