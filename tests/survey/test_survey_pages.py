@@ -109,6 +109,17 @@ def test_a_draft_is_escaped_in_the_page(docs: Path) -> None:
     assert "&lt;b&gt;wrong&lt;/b&gt;" in (docs / "survey.html").read_text(encoding="utf-8")
 
 
+def test_what_was_seen_beside_the_claims_is_told() -> None:
+    seen = dataclasses.replace(
+        ENTRY, beside=True, checks=(), issue_draft="Seen\n\nThere.", script="fake_seen.py"
+    )
+    found = survey(AUDIT, ENTRY, seen)
+    for words in (survey_pages.library(found.rows[0]), survey_pages.page(found)):
+        assert "Seen while reading" in words
+        assert words.count('id="draft-fake-fake-seen"') == 1
+    assert found.unreported == 2
+
+
 def test_the_lists_of_checks() -> None:
     found = survey()
     assert [a.check for a in found.never_failed] == ["init.identity"]
