@@ -193,7 +193,7 @@ def said(rows: Sequence[Row]) -> str:
     bugs = [f for m in methods for f in m.findings if f.tag == "BUG"]
     checked = [f.standing.entry for f in bugs if f.standing.entry]
     false = sum(entry.verdict == "false" for entry in checked)
-    dates = listed(sorted({r.answer.date for r in answered}))
+    dates = listed(sorted({r.answer.day for r in answered}))
     words = f"{_counted(answered, 'library', 'libraries')} with {_counted(methods, 'method', 'methods')}"
     words += f", asked on {dates}" if dates else ""
     words += f"; {_counted(bugs, 'finding is', 'findings are')} called a bug, {len(checked)} of them checked by hand"
