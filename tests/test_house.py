@@ -84,3 +84,9 @@ def test_a_cycle_would_be_found() -> None:
 def test_a_variant_named_elsewhere_would_be_counted() -> None:
     """The count is of files of the audit alone, never of its tests."""
     assert not [path for path in places_that_name_a_variant() if path.startswith("tests/")]
+
+
+@pytest.mark.parametrize("room", ["oracles/vectors/", "harness/checkpoints/"])
+def test_a_method_in_pefts_format_is_one_file(room: str) -> None:
+    """`oracles/vectors/<id>.py`; nothing beside it names the method."""
+    assert not [path for path in places_that_name_a_variant() if path.startswith(room)]
