@@ -350,7 +350,7 @@ WIDE_OUTPUT = Diagnosis(
     domain=SMALL,
     against=("paper",),
     examples=EXAMPLES,
-    follows=("dtype.output", "contexts.autocast"),
+    follows=("dtype.output",),
     diagnose=False,
 )
 def test_autocast_dtype(context: Context, case: Case) -> None:

@@ -133,7 +133,7 @@ def test_merge(context: Context, case: KindCase) -> None:
     """Where merging is offered, the folded layer computes what the adapted one does; no further off where quantised."""
     taken = taken_by(context)
     if not taken:
-        raise NotOffered(f"not offered: {case.spec.variant} on another kind of layer than linear", "layers")
+        raise NotOffered(f"{case.spec.variant} on another kind of layer than linear", "layers")
     need(context.subject, case.spec, ("merge",))
     if case.kind not in taken:
         raise Refused

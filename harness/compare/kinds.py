@@ -81,7 +81,7 @@ class Kinds:
 def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     """The subject on a layer of the case's kind. Raises NotOffered, or Refused for a layer out of the ordinary."""
     if case.kind not in context.subject.layers:
-        raise NotOffered(f"not offered: {case.kind} layers", "layers")
+        raise NotOffered(f"{case.kind} layers", "layers")
     if case.kind == "quantised" and not case.quantiser:
         raise OutsideDomain("no library that quantises is installed here: torchao or bitsandbytes")
     seed_torch(case.seed)
@@ -89,9 +89,7 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
         layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
     except (SubjectRaised, Unsupported) as why:
         if case.is_plain:
-            raise NotOffered(
-                f"not offered: {case.spec.variant} on {case.kind} layers: {why}", "layers"
-            ) from why
+            raise NotOffered(f"{case.spec.variant} on {case.kind} layers: {why}", "layers") from why
         raise Refused from why
     return Kinds(layer, case)
 

@@ -121,7 +121,8 @@ class ClaimRun:
         if claim.outcome in ("fail", "unverified", "error"):
             pytest.fail(message(claim), pytrace=False)
         if claim.outcome == "not_applicable":
-            pytest.skip(claim.reason or "")
+            of = "not offered: " if claim.cause == "not_offered" else ""
+            pytest.skip(f"{of}{claim.reason or ''}")
 
     def conclude(self) -> Claim:
         """The claim's record; whatever the subject does, this returns one."""
