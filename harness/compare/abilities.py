@@ -1,7 +1,7 @@
 """What a subject takes at all: dtypes, dimensions of x, alpha, dropout of zero, a bias; found by asking, once.
 
-What it does not take is one missing mode (or, where it raises or answers in another shape, one finding), told by the
-checks of `harness/test_abilities.py`; every other question is asked without it.
+What it does not take is one missing mode (or, where it raises or answers in another shape, one finding), told by
+`scale.specs`, `dtype.taken` and `forward.inputs`; every other question is asked without it.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Abilities:
     changes: tuple[str, ...] = ()
     lacks: tuple[Lack, ...] = ()
     ordinary: Case | None = None  # a small case that is answered; None where none is
+    bias: bool = True
 
     def of(self, kind: Kind) -> tuple[Lack, ...]:
         """The lacks of one kind."""
@@ -58,9 +59,19 @@ class Abilities:
         """A case as the subject can be asked it: of a layer, or (its spec alone) of a whole model."""
         spec = self.spec(case.spec)
         changes: dict[str, Any] = {} if spec == case.spec else {"spec": spec}
-        if isinstance(case, Case) and (batch := self.batch(case.batch)) != case.batch:
-            changes["batch"] = batch
+        if isinstance(case, Case):
+            nearest = {
+                "batch": self.batch(case.batch),
+                "dtype": self.dtype(case.dtype),
+                "bias": case.bias and self.bias,
+            }
+            changes |= {name: value for name, value in nearest.items() if value != getattr(case, name)}
         return dataclasses.replace(case, **changes) if changes else case
+
+    def dtype(self, name: str) -> str:
+        """The dtype itself where the subject takes it, else the finest that it does."""
+        taken = [d for d in FINEST_FIRST if d in self.dtypes]
+        return name if name in self.dtypes or not taken else taken[0]
 
     def spec(self, spec: AdapterSpec) -> AdapterSpec:
         """The nearest spec that the subject can express."""
@@ -80,6 +91,7 @@ class Abilities:
         return (rows, *batch[len(batch) - wanted + 1 :]) if wanted else ()
 
 
+FINEST_FIRST = ("float64", "float32", "float16", "bfloat16")
 CHANGES = ("alpha", "dropout")
 CANNOT = {
     "alpha": "an alpha other than the rank",
@@ -124,6 +136,7 @@ def abilities_of(subject: Implementation, variant: str) -> Abilities:
         changes,
         tuple(lacks),
         working,
+        CANNOT["bias"] not in gone,
     )
 
 

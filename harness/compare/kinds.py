@@ -122,7 +122,7 @@ def _is_taken(context: Context, kind: str) -> bool:
         **shapes[0],
     )
     try:
-        adapted(context, case)
+        adapted(context, context.abilities.fitted(case))
     except (NotOffered, Refused, NoSlot):
         return False
     return True

@@ -48,7 +48,7 @@ class Style:
 
 NO_DROPOUT = dict.fromkeys(("lora", "pissa", "dora", "delora"), "dropout")
 NO_GRAM_SCHMIDT = {"hra": "Gram-Schmidt|gram_schmidt"}
-NO_FILES = dict.fromkeys(("lora", "pissa", "dora", "ia3", "hra", "delora"), "no save or no load")
+NO_FILES = dict.fromkeys(wrapped.LAYERS, "no save or no load")
 WIDE = dict.fromkeys(NO_FILES, "autocast")  # a documented choice: answers in x's dtype
 CACHES = dict.fromkeys(NO_FILES, "evaluation mode")  # a documented choice: as loralib
 PICKLES = dict.fromkeys(NO_FILES, "pickle")

@@ -19,7 +19,7 @@ from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsuppo
 from tests.remote.served import ROOT, served
 from tests.remote.subjects.styles import Styles
 
-VARIANTS = ("lora", "pissa", "dora", "ia3", "hra", "delora")
+VARIANTS = sorted(LoraLite.variants)
 STYLES = ("fused", "hooked", "odd", "parametrized", "subclassed", "transposed", "wrapped")
 
 
