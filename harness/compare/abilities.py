@@ -19,6 +19,7 @@ from harness.compare import isolation
 from harness.compare.layer import BadAnswer, SubjectRaised, adapt, said
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
 from oracles.seeding import seed_torch
+from oracles.variants import VARIANTS
 
 Kind = Literal["spec", "dtype", "input"]
 How = Literal["not offered", "raised", "wrong shape", "declared"]
@@ -97,6 +98,7 @@ CANNOT = {
     "dropout": "no dropout (p = 0)",
     "bias": "a base layer with a bias",
 }
+NO_DROPOUT = "dropout"
 
 
 def changed(spec: AdapterSpec, changes: tuple[str, ...]) -> AdapterSpec:
@@ -125,7 +127,7 @@ def abilities_of(subject: Implementation, variant: str) -> Abilities:
     asked = {len(working.batch), *(len(lack.case.batch) for lack in lacks if lack.kind == "input")}
     for dims in sorted(d for d in inputs & BATCHES.keys() if d - 1 not in asked):
         lacks += _lacks(subject, working.but(batch=BATCHES[dims]), "input", f"x of {dims} dimensions")
-    lacks += _declared(subject, working)
+    lacks += [*_declared(subject, working), *_not_expressed(subject, working)]
     gone = {lack.what for lack in lacks}
     return Abilities(
         subject,
@@ -145,6 +147,19 @@ def _declared(subject: Implementation, case: Case) -> Iterator[Lack]:
         yield Lack(
             "input", f"x of {dims} dimensions", "declared", "the subject's `inputs` leaves it out", case
         )
+
+
+def _not_expressed(subject: Implementation, case: Case) -> Iterator[Lack]:
+    """What the subject's own ``nearest`` puts something else in the place of."""
+    variant, why = VARIANTS[case.spec.variant], "the subject's `nearest` puts another in its place"
+    asked = dataclasses.replace(case.spec, rank=2, alpha=3.0, dropout=0.25 if variant.has_dropout else 0.0)
+    has_alpha = any(option.name == "rslora" for option in variant.options)  # α/√r in place of α/r
+    if has_alpha and subject.nearest(asked).alpha != asked.alpha:
+        yield Lack("spec", CANNOT["alpha"], "declared", why, case)
+    if variant.has_dropout and subject.nearest(asked).dropout == 0:
+        yield Lack("spec", NO_DROPOUT, "declared", why, case)
+    if variant.has_dropout and subject.nearest(dataclasses.replace(asked, dropout=0.0)).dropout > 0:
+        yield Lack("spec", CANNOT["dropout"], "declared", why, case)
 
 
 def _working(subject: Implementation, case: Case, whole: Abilities) -> tuple[Case | None, list[Lack]]:

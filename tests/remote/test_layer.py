@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import sys
 from pathlib import Path
@@ -201,3 +202,17 @@ def test_a_whole_model(remote: Implementation) -> None:
         states.append({k: v.clone() for k, v in ours.model.state_dict().items()})
     equal(*observed)
     equal(*states)
+
+
+def test_a_computed_slot_of_a_copy() -> None:
+    """What is written into a copy's slot is written there, and the original keeps its own."""
+    subject = served("gated.py", "Library")
+    layer = subject.adapt(nn.Linear(3, 4), AdapterSpec("ia3"))  # type: ignore[arg-type]
+    twin = copy.deepcopy(layer.module)
+    theirs = dataclasses.replace(layer.slots["l"], tensor=dict(twin.named_parameters())["w"])
+    theirs.put(torch.full((4,), 3.0))
+    assert torch.equal(theirs.tensor, torch.full((4,), 2.0)), "stored as w = l − 1"
+    assert torch.equal(theirs.canonical(), torch.full((4,), 3.0))
+    assert torch.equal(layer.slots["l"].canonical(), torch.ones(4))
+    x = torch.randn(2, 3)
+    assert torch.allclose(twin(x), 3 * layer.module(x))

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import copy
 import ctypes
+import dataclasses
 import gc
 import importlib
 import importlib.util
@@ -721,12 +722,14 @@ class TorchServer:
         """``read``, ``write`` or ``gradient`` of a slot whose canonical value is computed."""
         _, slots = self.world.adapted[header["adapted"]]
         slot, action = slots[header["slot"]], header["action"]
+        if action != "gradient":
+            slot = dataclasses.replace(slot, tensor=self.tensors.tensor(raws[header["live"]]).clone())
         if action == "read":
             return {"tensor": parcel.add(slot.canonical())}
         value = self.tensors.tensor(raws[header["value"]])
         if action == "write":
             slot.put(value)
-            return None
+            return {"tensor": parcel.add(slot.tensor)}
         with self.torch.no_grad():
             return {"tensor": parcel.add(slot.gradient(value))}
 
