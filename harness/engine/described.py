@@ -11,15 +11,24 @@ from oracles.implementation import Implementation
 from refs.vocabulary import ASKED_OF_SUBJECTS
 from reports.model import Subject
 
+# Modules whose classes subjects are derived from.
+INTERFACE = ("oracles.", "harness.", "builtins", "abc")
+
 
 def docstrings(subject: Implementation) -> dict[str, str]:
     """Per variant, the text in which the subject states its choices: docstrings of the sources it names."""
     texts = {}
     for variant in sorted(subject.variants):
         found = dict.fromkeys(s for aspect in ASKED_OF_SUBJECTS if (s := source_of(subject, variant, aspect)))
-        own = inspect.getdoc(type(subject)) or ""
+        own = docstring_of(type(subject))
         texts[variant] = "\n".join([own, *(docstrings_of(path, symbol) for path, symbol in found)])
     return texts
+
+
+def docstring_of(cls: type) -> str:
+    """A subject's own class docstring, or the nearest one that it inherits; the interface's says nothing of it."""
+    told = (c for c in cls.__mro__ if c is cls or not c.__module__.startswith(INTERFACE))
+    return next((inspect.cleandoc(doc) for c in told if (doc := vars(c).get("__doc__"))), "")
 
 
 def source_of(subject: Implementation, variant: str, aspect: str) -> tuple[Path, str] | None:
