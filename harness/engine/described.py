@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import operator
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from harness.engine.docstrings import docstrings_of
 from harness.engine.session import Session
@@ -39,8 +42,37 @@ def source_of(subject: Implementation, variant: str, aspect: str) -> tuple[Path,
         except Exception:
             continue
         if isinstance(found, tuple) and len(found) == 2:
-            return Path(found[0]), str(found[1])
+            return defined_at(Path(found[0]), str(found[1]))
     return None
+
+
+def defined_at(path: Path, symbol: str) -> tuple[Path, str]:
+    """Where a symbol of a loaded module really stands: a method may be a base class's, in another file."""
+    if (module := _loaded(path)) is None:
+        return path, symbol
+    try:
+        found = inspect.unwrap(operator.attrgetter(symbol)(module))
+        file, name = inspect.getsourcefile(found), found.__qualname__
+    except (AttributeError, TypeError, ValueError):
+        return path, symbol
+    elsewhere = file is not None and "<locals>" not in name and not _same_file(Path(file), path)
+    return (Path(str(file)), name) if elsewhere else (path, symbol)
+
+
+def _loaded(path: Path) -> ModuleType | None:
+    """The module of this process that was read from a file."""
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and Path(file).name == path.name and _same_file(Path(file), path):
+            return module
+    return None
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def described(session: Session) -> Subject:
