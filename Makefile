@@ -6,8 +6,9 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 PROBE  := $(VENV)/.probe-installed
+DOCS   := .venv-docs
 
-.PHONY: probe bench-audit wheel sharded gpu
+.PHONY: probe bench-audit wheel sharded gpu docs
 .PHONY: audit test lint format lock mutants bench clean
 .DEFAULT_GOAL := audit
 
@@ -40,6 +41,14 @@ $(PROBE): requirements-probe.lock $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-probe.lock
 	@touch $@
 
+docs: $(DOCS)/.installed  ## the pages of docs/ as a site in site/, links checked
+	@$(DOCS)/bin/mkdocs build --strict --quiet && echo "site: site/index.html"
+
+$(DOCS)/.installed: requirements-docs.lock
+	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
 sharded: $(STAMP)  ## adapters on a model that two processes share, beside one process
 	@$(BIN)/python -m harness.sharded $(ARGS)
 
@@ -64,7 +73,7 @@ lock:  ## resolve requirements.in anew
 	@rm -rf .venv-lock
 
 clean:
-	@rm -rf $(VENV) reports/out docs/audit/variants_review_v2.md .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) $(DOCS) site reports/out docs/audit/variants_review_v2.md .hypothesis .pytest_cache .mypy_cache .ruff_cache
 
 wheel: $(STAMP)  ## the audit as a wheel, dist/adapter_conformance-*.whl
 	@cd packaging/adapter_conformance && ../../$(BIN)/python -m hatchling build --target wheel --directory ../../dist
