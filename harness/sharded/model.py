@@ -28,7 +28,7 @@ LLAMA = {
 COLUMNS, ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
 TARGETS = ("q_proj", "o_proj", "up_proj", "down_proj")
 # How a job is spread: torch's fully_shard, or parallelize_module before or after the adapters are attached.
-FSDP2, BEFORE, AFTER = "FSDP2", "TP, adapted", "adapted, TP"
+FSDP2, BEFORE, AFTER = "FSDP2", "TP before", "TP after"
 
 
 @dataclass(frozen=True)
