@@ -34,6 +34,11 @@ GRID = 64  # consecutive entries that share a scale in a quantised tensor
 LEVELS = {16: "4-bit", 256: "8-bit"}
 
 
+def dot(a: Tensor, b: Tensor) -> float:
+    """The sum of the products of all entries."""
+    return float(a.flatten() @ b.flatten())
+
+
 @dataclass(frozen=True)
 class Judgement:
     """One tensor's verdict, the sentence behind it, and the numbers behind the sentence."""
@@ -57,12 +62,16 @@ class Tally:
 
     def see(self, W: Tensor, M: Tensor, H: Tensor, dtypes: Dtypes, update: Update, at: int) -> None:
         """A block of rows from row ``at`` on: W and H = update(W) float64, M as it is stored."""
-        gap = M.double() - H
-        self.squares += float(gap.square().sum())
-        self.beyond += int((~(gap.abs() <= bound(W, H, dtypes, update))).sum())
+        self.measure(W, M, H, dtypes, update)
         between = update.residual(W, at) if isinstance(update, Residual) else None
         for order, bits in replays(W, H, dtypes, between).items():
-            self.differing[order] = self.differing.get(order, 0) + int((bits != M).sum())
+            self.differing[order] = self.differing.get(order, 0) + int(torch.count_nonzero(bits != M))
+
+    def measure(self, W: Tensor, M: Tensor, H: Tensor, dtypes: Dtypes, update: Update) -> None:
+        """The same without the bits, which take as long again."""
+        gap = M.double() - H
+        self.squares += dot(gap, gap)
+        self.beyond += int(torch.count_nonzero(~(gap.abs() <= bound(W, H, dtypes, update))))
 
     @property
     def bits(self) -> int:
@@ -96,18 +105,17 @@ class Moments:
     def see(self, W: Tensor, M: Tensor, right: Tensor, dtypes: Dtypes) -> None:
         """A block of rows."""
         D, C = right - W, M.double() - W
-        self.entries += W.numel()
-        self.DD += float(D.square().sum())
-        self.CC += float(C.square().sum())
         P = right.to(dtypes.merged).double() - W
-        self.CP += float((C * P).sum())
-        self.PP += float(P.square().sum())
-        self.WW += float(W.square().sum())
-        grain = ulp(right, dtypes.merged).square() + ulp(right, dtypes.base).square() / 4
-        self.noise += float(grain.sum()) / 12
-        self.grain += float(ulp(M.double(), dtypes.merged).square().sum()) / 12
-        self.finite = self.finite and bool(torch.isfinite(C).all())
-        self.defined = self.defined and bool(torch.isfinite(D).all())
+        DD, CC = dot(D, D), dot(C, C)
+        self.entries += W.numel()
+        self.DD, self.CC, self.WW = self.DD + DD, self.CC + CC, self.WW + dot(W, W)
+        self.CP, self.PP = self.CP + dot(C, P), self.PP + dot(P, P)
+        fine, found = ulp(right, dtypes.merged), ulp(M.double(), dtypes.merged)
+        coarse = fine if dtypes.base == dtypes.merged else ulp(right, dtypes.base)
+        self.noise += (dot(fine, fine) + dot(coarse, coarse) / 4) / 12
+        self.grain += dot(found, found) / 12
+        self.finite = self.finite and (math.isfinite(CC) or bool(torch.isfinite(C).all()))
+        self.defined = self.defined and (math.isfinite(DD) or bool(torch.isfinite(D).all()))
 
     @property
     def factor(self) -> float:
@@ -155,11 +163,11 @@ def judge(question: Question) -> Judgement:
     if not moments.finite:
         return Judgement(question.tensor, OTHER, "the merged tensor holds values that are not finite")
     if moments.DD == 0:
-        return _nothing_to_do(question, unchanged, moments)
+        return _nothing_to_do(question, right, moments)
     numbers = _numbers(moments)
     if right.holds(moments.entries) and _settled(question, moments, right, unchanged):
         return Judgement(question.tensor, VERIFIED, _how(moments, right), **numbers)
-    return _otherwise(question, moments, right, unchanged, numbers)
+    return _otherwise(question, moments, right, numbers)
 
 
 def _numbers(moments: Moments) -> dict[str, float]:
@@ -175,12 +183,12 @@ def _first_pass(question: Question) -> tuple[Moments, Tally, Tally]:
         H = question.right.rows(W, at)
         moments.see(W, M, H, question.dtypes)
         right.see(W, M, H, question.dtypes, question.right, at)
-        unchanged.see(W, M, W, question.dtypes, Unchanged(), at)
+        unchanged.measure(W, M, W, question.dtypes, Unchanged())
     return moments, right, unchanged
 
 
-def _nothing_to_do(question: Question, unchanged: Tally, moments: Moments) -> Judgement:
-    if unchanged.holds(moments.entries):
+def _nothing_to_do(question: Question, right: Tally, moments: Moments) -> Judgement:
+    if right.holds(moments.entries):
         return Judgement(question.tensor, VERIFIED, "the update is zero, and the tensor is the base's")
     return Judgement(question.tensor, OTHER, "the update is zero, and the tensor is not the base's")
 
@@ -229,9 +237,7 @@ def _how(moments: Moments, right: Tally) -> str:
     return f"within rounding, {moments.factor:.4g} of the update"
 
 
-def _otherwise(
-    question: Question, moments: Moments, right: Tally, unchanged: Tally, numbers: dict[str, float]
-) -> Judgement:
+def _otherwise(question: Question, moments: Moments, right: Tally, numbers: dict[str, float]) -> Judgement:
     """Which of all readings is it?"""
     tallies = (
         {"": right, **_second_pass(question, moments)}
@@ -245,7 +251,7 @@ def _otherwise(
         chosen = holding
     words = {name: sentence for name, (sentence, _) in question.wrong.items()}
     if not chosen:
-        return _unexplained(question, moments, unchanged, numbers)
+        return _unexplained(question, moments, numbers)
     if "" in chosen and len(chosen) > 1:
         return _below_rounding(question, tallies, chosen, words, numbers, moments)
     if "" in chosen:
@@ -313,9 +319,7 @@ def _second_pass(question: Question, moments: Moments) -> dict[str, Tally]:
     return {name: tally for name, tally in tallies.items() if tally.apart > 1e-12 * moments.DD}
 
 
-def _unexplained(
-    question: Question, moments: Moments, unchanged: Tally, numbers: dict[str, float]
-) -> Judgement:
+def _unexplained(question: Question, moments: Moments, numbers: dict[str, float]) -> Judgement:
     """No named reading: another share of the update, a coarse grid, or something else altogether."""
     share, left = moments.factor, moments.residual
     factors = torch.finfo(question.dtypes.adapter).eps

@@ -2,7 +2,8 @@
 
     python -m tests.vectors.measure_memory --gigabytes 4
 
-Writes a base, an adapter and its merge into a temporary folder, in shards of one tensor each, and verifies them.
+Writes a base, an adapter and its merge into a temporary folder, in shards of one tensor each, and verifies them. The
+memory is the process's own; the pages of the files that it maps come on top, and the system takes them back at will.
 """
 
 from __future__ import annotations
@@ -58,26 +59,34 @@ def write(home: Path, count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--gigabytes", type=float, required=True)
-    count = max(int(parser.parse_args().gigabytes * 2**30 / (ROWS * COLUMNS * 2)), 1)
+    parser.add_argument("--at", type=Path, help="keep the folders here, and take those that are there")
+    options = parser.parse_args()
+    count = max(int(options.gigabytes * 2**30 / (ROWS * COLUMNS * 2)), 1)
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        write(home, count)
-        peak, done = [anonymous()], threading.Event()
+        home = options.at or Path(folder)
+        if not (home / "adapter").exists():
+            home.mkdir(parents=True, exist_ok=True)
+            write(home, count)
+        print(measured(home))
 
-        def watch() -> None:
-            while not done.wait(0.05):
-                peak[0] = max(peak[0], anonymous())
 
-        peak[0] = 0.0
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        start = time.monotonic()
-        with Verification(home / "base", home / "adapter", home / "merged") as verification:
-            found = list(verification)
-        seconds = time.monotonic() - start
-        done.set()
-        size = sum(p.stat().st_size for p in (home / "base").iterdir()) / 2**30
-    print(f"{size:.2f} GB of base, exit {exit_code(found)}: {peak[0]:.2f} GB at most, {seconds:.0f} s")
+def measured(home: Path) -> str:
+    """Verify the merge in ``home``, and what it took."""
+    peak, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            peak[0] = max(peak[0], anonymous())
+
+    threading.Thread(target=watch, daemon=True).start()
+    start, busy = time.monotonic(), time.process_time()
+    with Verification(home / "base", home / "adapter", home / "merged") as verification:
+        found = list(verification)
+    seconds, busy = time.monotonic() - start, time.process_time() - busy
+    done.set()
+    size = sum(p.stat().st_size for p in (home / "base").iterdir()) / 2**30
+    took = f"{peak[0]:.2f} GB at most, {seconds:.0f} s, {busy:.0f} s of them computing"
+    return f"{size:.2f} GB of base, {len(found)} tensors, exit {exit_code(found)}: {took}"
 
 
 if __name__ == "__main__":
