@@ -39,6 +39,11 @@ def dot(a: Tensor, b: Tensor) -> float:
     return float(a.flatten() @ b.flatten())
 
 
+def beyond(W: Tensor, M: Tensor, H: Tensor, dtypes: Dtypes, update: Update) -> int:
+    """How many entries of M lie further from H than rounding can take them."""
+    return int(torch.count_nonzero(~((M.double() - H).abs() <= bound(W, H, dtypes, update))))
+
+
 @dataclass(frozen=True)
 class Judgement:
     """One tensor's verdict, the sentence behind it, and the numbers behind the sentence."""
@@ -62,16 +67,12 @@ class Tally:
 
     def see(self, W: Tensor, M: Tensor, H: Tensor, dtypes: Dtypes, update: Update, at: int) -> None:
         """A block of rows from row ``at`` on: W and H = update(W) float64, M as it is stored."""
-        self.measure(W, M, H, dtypes, update)
+        gap = M.double() - H
+        self.squares += dot(gap, gap)
+        self.beyond += beyond(W, M, H, dtypes, update)
         between = update.residual(W, at) if isinstance(update, Residual) else None
         for order, bits in replays(W, H, dtypes, between).items():
             self.differing[order] = self.differing.get(order, 0) + int(torch.count_nonzero(bits != M))
-
-    def measure(self, W: Tensor, M: Tensor, H: Tensor, dtypes: Dtypes, update: Update) -> None:
-        """The same without the bits, which take as long again."""
-        gap = M.double() - H
-        self.squares += dot(gap, gap)
-        self.beyond += int(torch.count_nonzero(~(gap.abs() <= bound(W, H, dtypes, update))))
 
     @property
     def bits(self) -> int:
@@ -155,7 +156,7 @@ class Question:
 
 def judge(question: Question) -> Judgement:
     """The verdict on one tensor."""
-    moments, right, unchanged = _first_pass(question)
+    moments, right, kept = _first_pass(question)
     if not moments.defined:
         return Judgement(
             question.tensor, INCONCLUSIVE, "the adapter's own update is not finite: vectors that cancel"
@@ -165,7 +166,7 @@ def judge(question: Question) -> Judgement:
     if moments.DD == 0:
         return _nothing_to_do(question, right, moments)
     numbers = _numbers(moments)
-    if right.holds(moments.entries) and _settled(question, moments, right, unchanged):
+    if right.holds(moments.entries) and _settled(question, moments, right, kept):
         return Judgement(question.tensor, VERIFIED, _how(moments, right), **numbers)
     return _otherwise(question, moments, right, numbers)
 
@@ -175,16 +176,17 @@ def _numbers(moments: Moments) -> dict[str, float]:
     return {"size": size, "found": moments.factor, "residual": moments.residual}
 
 
-def _first_pass(question: Question) -> tuple[Moments, Tally, Tally]:
-    moments, right, unchanged = Moments(), Tally(), Tally()
+def _first_pass(question: Question) -> tuple[Moments, Tally, bool]:
+    """The sums, what the right reading leaves unexplained, and whether the tensor may be the base's up to rounding."""
+    moments, right, kept = Moments(), Tally(), True
     question.right.prepare(lambda: ((at, W.double()) for at, W, _ in question.rows()))
     for at, base, M in question.rows():
         W = base.double()
         H = question.right.rows(W, at)
         moments.see(W, M, H, question.dtypes)
         right.see(W, M, H, question.dtypes, question.right, at)
-        unchanged.measure(W, M, W, question.dtypes, Unchanged())
-    return moments, right, unchanged
+        kept = kept and not beyond(W, M, W, question.dtypes, Unchanged())
+    return moments, right, kept
 
 
 def _nothing_to_do(question: Question, right: Tally, moments: Moments) -> Judgement:
@@ -193,7 +195,7 @@ def _nothing_to_do(question: Question, right: Tally, moments: Moments) -> Judgem
     return Judgement(question.tensor, OTHER, "the update is zero, and the tensor is not the base's")
 
 
-def _settled(question: Question, moments: Moments, right: Tally, unchanged: Tally) -> bool:
+def _settled(question: Question, moments: Moments, right: Tally, kept: bool) -> bool:
     """Whether being within rounding of the right tensor excludes being another one."""
     if isinstance(question.right, Replace):
         return right.same_bits(moments.entries)
@@ -201,7 +203,7 @@ def _settled(question: Question, moments: Moments, right: Tally, unchanged: Tall
         _measurable(moments)
         and _shift(question, moments) < 0.25
         and SURE * moments.blur < RESOLUTION
-        and unchanged.beyond > 0
+        and not kept
     )
     return sharp and right.beyond == 0 and _whole(question, moments)
 

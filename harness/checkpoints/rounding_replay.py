@@ -55,7 +55,8 @@ def bound(W: Tensor, merged: Tensor, dtypes: Dtypes, update: Update) -> Tensor:
     if torch.finfo(dtypes.adapter).eps > SINGLE:
         # The product of the factors may itself have been formed in the adapter's dtype.
         found = found + 4 * dtypes.coarsest * (delta.abs() + _typical(delta))
-    return found + arithmetic(update, dtypes) * (W.abs() + _typical(W))
+    share = arithmetic(update, dtypes)
+    return found + share * (W.abs() + _typical(W)) if share else found
 
 
 def _typical(values: Tensor) -> float:
