@@ -217,6 +217,7 @@ class MergedLayerFoldedAgain(Layer):
 
 
 @layer("lora delora", "merged", "still_folded")
+@layer("dora ia3", "merged", "unmerged_the_active")
 class UnmergeTakesOutTheActive(Layer):
     """Unmerging subtracts the adapters that are active now."""
 

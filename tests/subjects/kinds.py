@@ -192,7 +192,7 @@ class TiedHeadWritten(LowRank):
         return y
 
 
-@broken("conv2d")
+@broken("conv2d", "groups_ignored")
 class GroupsIgnored(LowRank):
     """Every output channel sees the first group's coordinates."""
 
@@ -211,7 +211,7 @@ class DilationIgnored(LowRank):
         return fn.conv2d(fn.conv2d(x, self.A, None, b.stride, b.padding), self.B, groups=b.groups)
 
 
-@broken("conv2d")
+@broken("conv2d", "stride_ignored")
 class StrideIgnored(LowRank):
     """The adapter's convolution is of stride one, and every second output is taken from the start of the image."""
 
@@ -253,7 +253,7 @@ class LostInTheQuantisedWeight(LowRank):
             super().fold(plain, update)
 
 
-@broken("merge")
+@broken("merge", "mirrored")
 class FoldedInTheWrongOrder(LowRank):
     """The kernel of a merged convolution has its positions mirrored."""
 
