@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from oracles.implementation import AdapterSpec
+from oracles.plain_linear import plain
 from oracles.variants import VARIANTS, Variant
 
 DTYPES = {
@@ -104,13 +105,7 @@ class Case:
 
     def base(self, dtype: torch.dtype | None = None) -> nn.Linear:
         """A fresh ``nn.Linear`` with this case's weight and bias (same values in any wider ``dtype``)."""
-        linear = nn.utils.skip_init(nn.Linear, self.in_features, self.out_features, bias=self.bias)
-        linear = linear.to(dtype or self.torch_dtype)
-        with torch.no_grad():
-            linear.weight.copy_(self.weight)
-            if self.bias_vector is not None:
-                linear.bias.copy_(self.bias_vector)
-        return linear
+        return plain(self.weight, self.bias_vector, dtype or self.torch_dtype)
 
     def far(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
         """Values far from initialisation for those canonical tensors that have such, in float64."""
