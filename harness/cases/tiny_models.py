@@ -217,12 +217,11 @@ class ModelCase:
 
     def generator(self, stream: int) -> torch.Generator:
         """A generator of this case's own; ``stream`` keeps weights, input and parameters independent."""
-        return torch.Generator().manual_seed(self.seed * 8 + stream)
+        return _generator(self.seed, stream)
 
     def base(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A fresh model, the same at every call: weights, norms and biases all random, none at its trivial start."""
-        model = blank(self.architecture)
-        fill(model, self.generator(0))
+        model = _filled(self.architecture, self.seed).thaw()
         if self.sharing:
             share(model, self.pair_names(model), self.sharing)
         return model.to(dtype)
@@ -274,6 +273,18 @@ def _frozen(architecture: str) -> Frozen:
     kind = ARCHITECTURES[architecture]
     config = getattr(transformers, kind.config)(**kind.settings)
     return Frozen(getattr(transformers, kind.model)(config).train())
+
+
+@functools.lru_cache(maxsize=64)
+def _filled(architecture: str, seed: int) -> Frozen:
+    """The model whose values follow from ``seed``: one case of it serves many checks."""
+    model = blank(architecture)
+    fill(model, _generator(seed, 0))
+    return Frozen(model)
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 8 + stream)
 
 
 class _TensorsAside(pickle.Pickler):
