@@ -74,7 +74,9 @@ class Done:
 class Life:
     """A subject's layer, its adapters' handles, and what they should compute."""
 
-    def __init__(self, context: Context, case: LifeCase, folder: Path, watched: Collection[str] = ()) -> None:
+    def __init__(
+        self, context: Context, case: LifeCase, folder: Path | None, watched: Collection[str] = ()
+    ) -> None:
         self.context, self.case, self.folder, self.watched = context, case, folder, watched
         self._weights: dict[tuple[object, ...], Weights] = {}
         self._kept: list[Held] = []  # whose ids are keys above
@@ -368,6 +370,7 @@ class Life:
 
     def _save_and_load(self, done: Done, name: str) -> None:
         """Save one adapter and load it on a fresh base; the answer is the loaded layer."""
+        assert self.folder is not None  # there is one wherever a step saves
         self.files += 1
         path = self.folder / f"{self.files}" / "adapter"
         path.parent.mkdir()
@@ -397,6 +400,9 @@ class Life:
 
 @contextmanager
 def life(context: Context, case: LifeCase, watched: Collection[str] = ()) -> Iterator[Life]:
-    """A subject's layer at the start of a sequence; its files go afterwards."""
+    """A subject's layer at the start of a sequence; its files, where it saves any, go afterwards."""
+    if not any(step[0] == "save_and_load" for step in case.steps):
+        yield Life(context, case, None, watched)
+        return
     with tempfile.TemporaryDirectory(prefix="audit-") as folder:
         yield Life(context, case, Path(folder), watched)
