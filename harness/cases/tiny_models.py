@@ -278,9 +278,7 @@ def _frozen(architecture: str) -> Frozen:
 @functools.lru_cache(maxsize=64)
 def _filled(architecture: str, seed: int) -> Frozen:
     """The model whose values follow from ``seed``: one case of it serves many checks."""
-    model = blank(architecture)
-    fill(model, _generator(seed, 0))
-    return Frozen(model)
+    return _frozen(architecture).filled(_generator(seed, 0))
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:
@@ -315,9 +313,18 @@ class Frozen:
 
     def thaw(self) -> nn.Module:
         """A copy that shares nothing with the model, its tensors tied where they were."""
-        copies = [copy.deepcopy(tensor) for tensor in self.tensors]
+        return self._around([copy.deepcopy(tensor) for tensor in self.tensors])
+
+    def filled(self, generator: torch.Generator) -> Frozen:
+        """The same model with other values (:func:`fill`)."""
+        other = copy.copy(self)
+        other.tensors = [copy.deepcopy(tensor) for tensor in self.tensors]
+        fill(self._around(other.tensors), generator)
+        return other
+
+    def _around(self, tensors: list[Tensor]) -> nn.Module:
         unpickler = pickle.Unpickler(io.BytesIO(self.pickled))
-        unpickler.persistent_load = copies.__getitem__  # type: ignore[method-assign]
+        unpickler.persistent_load = tensors.__getitem__  # type: ignore[method-assign]
         return cast(nn.Module, unpickler.load())
 
 

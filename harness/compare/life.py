@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,7 +76,7 @@ class Life:
     """A subject's layer, its adapters' handles, and what they should compute."""
 
     def __init__(
-        self, context: Context, case: LifeCase, folder: Path | None, watched: Collection[str] = ()
+        self, context: Context, case: LifeCase, folder: Callable[[], Path], watched: Collection[str] = ()
     ) -> None:
         self.context, self.case, self.folder, self.watched = context, case, folder, watched
         self._weights: dict[tuple[object, ...], Weights] = {}
@@ -370,9 +371,8 @@ class Life:
 
     def _save_and_load(self, done: Done, name: str) -> None:
         """Save one adapter and load it on a fresh base; the answer is the loaded layer."""
-        assert self.folder is not None  # there is one wherever a step saves
         self.files += 1
-        path = self.folder / f"{self.files}" / "adapter"
+        path = self.folder() / f"{self.files}" / "adapter"
         path.parent.mkdir()
         self._call("save", self.handles[name].adapted, path)
         seed_torch(self.case.seed + 77)
@@ -401,8 +401,8 @@ class Life:
 @contextmanager
 def life(context: Context, case: LifeCase, watched: Collection[str] = ()) -> Iterator[Life]:
     """A subject's layer at the start of a sequence; its files, where it saves any, go afterwards."""
-    if not any(step[0] == "save_and_load" for step in case.steps):
-        yield Life(context, case, None, watched)
-        return
-    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
-        yield Life(context, case, Path(folder), watched)
+    with ExitStack() as opened:
+        made = functools.cache(
+            lambda: Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="audit-")))
+        )
+        yield Life(context, case, made, watched)
