@@ -7,7 +7,8 @@ from it deterministically.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -171,6 +172,17 @@ def cases(variant: Variant, domain: Domain) -> st.SearchStrategy[Any]:
     return _layers(variant, domain) if domain.strategy is None else domain.strategy(variant)
 
 
+def among(values: Iterable[Any]) -> st.SearchStrategy[Any]:
+    """``st.sampled_from``, made once: Hypothesis looks through every strategy that is new to it, at each draw."""
+    given = tuple(values)
+    return _among(given, tuple(map(type, given)))  # 1 is True, and 1.0, to a cache
+
+
+@functools.lru_cache(maxsize=1024)
+def _among(values: tuple[Any, ...], types: tuple[type, ...]) -> st.SearchStrategy[Any]:
+    return st.sampled_from(values)
+
+
 @st.composite
 def _layers(draw: st.DrawFn, variant: Variant, domain: Domain) -> Case:
     """One layer's case; made a strategy once, since Hypothesis reads the source of what it makes one of."""
@@ -179,15 +191,15 @@ def _layers(draw: st.DrawFn, variant: Variant, domain: Domain) -> Case:
     if domain.tall:
         out_features = max(in_features, out_features)
     # Non-square, but for one case in four: code that guesses a layout from the shapes fails at squares only.
-    if draw(st.sampled_from((False, False, False, True))):
+    if draw(among((False, False, False, True))):
         in_features = out_features
     elif in_features == out_features:
         out_features += 1
     rank = _rank(draw, variant, domain, out_features, in_features)
-    alpha = draw(st.sampled_from([a for a in domain.alphas if a != rank]))
+    alpha = draw(among(a for a in domain.alphas if a != rank))
     spec = AdapterSpec(variant.id, rank=rank, alpha=alpha, dropout=domain.dropout)
     for option in (o for o in variant.options if len(o.values) > 1):
-        spec = option.put(spec, draw(st.sampled_from(option.values)))
+        spec = option.put(spec, draw(among(option.values)))
     if domain.mode:
         spec = variant.option(domain.mode).put(spec, True)
     dtypes = allowed_dtypes(variant, domain)
@@ -195,9 +207,9 @@ def _layers(draw: st.DrawFn, variant: Variant, domain: Domain) -> Case:
         spec,
         in_features,
         out_features,
-        draw(st.sampled_from(domain.biases)),
-        draw(st.sampled_from(domain.batches)),
-        draw(st.sampled_from(dtypes)),
+        draw(among(domain.biases)),
+        draw(among(domain.batches)),
+        draw(among(dtypes)),
         draw(st.integers(0, 2**16)),
     )
 
@@ -219,4 +231,4 @@ def _rank(draw: st.DrawFn, variant: Variant, domain: Domain, out: int, in_: int)
     allowed = [
         r for r in range(low, high + 1) if variant.in_domain(out, in_, dataclasses.replace(spec, rank=r))
     ]
-    return draw(st.sampled_from(allowed or [1]), label="rank")
+    return draw(among(allowed or [1]), label="rank")
