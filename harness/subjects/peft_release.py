@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import peft
 import torch
@@ -78,10 +79,12 @@ class Peft(Implementation):
     name = "peft"
     version = peft.__version__
     variants = _offered()
+    further: ClassVar[Mapping[str, Any]] = {}  # options that are on, whatever the spec
 
     def config(self, spec: AdapterSpec, targets: Any) -> Any:
         """The release's configuration for a spec. Raises Unsupported for an option that it lacks."""
         name, options, fixed, _ = BINDINGS[spec.variant]
+        fixed = {**fixed, **self.further}
         kind = getattr(peft, name, None)
         if kind is None:
             raise Unsupported(f"PEFT {peft.__version__} has no {name}")
@@ -108,7 +111,11 @@ class Peft(Implementation):
         """The tuner layer; the model goes with it, since save and merge are the model's."""
         layer = model.base_model.model.layer
         object.__setattr__(layer, "_audited_model", model)
-        return Adapted(layer, _slots(layer, spec))
+        return Adapted(layer, self.slots(layer, spec))
+
+    def slots(self, layer: Any, spec: AdapterSpec) -> dict[str, Slot]:
+        """The adapter's tensors on a tuner layer."""
+        return _slots(layer, spec)
 
     def save(self, adapted: Adapted, path: Path) -> None:
         """``save_pretrained``, as safetensors."""
@@ -144,7 +151,7 @@ class Peft(Implementation):
         for name, layer in tuned.base_model.model.named_modules():
             if hasattr(layer, "active_adapter") or hasattr(layer, "active_adapters"):
                 side = bool(getattr(layer, "is_feedforward", spec.feedforward))
-                found[name] = Adapted(layer, _slots(layer, dataclasses.replace(spec, feedforward=side)))
+                found[name] = Adapted(layer, self.slots(layer, dataclasses.replace(spec, feedforward=side)))
         return found
 
     def source(self, variant: str, aspect: str) -> Any:
@@ -155,6 +162,23 @@ class Peft(Implementation):
             if path.is_file():
                 return path, ("Linear.merge" if aspect == "merge" else "Linear.forward")
         return None
+
+
+class WithLoraBias(Peft):
+    """``lora_bias=True``: the second factor has a bias, y = x Wᵀ + b + (α/r) (x Aᵀ Bᵀ + c). Since 0.14."""
+
+    variants = frozenset({"lora"}) if "lora_bias" in _fields("LoraConfig") else frozenset()
+    further: ClassVar[Mapping[str, Any]] = {"lora_bias": True}
+
+    def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
+        """As without, of a layer that has a bias. Raises Unsupported for one that has none."""
+        if base.bias is None:
+            raise Unsupported("PEFT merges lora_bias only into a layer that has a bias")
+        return super().adapt(base, spec)
+
+    def slots(self, layer: Any, spec: AdapterSpec) -> dict[str, Slot]:
+        """The factors' bias among them, under its own name."""
+        return {**super().slots(layer, spec), "lora_bias": Slot(layer.lora_B["default"].bias)}
 
 
 def _slots(layer: Any, spec: AdapterSpec) -> dict[str, Slot]:

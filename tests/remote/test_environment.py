@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness import bisect
 from harness.subjects import releases
@@ -88,6 +89,17 @@ def test_an_environment_is_made_once(cache: Path, tmp_path: Path, monkeypatch: p
     assert asked[1].endswith("numpy six>1")
 
 
+def test_wheels_that_pip_is_told_of_are_looked_at(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uv reads none of pip's settings."""
+    uv = fake_uv(tmp_path, MAKES)
+    monkeypatch.setattr(environment, "_uv", lambda: str(uv))
+    monkeypatch.setenv("PIP_FIND_LINKS", "/one /other")
+    environment.interpreter(Metadata(("numpy",)), lambda line: None)
+    assert "--find-links /one --find-links /other" in (tmp_path / "uv.log").read_text()
+
+
 def test_nothing_half_made_is_left(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where uv fails its reason is told, and the folder is gone."""
     monkeypatch.setattr(
@@ -122,10 +134,14 @@ def test_what_cannot_be_served_is_said(
 
 def test_a_release_has_its_requirements() -> None:
     """Older releases of PEFT with what they run with."""
-    assert releases.file_of("peft@0.11.0") is not None
-    assert releases.file_of("peft") is None
+    assert releases.class_of("peft@0.11.0") == "Peft"
+    assert releases.class_of("peft@0.15.2+lora_bias") == "WithLoraBias"
+    assert releases.class_of("peft") is None
+    with pytest.raises(BadSubject, match="there is no option 'nothing'; expected lora_bias"):
+        resolve("peft@0.15.2+nothing", Place(offline=True, say=lambda line: None))
     assert "transformers==4.57.1" in releases.metadata_of("peft@0.4.0").dependencies
-    assert releases.metadata_of("peft@0.21.2").dependencies[0] == "peft==0.21.2"
+    newest = releases.metadata_of("peft@0.21.2").dependencies
+    assert newest[:2] == ("peft==0.21.2", f"torch=={torch.__version__.partition('+')[0]}")
 
 
 RELEASES = [f"0.{n}.0" for n in range(4, 12)]
