@@ -6,8 +6,10 @@ offered, which follows from that release's own configuration classes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
 
+NUMBERS = tuple(int(n) for n in re.findall(r"\d+", peft.__version__))
 # variant -> (the configuration's class, its arguments from a spec, where the tuner layer keeps each canonical tensor)
 FACTORS = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
 LORA = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
@@ -66,6 +69,8 @@ class OneLayer(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+        if NUMBERS < (0, 6):  # which ask every model for its configuration
+            self.config = {"model_type": "custom"}
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
@@ -127,8 +132,8 @@ class Peft(Implementation):
         return self.adapted(model, spec)
 
     def merge(self, adapted: Adapted) -> nn.Linear:
-        """``merge_and_unload``."""
-        model: Any = adapted.module._audited_model
+        """``merge_and_unload`` of a copy: PEFT's own takes the adapted model apart."""
+        model: Any = copy.deepcopy(adapted.module._audited_model)
         found: nn.Linear = model.merge_and_unload().layer
         return found
 
@@ -139,17 +144,29 @@ class Peft(Implementation):
             if hasattr(tuner, "get_base_layer"):
                 return tuner.get_base_layer()
             raise Unsupported(f"PEFT {peft.__version__} shows no base layer of one tuner layer")
+        if not hasattr(tuner._audited_model.base_model, "unload"):
+            raise Unsupported(f"PEFT {peft.__version__} cannot take {type(tuner).__module__} off again")
         return tuner._audited_model.unload().layer
 
     def adapt_model(self, model: nn.Module, spec: AdapterSpec, targets: Any = None) -> Any:
-        """``get_peft_model`` on a whole model, in place."""
+        """``get_peft_model`` on a whole model, in place.
+
+        Raises Unsupported for kinds of layers and for architectures that came after this release.
+        """
         config = self.config(spec, None if targets is None else list(targets))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tuned = peft.get_peft_model(model, config)
+            try:
+                tuned = peft.get_peft_model(model, config)
+            except TypeError as error:
+                raise Unsupported(f"PEFT {peft.__version__}: {error}") from error
+            except ValueError as error:
+                if targets is not None:
+                    raise
+                raise Unsupported(f"PEFT {peft.__version__} has no default targets here: {error}") from error
         found = {}
         for name, layer in tuned.base_model.model.named_modules():
-            if hasattr(layer, "active_adapter") or hasattr(layer, "active_adapters"):
+            if next(iter(BINDINGS[spec.variant][3].values())).partition(".")[0] in layer._modules:
                 side = bool(getattr(layer, "is_feedforward", spec.feedforward))
                 found[name] = Adapted(layer, self.slots(layer, dataclasses.replace(spec, feedforward=side)))
         return found

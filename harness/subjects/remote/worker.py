@@ -899,7 +899,7 @@ class TorchServer:
         for number in base.get("evaluating", ()):
             first[number].training = False
         self.world.roots.append(module)
-        self.settle()
+        self.settle({number for _, number, *_ in base["tensors"]})
 
     def fill(self, module, base, raws):
         """The audit's tensors, tied where they are tied there."""
@@ -926,9 +926,15 @@ class TorchServer:
                 "%s has further tensors here: %s" % (base["recipe"]["class"], some(lacking))
             )
 
-    def settle(self):
-        """The audit knows what it sent: it need not be told again."""
+    def settle(self, sent):
+        """The audit knows what it sent: it need not be told again. It knows nothing of what is only here.
+
+        Another release of transformers has further buffers.
+        """
+        known = set(self.world.told_tensors)
         self.world.changes(Parcel(self.tensors))
+        for number in set(self.world.told_tensors) - known - sent:
+            self.world.told_storages.pop(self.world.told_tensors.pop(number)[0], None)
 
     def blank(self, recipe):
         """A module of that class, its tensors of no meaning; torch's generator is left alone."""
