@@ -58,7 +58,7 @@ ASKED = {
 
 
 def filled(text: str, told: Mapping[str, str]) -> str:
-    """The text with its expressions replaced; one of another kind than ``inputs.NAME`` or ``matrix.NAME`` is a KeyError."""
+    """The text with its expressions replaced. Raises KeyError for what is no input and not of the matrix."""
     return re.sub(r"\$\{\{\s*([\w.-]+)\s*\}\}", lambda found: told[found[1]], text)
 
 

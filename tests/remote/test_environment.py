@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import torch
 
 from harness import bisect
 from harness.subjects import releases
-from harness.subjects.remote import environment
+from harness.subjects.remote import environment, worker
 from harness.subjects.remote.environment import BadEnvironment, Metadata, metadata_of
-from harness.subjects.remote.process import Command, NoWorker, start
+from harness.subjects.remote.process import ARRAYS, IMPLEMENTATION, Command, NoWorker, start
+from harness.subjects.remote.proxy import remote_subject
 from harness.subjects.resolve import BadSubject, Place, resolve
 from tests.remote.served import SUBJECTS
+from tests.subjects.judged import QUICK, once
 
 BLOCK = (
     '# /// script\n# requires-python = ">=3.9"\n# dependencies = [\n#   "numpy",\n#   "six>1",\n# ]\n# ///\n'
@@ -184,3 +187,21 @@ def test_a_search_that_cannot_be_made_is_said(capsys: pytest.CaptureFixture[str]
         bisect.between(RELEASES, "0.4.0", "0.99")
     assert bisect.main(["--good", "0.4.0", "--bad", "0.5.0", "nonsense"]) == 4
     assert "is no claim" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", [worker.__file__, IMPLEMENTATION, ARRAYS], ids=lambda f: Path(f).name)
+def test_what_runs_there_is_python_3_9(file: str | Path) -> None:
+    """The worker and the two interface files, which run beside libraries that are older than the audit."""
+    ast.parse(Path(file).read_text(encoding="utf-8"), feature_version=(3, 9))
+
+
+def test_a_dtype_that_torch_lacks_is_not_laid_at_the_librarys_door() -> None:
+    """Beside an older torch float16 is not asked, and no mode is missing; where it is the library's, it is."""
+    served = remote_subject(Command(Path(sys.executable), SUBJECTS / "old_torch.py", "Old"))
+    assert "float16" not in served.dtypes
+    (claim,) = once(served, ["lora"], lambda c: c.id == "dtype.taken", QUICK)
+    assert claim.outcome == "pass", claim.reason
+    served = remote_subject(Command(Path(sys.executable), SUBJECTS / "old_torch.py", "Refuses"))
+    (claim,) = once(served, ["lora"], lambda c: c.id == "dtype.taken", QUICK)
+    assert claim.outcome != "pass"
+    assert "float16" in (claim.reason or "")

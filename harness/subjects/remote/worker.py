@@ -591,6 +591,17 @@ class TorchServer:
         self.world = None
         self.before, self.left = {}, {}
 
+    def without_product(self):
+        """The half dtypes in which this torch multiplies no matrices on the CPU, as none before 2.2 does in float16."""
+        found = []
+        for name in ("bfloat16", "float16"):
+            x = self.torch.ones(2, 2, dtype=getattr(self.torch, name))
+            try:
+                self.torch.nn.functional.linear(x, x, x[0])
+            except RuntimeError:
+                found.append(name)
+        return found
+
     # What comes in
 
     def take(self, header, raws):
@@ -1129,6 +1140,10 @@ class ArrayServer:
         self.subject, self.tensors = subject, NumpyTensors()
         self.adapted, self.numbers = {}, itertools.count(1)
 
+    def without_product(self):
+        """Nothing is known of another framework's dtypes but what the subject says."""
+        return []
+
     def take(self, header, raws):
         """Let go of what the audit has let go of."""
         for number in header.get("release", ()):
@@ -1376,7 +1391,8 @@ def greeting(server):
         for n in ("name", "version", "variants", "layers", "dtypes", "inputs")
     }
     return dict(told, protocol=PROTOCOL, kind=server.kind, methods=own, doc=inspect.getdoc(type(subject)) or "",
-                **{"class": type(subject).__name__}, environment=environment())  # fmt: skip
+                **{"class": type(subject).__name__}, environment=environment(),
+                without_product=server.without_product())  # fmt: skip
 
 
 def as_told(value):
