@@ -29,7 +29,7 @@ from harness.compare.life_model import Held, State, Weights, apply, completed, c
 from harness.compare.offered import offers
 from harness.compare.outcome import Deviation, NoSlot, ToldElsewhere
 from harness.compare.thresholds import THRESHOLDS
-from oracles.implementation import Unsupported
+from oracles.implementation import Adapted, Unsupported
 from oracles.seeding import seed_torch
 
 Values = dict[str, Tensor]
@@ -381,9 +381,11 @@ class Life:
 
     def _deepcopy(self, done: Done) -> None:
         try:
-            done.answer = copy.deepcopy(self.module)
+            copied = copy.deepcopy(self.module)
         except Exception:
             self.ended = True  # a layer that cannot be copied says so
+            return
+        done.answer = Layer(Adapted(copied, {}), self.context.subject.name)
 
     def _cast(self, done: Done) -> None:
         """To float64, which changes no value."""

@@ -52,6 +52,7 @@ class Session:
     profile: Profile
     declarations: tuple[Declaration, ...] = ()
     ref: str = "lora_lite"
+    python: str | None = None  # the interpreter that the subject was asked to run in, as it was given
 
     def __post_init__(self) -> None:
         SUBJECTS[self.subject.name] = self.subject
@@ -92,6 +93,7 @@ class Session:
             record,
             self.ref,
             lambda: self._others(key),
+            self.python,
         )
 
     def _others(self, key: Key) -> dict[str, Oracle]:

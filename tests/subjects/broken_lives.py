@@ -377,6 +377,17 @@ class CopiesShareTheAdapters(Layer):
         return twin
 
 
+@layer("lora", "copies")
+class CopiesCannotAnswer(Layer):
+    """A deep copy of the layer lacks what its forward pass needs."""
+
+    def __deepcopy__(self, memo: dict) -> Layer:
+        twin = type(self).__new__(type(self))
+        nn.Module.__init__(twin)
+        twin.base, twin.record = copy.deepcopy(self.base, memo), self.record
+        return twin
+
+
 @layer("lora hra", "refusal", "half_added")
 class FailedAddLeavesHalf(Layer):
     """The name is taken before the spec is looked at."""

@@ -95,6 +95,9 @@ def _make(uv: str, metadata: Metadata, folder: Path, python: Path, offline: bool
     _run([uv, "venv", "--quiet", *more, "--python", metadata.requires_python or _this_python(), str(folder)])
     if not metadata.dependencies:
         return
+    # A folder of wheels that pip is told of is looked at, too: uv reads nothing of pip's.
+    for place in os.environ.get("PIP_FIND_LINKS", "").split():
+        more += ["--find-links", place]
     install = [uv, "pip", "install", *more, "--python", str(python), *metadata.dependencies]
     if os.environ.get("UV_TORCH_BACKEND") or not any(
         re.match("torch|peft", d) for d in metadata.dependencies
