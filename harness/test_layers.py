@@ -18,6 +18,7 @@ from harness.compare import rounding
 from harness.compare.context import Context, Refused
 from harness.compare.kinds import Kinds, adapted, equation_at, explain, quantising_error, taken_by
 from harness.compare.layer import SubjectRaised
+from harness.compare.offered import need
 from harness.compare.outcome import Deviation, NotOffered
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
@@ -133,6 +134,7 @@ def test_merge(context: Context, case: KindCase) -> None:
     taken = taken_by(context)
     if not taken:
         raise NotOffered(f"{case.spec.variant} on another kind of layer than linear", "layers")
+    need(context.subject, case.spec, ("merge",))
     if case.kind not in taken:
         raise Refused
     layer = adapted(context, case)

@@ -45,8 +45,11 @@ class Kinds:
         try:
             return self.case.matrix(name, live)
         except RuntimeError:
+            if not self.case.is_plain:
+                raise Refused from None  # of a grouped kernel there is more than one factorisation
+            shape = tuple(live.shape)
             raise NoSlot(
-                f"the subject's {name} is {tuple(live.shape)}, which is not its shape here", name
+                f"the subject's {name} of a {self.case.kind} layer has another shape, {shape}", name
             ) from None
 
     def write(self, values: Mapping[str, Tensor]) -> None:
@@ -117,7 +120,7 @@ def _is_taken(context: Context, kind: str) -> bool:
         **shapes[0],
     )
     try:
-        adapted(context, case)
+        adapted(context, context.abilities.fitted(case))
     except (NotOffered, Refused, NoSlot):
         return False
     return True

@@ -87,7 +87,7 @@ class Life:
         self.left: dict[str, Values] = {}
         self.gone: dict[str, Held] = {}
         self.files = 0
-        self.merged = self.unsettled = self.ended = False
+        self.merged = self.unsettled = self.ended = self.exported = False
         self.folded: tuple[str, ...] = ()
         self._start(FIRST, context.layer(case))
         self.states = [State((FIRST,), c) for c in compositions(case.spec.variant)]
@@ -154,8 +154,9 @@ class Life:
 
     def output(self, x: Tensor | None = None, layer: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """What the layer answers now, float64."""
-        with torch.no_grad():
-            return (layer or self.layer)((self.case.x if x is None else x).to(self.dtype)).double()
+        call = layer or self.layer
+        with torch.no_grad(), answering(self.layer.who, "module(x)"):
+            return call((self.case.x if x is None else x).to(self.dtype)).double()
 
     def weights(self, state: State) -> Weights:
         """(W', b') by the model."""
@@ -343,6 +344,7 @@ class Life:
 
     def _merge(self, done: Done) -> None:
         done.answer = self._call("merge", self.layer.adapted)
+        self.exported = True
 
     def _train(self, done: Done) -> None:
         self.layer.train(True)

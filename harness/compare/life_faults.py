@@ -192,6 +192,21 @@ def composed_otherwise(life: Lived, state: State) -> Iterator[Weights]:
     "merging a model that is merged, or merging it again after unmerging, doubles the update",
 )
 def twice(life: Lived, state: State) -> Iterator[Weights]:
+    if life.folded or not life.exported:
+        yield from _twice(life, state)
+
+
+@fault(
+    "merged_beneath",
+    "merging leaves the update in the adapted layer's own weight, and the adapter acts on top of it",
+    "after one export the layer that is evaluated, trained or exported again has the update twice",
+)
+def merged_beneath(life: Lived, state: State) -> Iterator[Weights]:
+    if life.exported and not life.folded:
+        yield from _twice(life, state)
+
+
+def _twice(life: Lived, state: State) -> Iterator[Weights]:
     names = state.active or life.folded
     if names and set(names) <= life.held.keys():
         once = state.composed(life.base, _held(life, names))

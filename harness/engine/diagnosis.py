@@ -253,7 +253,7 @@ def diagnose(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, 
     """
     found = explanation_at(context.subject, context.variant, failing)
     failing = context.abilities.fitted(failing)
-    right = dataclasses.replace(context, subject=Equation(), worst=Worst())
+    right = _asking(context, Equation())
     asked = [failing, *map(context.abilities.fitted, others(failing))] if found.mistakes else []
     at = [case for case in asked if holds(check, right, case)]
     due = [(m, [case for case in at if fails(check, context, m, case)]) for m in found.mistakes]
@@ -271,7 +271,12 @@ def others(failing: Case) -> list[Case]:
 
 def fails(check: Check, context: Context, mistake: Mistake, case: Case) -> bool:
     """Whether the equation with that mistake alone fails the check at a case, against the same oracle."""
-    return not holds(check, dataclasses.replace(context, subject=mistaken(mistake.id), worst=Worst()), case)
+    return not holds(check, _asking(context, mistaken(mistake.id)), case)
+
+
+def _asking(context: Context, subject: Implementation) -> Context:
+    """The claim's question, put to another subject."""
+    return dataclasses.replace(context, subject=subject, worst=Worst())
 
 
 def holds(check: Check, context: Context, case: Case) -> bool:

@@ -272,7 +272,7 @@ def _in_order(active: Sequence[Active], W: Tensor, b: Tensor | None, x: Tensor) 
     y = x @ W.mT
     for p, spec in active:
         update = scale(spec) * (p["B"] @ p["A"])
-        y = p["m"] / rows(W + update) * (y + x @ update.mT)
+        y = p["m"] / rows(W + update).detach() * (y + x @ update.mT)  # ‖V‖ is a constant here, too
     return y if b is None else y + b
 
 

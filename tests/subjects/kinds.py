@@ -62,6 +62,8 @@ class LowRank(nn.Module):
     def shapes_quantised(self) -> tuple:
         return (self.r, self.base.in_features), (self.base.out_features, self.r)
 
+    shapes_linear = shapes_quantised
+
     def shapes_embedding(self) -> tuple:
         return (self.r, self.base.num_embeddings), (self.base.embedding_dim, self.r)
 
@@ -78,7 +80,7 @@ class LowRank(nn.Module):
     def path_conv1d(self, x: Tensor) -> Tensor:
         return x @ self.A.T @ self.B.T
 
-    path_quantised = path_conv1d
+    path_linear = path_quantised = path_conv1d
 
     def path_embedding(self, x: Tensor) -> Tensor:
         y = fn.embedding(x, self.A.T, padding_idx=self.base.padding_idx) @ self.B.T
@@ -106,14 +108,14 @@ class LowRank(nn.Module):
                 raise Unsupported("a grouped convolution cannot hold the update")
             plain.weight += update.reshape(plain.weight.shape)
         else:
-            plain.weight += update.T
+            plain.weight += update if self.kind == "linear" else update.T
 
 
 def kind_of(base: nn.Module) -> str:
     """Which of the kinds it is."""
     if isinstance(base, QuantisedLinear):
         return "quantised"
-    return {"Conv1D": "conv1d", "Conv2d": "conv2d"}.get(type(base).__name__, "embedding")
+    return {"Conv1D": "conv1d", "Conv2d": "conv2d", "Linear": "linear"}.get(type(base).__name__, "embedding")
 
 
 class Library(Implementation):

@@ -385,17 +385,20 @@ class World:
             write, gradient = told["computed"]
             return Slot(
                 tensor,
-                read=lambda live: ask("read"),
-                write=(lambda live, value: ask("write", value)) if write else None,
-                gradient=(lambda grad: ask("gradient", grad)) if gradient else None,
+                read=lambda live: ask("read", live=live),
+                write=(lambda live, value: live.copy_(ask("write", live=live, value=value)))
+                if write
+                else None,
+                gradient=(lambda grad: ask("gradient", value=grad)) if gradient else None,
             )
         return Slot(
             tensor, identity if told["whole"] else functools.partial(self._view, adapted, name, told["live"])
         )
 
-    def _computed(self, adapted: int, name: str, action: str, value: Tensor | None = None) -> Any:
+    def _computed(self, adapted: int, name: str, action: str, **tensors: Tensor) -> Any:
+        """What the slot makes of these tensors, whose own live tensor need not be theirs: a copy's slot is it, too."""
         parcel = Parcel(TORCH)
-        content = {} if value is None else {"value": parcel.add(value)}
+        content = {key: parcel.add(tensor.detach()) for key, tensor in tensors.items()}
         result, raws = self.ask("slot", parcel, adapted=adapted, slot=name, action=action, **content)
         return self._make_sense(self.decoded, result, raws)
 
