@@ -232,3 +232,10 @@ def test_a_computed_slot_of_a_copy() -> None:
     assert torch.equal(layer.slots["l"].canonical(), torch.ones(4))
     x = torch.randn(2, 3)
     assert torch.allclose(twin(x), 3 * layer.module(x))
+
+
+def test_an_eval_of_its_own() -> None:
+    """It is called, and what it raises is raised here."""
+    layer = served("gated.py", "Slips").adapt(nn.Linear(3, 4), AdapterSpec("ia3"))  # type: ignore[arg-type]
+    with pytest.raises(NameError, match="hidden"):
+        layer.module.eval()

@@ -99,7 +99,7 @@ class World:
         self.tensors: dict[int, Tensor] = {}
         self.memories: dict[int, Memory] = {}
         self.told: dict[int, dict[str, Any]] = {}  # tensors' geometry and flags, as the worker has them
-        self.trains: set[int] = set()  # modules whose ``train`` is torch's, all the way down
+        self.trains: set[int] = set()  # modules whose ``train`` and ``eval`` are torch's, all the way down
         self.flags: dict[int, bool] = {}  # modules' training flags, likewise
         self.children: dict[int, dict[str, nn.Module | None]] = {}
         self.views: dict[tuple[int, str], Any] = {}
@@ -601,6 +601,12 @@ class Mirror:
         if _link(self).number in _link(self).world.trains:
             return super().train(mode)  # type: ignore[misc]
         return self._method("train", mode)
+
+    def eval(self) -> Any:
+        """``eval`` there, where a library has its own or its own ``train``."""
+        if _link(self).number in _link(self).world.trains:
+            return super().eval()  # type: ignore[misc]
+        return self._method("eval")
 
     def to(self, *arguments: Any, **named: Any) -> Any:
         """``to`` there."""

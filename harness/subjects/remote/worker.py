@@ -382,12 +382,12 @@ class World:
         return {key: value for key, value in said.items() if value}
 
     def _modules(self, modules):
-        plain, trains, usual = {}, {}, self.tensors.torch.nn.Module.train
+        plain, trains, evals, usual = {}, {}, {}, self.tensors.torch.nn.Module
         for number, module in modules.items():
             told = (
                 bool(module.training),
                 self.is_plain(module, plain),
-                is_usual(module, "train", usual, trains),
+                is_usual(module, "train", usual.train, trains) and is_usual(module, "eval", usual.eval, evals),
                 tuple((name, c if c is None else self.number(c)) for name, c in module._modules.items()),
                 tuple((name, t if t is None else self.number(t)) for name, t in module._parameters.items()),
                 tuple((name, t if t is None else self.number(t), name not in module._non_persistent_buffers_set)

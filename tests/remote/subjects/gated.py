@@ -52,3 +52,21 @@ class Library(Implementation):
         with torch.no_grad():
             adapted.module.w.copy_(found["w"])
         return adapted
+
+
+class RaisesInEval(Gated):
+    """Its own eval() has a slip; a parent's never calls it."""
+
+    def eval(self):
+        super().eval()
+        return hidden  # noqa: F821
+
+
+class Slips(Library):
+    """As above."""
+
+    def adapt(self, base, spec):
+        layer = RaisesInEval(base)
+        return Adapted(
+            layer, {"l": Slot(layer.w, read=lambda w: 1 + w, write=lambda v: v - 1, gradient=lambda g: g)}
+        )
