@@ -69,7 +69,10 @@ class Grouping:
             return (("declared", declared.reason if declared else claim.reason),)
         if claim.outcome == "unverified":
             return (("unverified", claim.reason),)
-        return ((claim.cause, claim.reason),) if is_special(claim) else ()
+        if not is_special(claim):
+            return ()
+        # Without save, or without load, every aspect that needs both is told as one.
+        return ((claim.cause, claim.reason if is_missing_mode(claim) else "save or load"),)
 
     def _defects(self, claim: Claim, seen: frozenset[str]) -> tuple[Key, ...]:
         """The mistakes that the claim names; of one that names none, those that explain all that it follows.
