@@ -211,8 +211,16 @@ def test_base_in_eval(context: Context, case: Case) -> None:
     context.layer(case)  # seeds as the next line does, and leaves out what may be refused
     seed_torch(case.seed)
     layer = adapt(context.subject, case.base().eval(), case.spec)
+    folded = not layer(case.x).requires_grad  # nothing is meant to be written before training mode is back
+    if folded:
+        layer.train()
     layer.write(contexts.parameters(layer, case))
     same(context, case, "over a base in evaluation mode", observe(layer, case), wanted)
+    if folded:
+        layer.train(False)
+        with torch.no_grad():
+            now = {"output": layer(case.x).double()}
+        same(context, case, "over a base in evaluation mode, trained and folded again", now, wanted, 2.0)
 
 
 @check(

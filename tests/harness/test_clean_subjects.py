@@ -62,6 +62,7 @@ STYLES = (
     Style(odd.OwnBackward),
     Style(odd.Functional, {"dora": "autocast"}),
     Style(odd.CachedDora, {"dora": "no save or no load"}),
+    Style(odd.Folding, {"lora": "evaluation mode"}),  # no gradient reaches the adapter there
 )
 CASES = [pytest.param(s, v, id=f"{s}-{v}") for s in STYLES for v in sorted(s.make().variants)]
 
