@@ -1,7 +1,7 @@
 """One variant of one subject, audited in a forked process, and what was found of it kept in a file.
 
-The references are imported once; a run that was interrupted goes on where it was, since what is kept is not asked
-again. What is kept belongs to one state of the audit's code, one subject file and one environment.
+What several runs share is imported once; one that was interrupted goes on where it was, since what is kept is not
+asked again. What is kept belongs to one state of the audit's code, one subject file and one environment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Run:
     concerns: tuple[str, ...] = ()  # checks, or beginnings of their names, that are asked though they are slow
     only: bool = False  # ask nothing but ``concerns``
     here: bool = True  # in the process that asks, before whose packages the subject's are put; else in a worker
+    label: str = ""  # what has been done to the subject, where that is not in its file
 
     def asks(self, check: str) -> bool:
         """Whether this run asks a check."""
@@ -81,7 +82,7 @@ def code_hash() -> str:
 def key_of(run: Run) -> str:
     """What a result is kept under: the run and the subject's file."""
     file = ROOT / run.ref.rpartition(":")[0]
-    told = json.dumps([run.ref, run.requires, run.variant, run.only, run.here])
+    told = json.dumps([run.ref, run.requires, run.variant, run.only, run.here, run.label])
     own = _short(file) if file.is_file() else ""
     return f"{run.variant}-" + hashlib.sha256((told + own).encode()).hexdigest()[:16]
 
@@ -127,30 +128,99 @@ def keep(run: Run, result: Result, folder: Path = CACHE) -> None:
     partial.replace(path)
 
 
+Prepare = Callable[[Run], None]
+
+
 def results(
-    runs: Sequence[Run], *, keep_old: bool, seconds: float, say: Callable[[str], None], folder: Path = CACHE
+    runs: Sequence[Run],
+    *,
+    keep_old: bool,
+    seconds: float,
+    say: Callable[[str], None],
+    folder: Path = CACHE,
+    prepare: Prepare = lambda run: None,
 ) -> dict[Run, Result]:
-    """Each run's result, from the cache or asked now, one at a time; an error is a result too, and is not kept."""
-    found: dict[Run, Result] = {}
-    for place, run in enumerate(runs, 1):
-        head = f"[{place}/{len(runs)}] {run.variant} of {run.requires[0] if run.requires else run.ref}"
-        if (old := kept(run, keep_old, folder)) is not None:
-            found[run] = old
-            continue
-        say(f"{head}: asking")
-        found[run] = audited(run, seconds)
-        if found[run].error is None:
-            keep(run, found[run], folder)
-        bugs = sum(f.tag == "BUG" for f in found[run].findings)
-        say(f"{head}: {found[run].error or f'{bugs} bugs, {found[run].seconds:.0f} s'}")
+    """Each run's result, from the cache or asked now, one at a time; an error is a result too, and is not kept.
+
+    ``prepare`` is called in the process that asks, before the subject is imported.
+    """
+    found = {run: old for run in runs if (old := kept(run, keep_old, folder)) is not None}
+    left = [run for run in runs if run not in found]
+    say(f"{len(found)} of {len(runs)} audits are kept, {len(left)} are asked")
+    for group in _groups(left):
+        for run, result in _asked(group, seconds, prepare):
+            found[run] = result
+            if result.error is None:
+                keep(run, result, folder)
+            what = run.label or (run.requires[0] if run.requires else run.ref)
+            bugs = sum(f.tag == "BUG" for f in result.findings)
+            told = result.error or f"{bugs} bugs, {result.seconds:.0f} s"
+            say(f"[{len(found)}/{len(runs)}] {run.variant} of {what}: {told}")
     return found
 
 
-def audited(run: Run, seconds: float) -> Result:
-    """Ask in a process of its own, which is ended after ``seconds``."""
-    _import_what_does_not_change()
+def _groups(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs that can share their imports: in this process, and but for the library itself with the same packages."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.here, _package(run), run.requires[1:]), []).append(run)
+    return list(groups.values())
+
+
+def _package(run: Run) -> str:
+    """The module that the library is imported as."""
+    return re.split("[<=>]", run.requires[0])[0].replace("-", "_") if run.requires else "peft"
+
+
+def _asked(runs: Sequence[Run], seconds: float, prepare: Prepare) -> Iterator[tuple[Run, Result]]:
+    """Results from a process that has imported what the runs share, as they come."""
     ear, mouth = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=_child, args=(mouth, run))
+    process = FORK.Process(target=_serve, args=(mouth, runs, seconds, prepare))
+    process.start()
+    mouth.close()
+    left = list(runs)
+    try:
+        while left:
+            yield left.pop(0), ear.recv()
+    except EOFError:
+        said = Result(error="the process that asks ended")
+        yield from ((run, said) for run in runs[len(runs) - len(left) - 1 :])
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(mouth: Any, runs: Sequence[Run], seconds: float, prepare: Prepare) -> None:
+    try:
+        _import_what_is_shared(runs[0])
+        for run in runs:
+            mouth.send(audited(run, seconds, prepare))
+    finally:
+        mouth.close()
+        os._exit(0)
+
+
+def _import_what_is_shared(run: Run) -> None:
+    """Everything but the library itself, which every run imports anew from its own environment."""
+    import torch
+
+    from harness.engine.session import load_checks, load_references
+
+    torch.set_num_threads(1)
+    load_checks()
+    if run.here:
+        _put_in_front(run)
+    load_references()
+    stale = _package(run)
+    for name in [n for n in sys.modules if n == stale or n.startswith(f"{stale}.")]:
+        if run.here:
+            del sys.modules[name]
+
+
+def audited(run: Run, seconds: float, prepare: Prepare = lambda run: None) -> Result:
+    """Ask in a process of its own, which is ended after ``seconds``."""
+    ear, mouth = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_child, args=(mouth, run, prepare))
     start = time.monotonic()
     process.start()
     mouth.close()
@@ -167,20 +237,11 @@ def audited(run: Run, seconds: float) -> Result:
     return Result(*told, seconds=time.monotonic() - start)
 
 
-@functools.cache
-def _import_what_does_not_change() -> None:
-    import scipy.stats  # noqa: F401
-    import torch
-
-    from harness.engine.session import load_checks
-
-    torch.set_num_threads(1)
-    load_checks()  # not the references: the release that is audited is imported in its own process
-
-
-def _child(mouth: Any, run: Run) -> None:
+def _child(mouth: Any, run: Run, prepare: Prepare) -> None:
     try:
-        os.setpgrp()
+        os.chdir(ROOT)
+        _put_in_front(run)
+        prepare(run)
         mouth.send(_judged(run))
     except BaseException as error:
         mouth.send(f"{type(error).__name__}: {error}")
@@ -220,19 +281,31 @@ def one_oracle(keys: Iterable[Any]) -> list[Any]:
     return list(chosen.values())
 
 
-def _subject(run: Run) -> Any:
-    from harness.subjects import resolve
+def _put_in_front(run: Run) -> None:
+    """The packages of the subject's environment before the audit's own; torch is the audit's, being there already."""
+    if run.here and (python := _interpreter(run)) is not None:
+        sys.path.insert(0, str(next(python.parents[1].glob("lib/python*/site-packages"))))
+
+
+def _interpreter(run: Run) -> Path | None:
     from harness.subjects.remote import environment
 
-    python = None
-    if run.requires:
-        metadata = environment.Metadata(run.requires)
-        python = environment.interpreter(metadata, lambda line: print(line, file=sys.stderr, flush=True))
-    if run.here and python is not None:
-        sys.path.insert(0, str(next(python.parents[1].glob("lib/python*/site-packages"))))
-        python = None
-    os.chdir(ROOT)
-    return resolve.resolve(run.ref, resolve.Place(python, say=lambda line: None)).implementation
+    if not run.requires:
+        return None
+    metadata = environment.Metadata(run.requires)
+    return environment.interpreter(metadata, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _subject(run: Run) -> Any:
+    """The subject: here its file is imported whatever its metadata says, since its packages are in front."""
+    from harness.subjects import resolve
+
+    if not run.here:
+        return resolve.resolve(run.ref, resolve.Place(_interpreter(run), say=lambda line: None)).implementation
+    resolve.offered_interface.offer()
+    file, _, attribute = run.ref.partition(":")
+    module = resolve._from_file(str(ROOT / file), run.ref)
+    return getattr(module, attribute)()
 
 
 def _found(finding: Any, by_id: dict[str, Any]) -> Found:
