@@ -252,6 +252,8 @@ def diagnose(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, 
     """
     found = explanation_at(context.subject, context.variant, failing)
     at = [context.abilities.fitted(case) for case in (failing, *others(failing))]
+    # A case outside the check's own domain may fail even the right equation, and tells nothing of a mistake.
+    at = [case for case in at if holds(check, _asking(context, Equation()), case)]
     due = [(m, [fails(check, context, m, case) for case in at]) for m in found.mistakes]
     due = [(m, where) for m, where in due if any(where)]
     # The one that changes least is what the claim is due to: a wrong function also has wrong gradients.
@@ -267,7 +269,12 @@ def others(failing: Case) -> list[Case]:
 
 def fails(check: Check, context: Context, mistake: Mistake, case: Case) -> bool:
     """Whether the equation with that mistake alone fails the check at a case, against the same oracle."""
-    return not holds(check, dataclasses.replace(context, subject=mistaken(mistake.id), worst=Worst()), case)
+    return not holds(check, _asking(context, mistaken(mistake.id)), case)
+
+
+def _asking(context: Context, subject: Implementation) -> Context:
+    """The claim's question, put to another subject."""
+    return dataclasses.replace(context, subject=subject, worst=Worst())
 
 
 def holds(check: Check, context: Context, case: Case) -> bool:

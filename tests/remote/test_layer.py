@@ -142,6 +142,18 @@ def test_the_base_follows(remote: Implementation) -> None:
     assert torch.equal(found.weight, before)
 
 
+def test_a_folded_convolution(remote: Implementation) -> None:
+    """A convolution that was copied and folded there has its stride and padding."""
+    found = []
+    for subject in (remote, LoraLite()):
+        torch.manual_seed(3)
+        base = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        layer = subject.adapt(base, AdapterSpec("lora", rank=2, alpha=3.0))  # type: ignore[arg-type]
+        layer.slots["B"].put(torch.ones(layer.slots["B"].canonical().shape))
+        found.append(subject.merge(layer)(torch.ones(2, 3, 5, 5)).detach())
+    assert torch.equal(*found)
+
+
 def test_a_refused_file_is_followed_too(remote: Implementation, tmp_path: Path) -> None:
     """The exception has the name and the words that it has there, and the base is what it is there."""
     base = nn.Linear(6, 4)

@@ -506,9 +506,12 @@ ORIGINAL: dict = {}  # class of torch's -> (its forward before the subject was i
 
 
 def keep_originals(torch):
-    """Note what torch's own layers are before a library can change them."""
-    for kind, names in ((torch.nn.Linear, ("weight", "bias")), (torch.nn.Embedding, ("weight",)),
-                        (torch.nn.Conv2d, ("weight", "bias"))):  # fmt: skip
+    """Note what torch's own layers are before a library can change them.
+
+    Those of which a class, tensors and plain numbers are all there is: a convolution that is made there (a copy, say)
+    has tuples beside, and computes there.
+    """
+    for kind, names in ((torch.nn.Linear, ("weight", "bias")), (torch.nn.Embedding, ("weight",))):
         ORIGINAL[kind] = (kind.forward, names)
 
 
