@@ -22,11 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (table.BadTable, OSError, ValueError) as error:
         print(f"faults: {error}", file=sys.stderr)
         return 4
-    runs = table.runs(chosen)
-    told = audits.results(
-        runs, keep_old=given.keep, seconds=given.seconds, say=lambda line: print(line, file=sys.stderr, flush=True)
-    )
-    found = [judged.judged(fault, told) for fault in chosen]
+    found = asked(chosen, given)
     text = judged.report(found, outside if not given.only else [])
     print(text)
     if given.output:
@@ -35,10 +31,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bugs < GOAL * whole or any(j.alarms for j in found))
 
 
+def asked(faults: Sequence[table.Fault], given: argparse.Namespace) -> list[judged.Judged]:
+    """What becomes of each report: asked with the quick profile's cases and, where that does not name it, with more."""
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    found: dict[str, judged.Judged] = {}
+    for profile in given.profile:
+        left = [f for f in faults if f.id not in found or found[f.id].fate != "named"]
+        if left:
+            runs = table.runs(left, profile)
+            told = audits.results(runs, keep_old=given.keep, seconds=given.seconds, say=say)
+            found |= {f.id: judged.judged(f, told) for f in left}
+    return [found[f.id] for f in faults]
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     top.add_argument("only", nargs="*", metavar="PATTERN", help="only reports whose id this regular expression finds")
     top.add_argument("--table", type=Path, default=table.TABLE)
+    top.add_argument("--profile", nargs="+", default=["quick", "default"], help="of one stage after the other")
     top.add_argument("--keep", action="store_true", help="use results of earlier states of the audit's code, too")
     top.add_argument("--seconds", type=float, default=900.0, help="limit of one audit")
     top.add_argument("--output", type=Path, metavar="PATH", help="write the tables there, too")

@@ -41,6 +41,7 @@ class Run:
     concerns: tuple[str, ...] = ()  # checks, or beginnings of their names, that are asked though they are slow
     only: bool = False  # ask nothing but ``concerns``
     here: bool = True  # in the process that asks, before whose packages the subject's are put; else in a worker
+    profile: str = "quick"
     label: str = ""  # what has been done to the subject, where that is not in its file
 
     def asks(self, check: str) -> bool:
@@ -82,7 +83,7 @@ def code_hash() -> str:
 def key_of(run: Run) -> str:
     """What a result is kept under: the run and the subject's file."""
     file = ROOT / run.ref.rpartition(":")[0]
-    told = json.dumps([run.ref, run.requires, run.variant, run.only, run.here, run.label])
+    told = json.dumps([run.ref, run.requires, run.variant, run.only, run.here, run.profile, run.label])
     own = _short(file) if file.is_file() else ""
     return f"{run.variant}-" + hashlib.sha256((told + own).encode()).hexdigest()[:16]
 
@@ -259,7 +260,7 @@ def _judged(run: Run) -> tuple[Any, ...]:
     subject = _subject(run)
     if run.variant not in subject.variants:
         raise LookupError(f"{subject.name} {subject.version} has no {run.variant}")
-    profile = Profile("quick", PROFILES["quick"], 0, caps=True)
+    profile = Profile(run.profile, PROFILES[run.profile], 0, caps=run.profile == "quick")
     oracles = ("paper",) if run.here else ("peft", "paper")
     session = Session(subject, (run.variant,), oracles, profile, ref=run.ref)
     checks = [check for check in load_checks().values() if run.asks(check.id)]

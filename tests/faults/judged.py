@@ -30,31 +30,33 @@ class Judged:
     fate: Fate
     by: str  # the title of the finding, or why there is none
     alarms: tuple[str, ...]  # titles of bugs in the good release that are of the same cause
-    shared: bool = False  # the same finding stands in both releases: they are not told apart
 
 
 def judged(fault: Fault, results: Mapping[Run, Result]) -> Judged:
     """Compare the two audits.
 
-    A finding counts where it is new in the bad release: one of its claims holds, or is asked in vain, in the good one.
+    A finding under the right name counts where the good release has none of that name; one under another name where
+    one of its claims holds, or is not asked, in the good release.
     """
-    bad, good = (results[run_of(fault, release, results)] for release in (fault.bad, fault.good))
+    bad, good = results[run_of(fault, fault.bad, results)], results[run_of(fault, fault.good, results)]
     if bad.error or good.error:
         return Judged(fault, "error", str(bad.error or good.error), ())
-    alarms = [f for f in good.findings if f.tag == "BUG" and _is_named(fault, f) and _concerns(fault, f)]
-    own = [f for f in bad.findings if _concerns(fault, f) and any(_is_new(claim, good) for claim in f.asked)]
-    bugs = [f for f in own if f.tag == "BUG"]
-    named = [f for f in bugs if _is_named(fault, f)]
+    alarms, named = _named(fault, good), _named(fault, bad)
     titles = () if fault.shared else tuple(f.title for f in alarms)
-    if named:
+    if named and (fault.shared or not alarms):
         return Judged(fault, "named", named[0].title, titles)
-    if bugs:
+    own = [f for f in bad.findings if _concerns(fault, f) and any(_is_new(claim, good) for claim in f.asked)]
+    if bugs := [f for f in own if f.tag == "BUG"]:
         return Judged(fault, "found", bugs[0].title, titles)
     if told := [f for f in own if _is_named(fault, f)]:
         return Judged(fault, "told", f"{told[0].tag}: {told[0].title}", titles)
-    same = [f.title for f in bad.findings if f.tag == "BUG" and _is_named(fault, f) and _concerns(fault, f)]
-    why = f"also in {fault.good}: {same[0]}" if same else _silence(fault, bad)
-    return Judged(fault, "missed", why, titles, bool(same))
+    why = f"also in {fault.good}: {named[0].title}" if named else _silence(fault, bad)
+    return Judged(fault, "missed", why, titles)
+
+
+def _named(fault: Fault, result: Result) -> list[Found]:
+    """The bugs that the report is about, by their name."""
+    return [f for f in result.findings if f.tag == "BUG" and _is_named(fault, f) and _concerns(fault, f)]
 
 
 def _is_named(fault: Fault, finding: Found) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Fault:
     ref: str
     package: str
     requires: tuple[str, ...]
+    here: bool = True  # whether it can be audited in the process that asks
     shared: str = ""  # why the later release has a finding of the same name, where that is another fault
 
     def requirements(self, release: str) -> tuple[str, ...]:
@@ -89,22 +90,28 @@ def _fault(entry: dict[str, Any], subjects: dict[str, Any]) -> Fault:
         ref=subject["ref"],
         package=subject["package"],
         requires=requires,
+        here=subject.get("here", True),
         **{**entry, "checks": tuple(entry["checks"])},
     )
 
 
-def runs(faults: Iterable[Fault]) -> list[Run]:
+def runs(faults: Sequence[Fault], profile: str = "quick") -> list[Run]:
     """The audits that the reports ask for, each release and variant once, with the checks of all its reports."""
     wanted: dict[tuple[str, tuple[str, ...], str], set[str]] = {}
+    elsewhere = {fault.ref for fault in faults if not fault.here}
     for fault in faults:
         for release in (fault.bad, fault.good):
             place = fault.ref, fault.requirements(release), fault.variant
             wanted.setdefault(place, set(BROAD)).update(fault.checks)
     found = [
-        Run(*place, tuple(sorted(checks)), only=True, here=not any(c.startswith(AGAINST_PEFT) for c in checks))
+        Run(*place, tuple(sorted(checks)), only=True, here=_here(checks, place[0] in elsewhere), profile=profile)
         for place, checks in wanted.items()
     ]
     return sorted(found, key=lambda run: not run.here)  # the quick ones first
+
+
+def _here(checks: Iterable[str], elsewhere: bool) -> bool:
+    return not elsewhere and not any(check.startswith(AGAINST_PEFT) for check in checks)
 
 
 def run_of(fault: Fault, release: str, among: Iterable[Run]) -> Run:

@@ -125,7 +125,7 @@ MERGED, SAVED = "get_merged_lora_ckpt", "get_adapter_state_dict"
 A_INIT, B_INIT = "_lora_a_init_params", "_lora_b_init_params"
 TORCHTUNE = Library(
     "torchtune",
-    "harness/subjects/torchtune.py:Torchtune",
+    "tests/faults/subjects/torchtune_layer.py:Torchtune",
     ("torchtune==0.6.1", "torchao==0.12.0", "torch==2.13.0", "numpy"),
     {
         **_scales(TUNE, CALL, "op Div"),
