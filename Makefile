@@ -8,7 +8,7 @@ ARGS   ?=
 PROBE  := $(VENV)/.probe-installed
 DOCS   := .venv-docs
 
-.PHONY: probe bench-audit wheel sharded gpu docs survey
+.PHONY: probe bench-audit wheel sharded gpu docs survey faults planted
 .PHONY: audit test lint format lock mutants bench clean
 .DEFAULT_GOAL := audit
 
@@ -60,6 +60,12 @@ gpu: $(STAMP)  ## the checks on numbers on an accelerator, in float32, TF32 and 
 
 mutants: $(STAMP)  ## break the variants and the oracles in one place after the other: does the audit notice? (docs/kill_rate.md)
 	@$(BIN)/python -m tests.mutants $(ARGS)
+
+faults: $(STAMP)  ## real faults of public libraries: does the audit tell them, and is it quiet once they are mended?
+	@$(BIN)/python -m tests.faults $(ARGS)
+
+planted: $(STAMP)  ## the same forty faults planted in three libraries: does the audit tell them?
+	@$(BIN)/python -m tests.planted $(ARGS)
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "make: Python 3.11 or newer is needed, %s is %d.%d; name another with PYTHON=..." % (sys.executable, *v))'
