@@ -90,7 +90,8 @@ def unmerged_the_active(life: Lived, state: State) -> Iterator[Weights]:
         return
     W, b = state.composed(life.base, [there[name] for name in life.folded])
     taken, shift = state.composed(life.base, _held(life, state.active))
-    left = W - (taken - life.base[0]), None if b is None or shift is None else b - (shift - life.base[1])
+    before, at = life.base
+    left = W - (taken - before), None if b is None or shift is None or at is None else b - (shift - at)
     yield state.composed(left, _held(life, state.active))
 
 
