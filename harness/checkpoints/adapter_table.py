@@ -33,7 +33,7 @@ class Row:
     scale: float | None  # as it will be applied
     numbers: int
     dtype: str
-    norm: float | None  # ‖ΔW‖ where the update is a product of the file's own factors
+    norm: float | None  # ‖W' - W‖ with a base; without one ‖s B A‖, where the method has these factors
     share: float | None  # ‖ΔW‖ / ‖W‖, with a base
     odd: str
 
@@ -98,10 +98,11 @@ def _row(folder: AdapterFolder, part: Part, base: BaseCheckpoint | None, meant: 
     rank = config.rank(part.module) if config.method.has_rank and part.keys else None
     alpha = config.alpha(part.module) if config.method.alpha and part.keys else None
     scale = config.method.scale(folder.alone(part, factors)) if part.keys else None
-    norm = None if alpha is None else _norm(factors, scale)
+    norm, share = _measured(base, meant)
+    if norm is None and alpha is not None:
+        norm = _norm(factors, scale)
     dtypes = sorted({str(folder.tensors.dtype(key)).removeprefix("torch.") for key in keys})
     numbers = sum(math.prod(folder.tensors.shape(key)) for key in keys)
-    share = _share(base, meant)
     odd = "; ".join(_oddities(folder, part, factors, base))
     return Row(part.module, rank, alpha, scale, numbers, ", ".join(dtypes), norm, share, odd)
 
@@ -120,10 +121,10 @@ def _norm(factors: dict[str, Tensor], scale: float | None) -> float | None:
     return abs(scale) * LowRank(B, A).norm()
 
 
-def _share(base: BaseCheckpoint | None, meant: AdaptedModule | None) -> float | None:
-    """‖W' - W‖ / ‖W‖ of the module's adapted weight, over blocks of rows."""
+def _measured(base: BaseCheckpoint | None, meant: AdaptedModule | None) -> tuple[float | None, float | None]:
+    """‖W' - W‖ of the module's adapted weight, and its share of ‖W‖, over blocks of rows."""
     if base is None or meant is None:
-        return None
+        return None, None
     name, update = next(iter(meant.updates().items()))
     stored = base.stored(name)
     assert stored is not None
@@ -134,7 +135,7 @@ def _share(base: BaseCheckpoint | None, meant: AdaptedModule | None) -> float | 
         W = block.double()
         change += float((update.rows(W, at) - W).square().sum())
         size += float(W.square().sum())
-    return math.sqrt(change / size) if size else None
+    return math.sqrt(change), math.sqrt(change / size) if size else None
 
 
 def _oddities(

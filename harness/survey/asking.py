@@ -49,7 +49,7 @@ def command(question: Question, ways: Ways, folder: Path) -> list[str]:
     return [
         *(sys.executable, "-u", "-m", "pytest", "harness/", "-n", "0", "-q", "--tb=no", "-r", "N"),
         *("-p", "no:cacheprovider", "--subject", question.library, "--audit-profile", question.profile),
-        *(f"--audit-json={folder / AUDIT}", *offline),
+        *(f"--audit-json={folder / AUDIT}", *question.narrowed, *offline),
     ]
 
 
