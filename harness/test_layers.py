@@ -16,7 +16,15 @@ from harness.cases.kind_cases import KINDS, KindCase, of_kind
 from harness.cases.layer_cases import Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Refused
-from harness.compare.kinds import Kinds, adapted, equation_at, explain, quantising_error, taken_by
+from harness.compare.kinds import (
+    Kinds,
+    adapted,
+    equation_at,
+    explain,
+    explain_gradient,
+    quantising_error,
+    taken_by,
+)
 from harness.compare.layer import SubjectRaised
 from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, NotOffered
@@ -117,6 +125,8 @@ def _computes(context: Context, case: KindCase, layer: Kinds) -> None:
         except Deviation as found:
             if name == "output":
                 found.diagnosis = explain(context, case, layer, actual[name])
+            elif name == "gradient of x":
+                found.diagnosis = explain_gradient(context, case, layer, actual[name])
             raise
 
 
