@@ -47,25 +47,18 @@ def _shares(right: Update) -> dict[str, tuple[str, Update]]:
 
 
 class Verification:
-    """The three folders, open. A context manager; iterate over it for one judgement per tensor of the model."""
+    """The three folders; iterate over it for one judgement per tensor of the model."""
 
     def __init__(self, base: Path, adapter: Path, merged: Path) -> None:
         """Raises Unreadable."""
         self.base, self.merged = BaseCheckpoint(base), BaseCheckpoint(merged)
-        with AdapterFolder(adapter) as folder:
-            self.asked = questions(folder.against(self.base))
-            self.adapter_dtype = folder.dtype
+        folder = AdapterFolder(adapter)
+        self.asked = questions(folder.against(self.base))
+        self.adapter_dtype = folder.dtype
         if not set(self.base.names) & set(self.merged.names):
             ours, theirs = self.base.names[0], self.merged.names[0]
             raise Unreadable(f"base and merged checkpoint have no tensor in common: {ours!r}, {theirs!r}")
         self.names = sorted({*self.asked, *self.base.names, *self.merged.names})
-
-    def __enter__(self) -> Verification:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.base.tensors.__exit__(None, None, None)
-        self.merged.tensors.__exit__(None, None, None)
 
     def __len__(self) -> int:
         return len(self.names)

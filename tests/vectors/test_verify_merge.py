@@ -30,8 +30,8 @@ def _write(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None =
 
 def _verify(vector: Vector, merged: dict[str, Tensor], folder: Path) -> list[Judgement]:
     dtype = getattr(torch, vector.about["flags"]["base_dtype"])
-    with Verification(vector.base, vector.adapter, _write(folder, merged, dtype)) as verification:
-        return list(verification)
+    verification = Verification(vector.base, vector.adapter, _write(folder, merged, dtype))
+    return list(verification)
 
 
 @pytest.mark.parametrize("vector", APPLIED, ids=lambda v: v.id)
@@ -95,8 +95,8 @@ def _small(tmp_path: Path, size: float, share: float, dtype: torch.dtype = torch
     merged = _write(
         tmp_path / "merged", {"q.weight": (W.float() + share * delta).to(torch.bfloat16).to(dtype)}
     )
-    with Verification(base, adapter, merged) as verification:
-        return next(iter(verification))
+    verification = Verification(base, adapter, merged)
+    return next(iter(verification))
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def _grid_case(tmp_path: Path, size: float, share: float) -> Judgement:
     base = _write(tmp_path / "base", {"q.weight": W.bfloat16()})
     adapter = _adapter(tmp_path / "adapter", A, B, alpha=4)
     merged = _write(tmp_path / "merged", {"q.weight": _four_bits(W + share * B @ A)})
-    with Verification(base, adapter, merged) as verification:
-        return next(iter(verification))
+    verification = Verification(base, adapter, merged)
+    return next(iter(verification))
 
 
 def test_another_adapter_is_no_scale_of_this_one(tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ def test_another_adapter_is_no_scale_of_this_one(tmp_path: Path) -> None:
     base = _write(tmp_path / "base", {"q.weight": W})
     adapter = _adapter(tmp_path / "adapter", A, B, alpha=4)
     merged = _write(tmp_path / "merged", {"q.weight": W + B.flip(1) @ A})
-    with Verification(base, adapter, merged) as verification:
-        found = list(verification)
+    verification = Verification(base, adapter, merged)
+    found = list(verification)
     assert [j.verdict for j in found] == [judgement.OTHER]
 
 
