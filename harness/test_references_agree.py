@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor
@@ -38,12 +40,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(fixture if fixture == "entry" else ("variant", fixture), values, ids=ids)
 
 
+# What PEFT takes at all is found out once for every author.
+one_peft = cache(Peft)
+
+
 def test_peft_differs_where_the_catalogue_says(variant: str, oracle: str) -> None:
     """PEFT as the subject, against an author or the equations: each check holds or is catalogued, never both."""
     if oracle != "paper":
         author_of(variant, oracle)
     claims = claims_for(
-        Peft(), variants=[variant], oracles=[oracle], checks=lambda c: c.id in OF_AUTHORS, profile=FEW
+        one_peft(), variants=[variant], oracles=[oracle], checks=lambda c: c.id in OF_AUTHORS, profile=FEW
     )
     asked = [c for c in claims if c.outcome != "not_applicable" or c.cause == "references_disagree"]
     wanted = {c.id: known.id if (known := explaining(c.check, variant, oracle)) else "pass" for c in asked}

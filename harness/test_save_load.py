@@ -493,13 +493,13 @@ ALPHA_NOT_STORED = Diagnosis(
     matched=1,
     tried=1,
     source="check",
-    agrees_with="microsoft/LoRA, whose lora_state_dict holds no alpha either",
     documented_by=(
         r"alpha .{0,60}not (be )?(stored|saved|in the (file|checkpoint))",
         "same (alpha|spec|config)",
     ),
     severity="major",
 )
+
 
 ALPHA_NOT_READ = Diagnosis(
     "save_load.alpha_not_read",
@@ -538,8 +538,12 @@ def test_other_settings(context: Context, case: Case) -> None:
             except Deviation as found:
                 if name == "alpha":
                     stored = alpha_is_stored(context, case, layer)
-                    found.diagnosis = ALPHA_NOT_READ if stored else ALPHA_NOT_STORED
+                    found.diagnosis = ALPHA_NOT_READ if stored else _alpha_not_stored(context.variant)
                 raise
+
+
+def _alpha_not_stored(variant: Variant) -> Diagnosis:
+    return dataclasses.replace(ALPHA_NOT_STORED, agrees_with=variant.file_without_alpha)
 
 
 def _other_settings(case: Case) -> Iterator[tuple[str, object, object, Case]]:

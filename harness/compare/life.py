@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from harness.compare.life_model import Held, State, Weights, apply, completed, c
 from harness.compare.offered import offers
 from harness.compare.outcome import Deviation, NoSlot, ToldElsewhere
 from harness.compare.thresholds import THRESHOLDS
-from oracles.implementation import Unsupported
+from oracles.implementation import Adapted, Unsupported
 from oracles.seeding import seed_torch
 
 Values = dict[str, Tensor]
@@ -74,7 +75,9 @@ class Done:
 class Life:
     """A subject's layer, its adapters' handles, and what they should compute."""
 
-    def __init__(self, context: Context, case: LifeCase, folder: Path, watched: Collection[str] = ()) -> None:
+    def __init__(
+        self, context: Context, case: LifeCase, folder: Callable[[], Path], watched: Collection[str] = ()
+    ) -> None:
         self.context, self.case, self.folder, self.watched = context, case, folder, watched
         self._weights: dict[tuple[object, ...], Weights] = {}
         self._kept: list[Held] = []  # whose ids are keys above
@@ -371,7 +374,7 @@ class Life:
     def _save_and_load(self, done: Done, name: str) -> None:
         """Save one adapter and load it on a fresh base; the answer is the loaded layer."""
         self.files += 1
-        path = self.folder / f"{self.files}" / "adapter"
+        path = self.folder() / f"{self.files}" / "adapter"
         path.parent.mkdir()
         self._call("save", self.handles[name].adapted, path)
         seed_torch(self.case.seed + 77)
@@ -380,9 +383,11 @@ class Life:
 
     def _deepcopy(self, done: Done) -> None:
         try:
-            done.answer = copy.deepcopy(self.module)
+            copied = copy.deepcopy(self.module)
         except Exception:
             self.ended = True  # a layer that cannot be copied says so
+            return
+        done.answer = Layer(Adapted(copied, {}), self.context.subject.name)
 
     def _cast(self, done: Done) -> None:
         """To float64, which changes no value."""
@@ -399,6 +404,9 @@ class Life:
 
 @contextmanager
 def life(context: Context, case: LifeCase, watched: Collection[str] = ()) -> Iterator[Life]:
-    """A subject's layer at the start of a sequence; its files go afterwards."""
-    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
-        yield Life(context, case, Path(folder), watched)
+    """A subject's layer at the start of a sequence; its files, where it saves any, go afterwards."""
+    with ExitStack() as opened:
+        made = functools.cache(
+            lambda: Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="audit-")))
+        )
+        yield Life(context, case, made, watched)

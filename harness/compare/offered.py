@@ -94,4 +94,4 @@ def need(who: Implementation, spec: AdapterSpec, methods: tuple[str, ...]) -> No
         with answering(who.name, method):
             why = why_not(who, spec, method)
         if why:
-            raise NotOffered(f"not offered: {method}: {why}", method)
+            raise NotOffered(f"{method}: {why}", method)

@@ -28,9 +28,12 @@ def measures(id_: str) -> Callable[[Callable[[], float]], Callable[[], float]]:
     return register
 
 
+authors_of = cache(available)  # whose files are read and checked
+
+
 def author_of(variant: str, oracle: str) -> Author:
     """One author's oracle; an absent one skips the test: its claims are unverified and say why."""
-    author = next(a for a in available(variant) if a.id == oracle)
+    author = next(a for a in authors_of(variant) if a.id == oracle)
     if author.kind == "absent":
         pytest.skip(author.reason)
     return author

@@ -25,7 +25,7 @@ ELSEWHERE = "elsewhere"  # an audit that was handed over: nothing tells which st
 class Answer:
     """What became of one question. ``failure``: why there is no audit, in one sentence; else empty.
 
-    ``audit_key``: the state of the audit that asked; ``date``: the day, ISO 8601; ``seconds``: 0 where not known.
+    ``audit_key``: the state of the audit that asked; ``date``: day and time, ISO 8601; ``seconds``: 0 where not known.
     """
 
     library: str
@@ -36,6 +36,10 @@ class Answer:
     seconds: float
     command: str
     failure: str = ""
+
+    @property
+    def day(self) -> str:
+        return self.date[:10]
 
 
 class Shelf:
@@ -56,7 +60,7 @@ class Shelf:
     def take(self, file: Path, question: Question, audit: Audit) -> Answer:
         """Keep an audit that was made elsewhere. Raises OSError."""
         audit_json.write(audit, self.place(question, ELSEWHERE) / AUDIT)
-        date = datetime.fromtimestamp(file.stat().st_mtime, UTC).date().isoformat()
+        date = datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="minutes")
         names = (question.library, question.profile, question.subject_key)
         answer = Answer(*names, ELSEWHERE, date, 0.0, question.command)
         self.put(answer, question)

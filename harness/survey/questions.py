@@ -30,18 +30,20 @@ class Question:
     profile: str
     file: Path
     metadata: Metadata | None
+    narrowed: tuple[str, ...] = ()  # further options that leave claims out
 
     @property
     def subject_key(self) -> str:
         """What is asked, whoever asks: the subject's file, its declarations, its environment."""
         beside = [f for f in (self.file, self.file.with_suffix(".toml")) if f.is_file()]
         environment = self.metadata.key if self.metadata else "the audit's own"
-        return _hash([environment, *(_content(f) for f in beside)])
+        return _hash([environment, *(_content(f) for f in beside), *self.narrowed])
 
     @property
     def command(self) -> str:
         """The line that asks the same by hand."""
-        return f"pytest harness/ --subject {self.library} --audit-profile {self.profile} --report"
+        given = ["--subject", self.library, "--audit-profile", self.profile, *self.narrowed]
+        return f"pytest harness/ {' '.join(given)} --report"
 
 
 def question(library: str, profile: str) -> Question:

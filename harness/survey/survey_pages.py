@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness.survey import unanswered
 from harness.survey.hand_checked import Checked
-from harness.survey.overview import Row, Told, anchor, said
+from harness.survey.overview import Row, anchor, said
 from harness.survey.unanswered import Asked
 from reports import text
 from reports.render import html, markdown
@@ -42,18 +42,22 @@ class Survey:
         return [r for r in self.rows if not r.methods]
 
     @property
-    def drafts(self) -> list[tuple[Row, Told, Checked]]:
+    def drafts(self) -> list[tuple[Row, Checked]]:
         """Those that nobody has reported come first."""
-        found = [(r, told, entry) for r in self.rows for told, entry in r.drafts]
-        return sorted(found, key=lambda each: bool(each[2].reported))
+        found = [(r, entry) for r in self.rows for entry in r.drafts]
+        return sorted(found, key=lambda each: bool(each[1].reported))
 
     @property
     def unreported(self) -> int:
-        return sum(not entry.reported for _, _, entry in self.drafts)
+        return sum(not entry.reported for _, entry in self.drafts)
 
     @property
     def dead(self) -> list[Asked]:
         return unanswered.dead(self.asked)
+
+    @property
+    def at_home(self) -> list[Asked]:
+        return unanswered.at_home(self.asked)
 
     @property
     def never_failed(self) -> list[Asked]:

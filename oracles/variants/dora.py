@@ -130,7 +130,7 @@ MISTAKES = (
     Mistake(
         "dora.norm_attached",
         "the gradient flows through ‖V‖ (Eq. (6)) instead of treating it as a constant (§4.3, Eq. (11))",
-        "gradients of A and B lose their component along V: training follows another trajectory and needs more memory",
+        "gradients of A and B lose their component along V: training follows another trajectory",
         {"constant": same},
         "detach ‖W + (α/r) B A‖ before dividing by it",
         documented=(

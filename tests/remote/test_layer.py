@@ -204,6 +204,22 @@ def test_a_whole_model(remote: Implementation) -> None:
     equal(*states)
 
 
+def test_a_model_with_buffers_that_are_only_there() -> None:
+    """Another release of transformers' has some: they are told, and the model answers as in process."""
+    from harness.cases.tiny_models import ModelCase
+    from harness.compare import adapted_model as whole
+
+    case = ModelCase(AdapterSpec("lora", rank=2, alpha=3.0), "llama")
+    observed, buffers = [], []
+    for subject in (served("further_buffers.py", "Beside"), LoraLite()):
+        ours = whole.adapted_by(subject, case)
+        ours.write(whole.far(ours, case))
+        observed.append({str(k): v for k, v in whole.observe(ours, case).items()})
+        buffers.append("mask" in dict(ours.model.model.named_buffers(recurse=False)))
+    equal(*observed)
+    assert buffers == [True, False]
+
+
 def test_a_computed_slot_of_a_copy() -> None:
     """What is written into a copy's slot is written there, and the original keeps its own."""
     subject = served("gated.py", "Library")

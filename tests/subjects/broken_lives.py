@@ -239,6 +239,7 @@ class ExportIsFoldedInToo(Layer):
 
 
 @layer("lora delora", "merged", "still_folded")
+@layer("dora ia3", "merged", "unmerged_the_active")
 class UnmergeTakesOutTheActive(Layer):
     """Unmerging subtracts the adapters that are active now."""
 
@@ -406,6 +407,17 @@ class CopiesShareTheAdapters(Layer):
         nn.Module.__init__(twin)
         twin.base, twin.record, twin.adapters = copy.deepcopy(self.base, memo), self.record, self.adapters
         twin.active, twin.aside = list(self.active), dict(self.aside)
+        return twin
+
+
+@layer("lora", "copies")
+class CopiesCannotAnswer(Layer):
+    """A deep copy of the layer lacks what its forward pass needs."""
+
+    def __deepcopy__(self, memo: dict) -> Layer:
+        twin = type(self).__new__(type(self))
+        nn.Module.__init__(twin)
+        twin.base, twin.record = copy.deepcopy(self.base, memo), self.record
         return twin
 
 

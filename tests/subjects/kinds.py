@@ -47,7 +47,7 @@ class LowRank(nn.Module):
     def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
         super().__init__()
         self.base, self.s, self.r = base.requires_grad_(False), spec.alpha / spec.rank, spec.rank
-        self.kind = kind_of(base)
+        self.kind, self.kept = kind_of(base), None
         shapes = getattr(self, f"shapes_{self.kind}")()
         self.A = nn.Parameter(torch.randn(shapes[0], dtype=self.dtype))
         self.B = nn.Parameter(torch.zeros(shapes[1], dtype=self.dtype))
@@ -75,7 +75,15 @@ class LowRank(nn.Module):
         return {"A": self.A, "B": self.B}
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kept is not None:
+            return self.base(x)
         return self.base(x) + self.s * getattr(self, f"path_{self.kind}")(x)
+
+    def fold_in(self) -> None:
+        self.kept, self.base = self.base, self.merged()
+
+    def take_out(self) -> None:
+        self.base, self.kept = self.kept, None
 
     def path_conv1d(self, x: Tensor) -> Tensor:
         return x @ self.A.T @ self.B.T
@@ -132,6 +140,12 @@ class Library(Implementation):
 
     def merge(self, adapted: Adapted) -> nn.Module:  # type: ignore[override]
         return adapted.module.merged()
+
+    def merge_in_place(self, adapted: Adapted) -> None:
+        adapted.module.fold_in()
+
+    def unmerge(self, adapted: Adapted) -> None:
+        adapted.module.take_out()
 
 
 @dataclass(frozen=True)
@@ -194,7 +208,7 @@ class TiedHeadWritten(LowRank):
         return y
 
 
-@broken("conv2d")
+@broken("conv2d", "groups_ignored")
 class GroupsIgnored(LowRank):
     """Every output channel sees the first group's coordinates."""
 
@@ -213,7 +227,7 @@ class DilationIgnored(LowRank):
         return fn.conv2d(fn.conv2d(x, self.A, None, b.stride, b.padding), self.B, groups=b.groups)
 
 
-@broken("conv2d")
+@broken("conv2d", "stride_ignored")
 class StrideIgnored(LowRank):
     """The adapter's convolution is of stride one, and every second output is taken from the start of the image."""
 
@@ -267,7 +281,7 @@ class LostInTheQuantisedWeight(LowRank):
             super().fold(plain, update)
 
 
-@broken("merge")
+@broken("merge", "mirrored")
 class FoldedInTheWrongOrder(LowRank):
     """The kernel of a merged convolution has its positions mirrored."""
 
@@ -276,3 +290,25 @@ class FoldedInTheWrongOrder(LowRank):
             plain.weight += update.reshape(plain.weight.shape).flip(-1, -2)
         else:
             super().fold(plain, update)
+
+
+@broken("merge", "unmerged_otherwise")
+class TakenOutAlongTheOtherAxis(LowRank):
+    """Unmerging a Conv1D takes the update out as if the weight were stored the other way round."""
+
+    def take_out(self) -> None:
+        if self.kind == "conv1d" and self.base.nx == self.base.nf:
+            with torch.no_grad():
+                self.kept.weight += self.s * (self.A.T @ self.B.T - self.B @ self.A)
+        super().take_out()
+
+
+@broken("merge", "unmerged_otherwise")
+class BiasNotTakenOut(LowRank):
+    """What merging did to a convolution's bias stays there."""
+
+    def take_out(self) -> None:
+        if self.kind == "conv2d" and self.kept.bias is not None:
+            with torch.no_grad():
+                self.kept.bias *= 1.5
+        super().take_out()

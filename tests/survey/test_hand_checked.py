@@ -53,6 +53,8 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("[[checked]]", "[[checked]]\nseverity = 'x'", "has severity, expected some of"),
         ("[[checked]]", "[[checked]]\nfix = 'x'", "has fix without issue_draft, script and searched"),
         ('verdict = "true"', f'verdict = "false"\n{DRAFT}', "is false and has a draft"),
+        ("[[checked]]", "[[checked]]\nbeside = 'yes'", "beside is 'yes', expected true or false"),
+        ("[[checked]]", "[[checked]]\nbeside = true", "was seen beside the claims and has no draft"),
     ],
 )
 def test_what_cannot_be_used_is_a_sentence(tmp_path: Path, before: str, after: str, words: str) -> None:
@@ -96,6 +98,12 @@ def test_an_entry_of_another_version_counts_as_none() -> None:
 def test_what_does_not_fit_is_named(changed: dict[str, object], words: str) -> None:
     said = list(complaints(AUDIT, "fake", [with_(**changed)]))
     assert any(words in sentence for sentence in said)
+
+
+def test_what_no_claim_asks_needs_no_finding() -> None:
+    seen = with_(beside=True, checks=(), issue_draft="Seen")
+    assert not standing(AUDIT, bug("delora"), [seen]).is_checked
+    assert not any("entry" in sentence for sentence in complaints(AUDIT, "fake", [seen]))
 
 
 def test_what_fits_is_not_named() -> None:

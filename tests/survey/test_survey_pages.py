@@ -109,6 +109,17 @@ def test_a_draft_is_escaped_in_the_page(docs: Path) -> None:
     assert "&lt;b&gt;wrong&lt;/b&gt;" in (docs / "survey.html").read_text(encoding="utf-8")
 
 
+def test_what_was_seen_beside_the_claims_is_told() -> None:
+    seen = dataclasses.replace(
+        ENTRY, beside=True, checks=(), issue_draft="Seen\n\nThere.", script="fake_seen.py"
+    )
+    found = survey(AUDIT, ENTRY, seen)
+    for words in (survey_pages.library(found.rows[0]), survey_pages.page(found)):
+        assert "Seen while reading" in words
+        assert words.count('id="draft-fake-fake-seen"') == 1
+    assert found.unreported == 2
+
+
 def test_the_lists_of_checks() -> None:
     found = survey()
     assert [a.check for a in found.never_failed] == ["init.identity"]
@@ -116,6 +127,13 @@ def test_the_lists_of_checks() -> None:
     assert dead["dropout.active"] == "`merge` is not offered"
     assert dead["save_load.round_trip"] == "asked of no library"
     assert "training.sgd" not in dead
+    assert found.at_home == []  # somebody else answers what is answered
+
+
+def test_what_a_reference_alone_answers_is_told() -> None:
+    found = unanswered.asked({"peft": AUDIT}, CHECKS)
+    assert "training.sgd" in [a.check for a in unanswered.at_home(found)]
+    assert [a.who for a in found if a.check == "training.sgd"] == ["peft"]
 
 
 def test_no_line_of_a_library_is_quoted(docs: Path) -> None:

@@ -595,6 +595,17 @@ class TorchServer:
         self.world = None
         self.before, self.left = {}, {}
 
+    def without_product(self):
+        """The half dtypes in which this torch multiplies no matrices on the CPU, as none before 2.2 does in float16."""
+        found = []
+        for name in ("bfloat16", "float16"):
+            x = self.torch.ones(2, 2, dtype=getattr(self.torch, name))
+            try:
+                self.torch.nn.functional.linear(x, x, x[0])
+            except RuntimeError:
+                found.append(name)
+        return found
+
     # What comes in
 
     def take(self, header, raws):
@@ -905,7 +916,7 @@ class TorchServer:
         for number in base.get("evaluating", ()):
             first[number].training = False
         self.world.roots.append(module)
-        self.settle()
+        self.settle({number for _, number, *_ in base["tensors"]})
 
     def fill(self, module, base, raws):
         """The audit's tensors, tied where they are tied there."""
@@ -932,9 +943,15 @@ class TorchServer:
                 "%s has further tensors here: %s" % (base["recipe"]["class"], some(lacking))
             )
 
-    def settle(self):
-        """The audit knows what it sent: it need not be told again."""
+    def settle(self, sent):
+        """The audit knows what it sent: it need not be told again. It knows nothing of what is only here.
+
+        Another release of transformers has further buffers.
+        """
+        known = set(self.world.told_tensors)
         self.world.changes(Parcel(self.tensors))
+        for number in set(self.world.told_tensors) - known - sent:
+            self.world.told_storages.pop(self.world.told_tensors.pop(number)[0], None)
 
     def blank(self, recipe):
         """A module of that class, its tensors of no meaning; torch's generator is left alone."""
@@ -1128,6 +1145,10 @@ class ArrayServer:
     def __init__(self, subject):
         self.subject, self.tensors = subject, NumpyTensors()
         self.adapted, self.numbers = {}, itertools.count(1)
+
+    def without_product(self):
+        """Nothing is known of another framework's dtypes but what the subject says."""
+        return []
 
     def take(self, header, raws):
         """Let go of what the audit has let go of."""
@@ -1376,7 +1397,8 @@ def greeting(server):
         for n in ("name", "version", "variants", "layers", "dtypes", "inputs")
     }
     return dict(told, protocol=PROTOCOL, kind=server.kind, methods=own, doc=inspect.getdoc(type(subject)) or "",
-                **{"class": type(subject).__name__}, environment=environment())  # fmt: skip
+                **{"class": type(subject).__name__}, environment=environment(),
+                without_product=server.without_product())  # fmt: skip
 
 
 def as_told(value):
