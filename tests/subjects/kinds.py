@@ -156,6 +156,7 @@ class BrokenKind:
     make: Callable[[], Implementation]
     claim: str
     says: str = ""
+    variant: str = "lora"
 
     @property
     def what(self) -> str:
