@@ -16,7 +16,15 @@ from harness.cases.kind_cases import KINDS, KindCase, of_kind
 from harness.cases.layer_cases import Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Refused
-from harness.compare.kinds import Kinds, adapted, equation_at, explain, quantising_error, taken_by
+from harness.compare.kinds import (
+    Kinds,
+    adapted,
+    equation_at,
+    explain,
+    quantising_error,
+    starts_at_the_base,
+    taken_by,
+)
 from harness.compare.layer import SubjectRaised
 from harness.compare.offered import offers
 from harness.compare.outcome import Deviation, NotOffered
@@ -68,26 +76,11 @@ def test_quantised(context: Context, case: KindCase) -> None:
 
 def _starts_and_computes(context: Context, case: KindCase) -> None:
     layer = adapted(context, case)
-    _starts_at_the_base(context, case, layer)
+    starts_at_the_base(context, case, layer)
     if case.tied:
         _head_untouched(context, case)
     layer.write(case.far(dict.fromkeys(layer.names)))
     _computes(context, case, layer)
-
-
-def _starts_at_the_base(context: Context, case: KindCase, layer: Kinds) -> None:
-    if not case.variant.starts_at_identity(case.spec):
-        return
-    base = case.base()
-    with torch.no_grad():
-        wanted, actual = base(case.x), layer(case.x)
-    context.demand(
-        actual.shape == wanted.shape, case, "shape of the output", tuple(wanted.shape), tuple(actual.shape)
-    )
-    rows = case.rows(case.input)
-    size = float(rows.norm() * case.weight.double().norm() + wanted.double().norm()) * case.embed_scale
-    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
-    context.judge(case, "output at the start", actual.double(), wanted.double(), unit * size)
 
 
 def _head_untouched(context: Context, case: KindCase) -> None:

@@ -49,10 +49,16 @@ def asked(faults: Sequence[table.Fault], given: argparse.Namespace) -> list[judg
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    top.add_argument("only", nargs="*", metavar="PATTERN", help="only reports whose id this regular expression finds")
+    top.add_argument(
+        "only", nargs="*", metavar="PATTERN", help="only reports whose id this regular expression finds"
+    )
     top.add_argument("--table", type=Path, default=table.TABLE)
-    top.add_argument("--profile", nargs="+", default=["quick", "default"], help="of one stage after the other")
-    top.add_argument("--keep", action="store_true", help="use results of earlier states of the audit's code, too")
+    top.add_argument(
+        "--profile", nargs="+", default=["quick", "default"], help="of one stage after the other"
+    )
+    top.add_argument(
+        "--keep", action="store_true", help="use results of earlier states of the audit's code, too"
+    )
     top.add_argument("--seconds", type=float, default=900.0, help="limit of one audit")
     top.add_argument("--output", type=Path, metavar="PATH", help="write the tables there, too")
     return top

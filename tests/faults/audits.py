@@ -38,9 +38,13 @@ class Run:
     ref: str
     requires: tuple[str, ...]
     variant: str
-    concerns: tuple[str, ...] = ()  # checks, or beginnings of their names, that are asked though they are slow
+    concerns: tuple[
+        str, ...
+    ] = ()  # checks, or beginnings of their names, that are asked though they are slow
     only: bool = False  # ask nothing but ``concerns``
-    here: bool = True  # in the process that asks, before whose packages the subject's are put; else in a worker
+    here: bool = (
+        True  # in the process that asks, before whose packages the subject's are put; else in a worker
+    )
     profile: str = "quick"
     label: str = ""  # what has been done to the subject, where that is not in its file
 
@@ -302,7 +306,9 @@ def _subject(run: Run) -> Any:
     from harness.subjects import resolve
 
     if not run.here:
-        return resolve.resolve(run.ref, resolve.Place(_interpreter(run), say=lambda line: None)).implementation
+        return resolve.resolve(
+            run.ref, resolve.Place(_interpreter(run), say=lambda line: None)
+        ).implementation
     resolve.offered_interface.offer()
     file, _, attribute = run.ref.partition(":")
     module = resolve._from_file(str(ROOT / file), run.ref)

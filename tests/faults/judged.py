@@ -19,7 +19,10 @@ WORDS = {
     "missed": "missed",
     "error": "could not be audited",
 }
-SCALE = "language models that are given paper and code find 46.7 % of real discrepancies (SciCoQA, arXiv 2601.12910; another task)"
+SCALE = (
+    "language models that are given paper and code find 46.7 % of real discrepancies "
+    "(SciCoQA, arXiv 2601.12910; another task)"
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ def _silence(fault: Fault, bad: Result) -> str:
     asked = {c: o for c, o in bad.outcomes.items() if c.startswith(fault.checks)}
     held = sum(o == "pass" for o in asked.values())
     not_asked = [c for c, o in asked.items() if o == "not_applicable"]
-    return f"{held} of {len(asked)} claims hold" + (f", not asked: {', '.join(not_asked[:3])}" if not_asked else "")
+    return f"{held} of {len(asked)} claims hold" + (
+        f", not asked: {', '.join(not_asked[:3])}" if not_asked else ""
+    )
 
 
 def recall(found: Sequence[Judged]) -> tuple[int, int, int]:
@@ -95,15 +100,23 @@ def report(found: Sequence[Judged], outside: Sequence[Outside]) -> str:
     alarms = [j for j in found if j.alarms]
     lines += [
         "",
-        f"{whole} reports in {len({j.fault.library for j in found})} libraries: {bugs} found ({_percent(bugs, whole)}), "
+        f"{whole} reports in {len({j.fault.library for j in found})} libraries: "
+        f"{bugs} found ({_percent(bugs, whole)}), "
         f"{named} with the right name ({_percent(named, whole)}); false alarms after: {len(alarms)}.",
         f"For scale: {SCALE}.",
     ]
-    lines += _list("Missed or not told as a bug", [f"{_link(j)}: {j.by}" for j in found if j.fate in ("missed", "told")])
+    lines += _list(
+        "Missed or not told as a bug", [f"{_link(j)}: {j.by}" for j in found if j.fate in ("missed", "told")]
+    )
     lines += _list("Found under another name", [f"{_link(j)}: {j.by}" for j in found if j.fate == "found"])
     lines += _list("Could not be audited", [f"{_link(j)}: {j.by}" for j in found if j.fate == "error"])
-    lines += _list("False alarms after", [f"{_link(j)}, {j.fault.good}: {', '.join(j.alarms)}" for j in alarms])
-    lines += _list("The same name after, for another fault", [f"{_link(j)}: {j.fault.shared}" for j in found if j.fault.shared])
+    lines += _list(
+        "False alarms after", [f"{_link(j)}, {j.fault.good}: {', '.join(j.alarms)}" for j in alarms]
+    )
+    lines += _list(
+        "The same name after, for another fault",
+        [f"{_link(j)}: {j.fault.shared}" for j in found if j.fault.shared],
+    )
     lines += _list("Outside the audit's scope", [f"<{o.link}>: {o.because}" for o in outside])
     return "\n".join(lines) + "\n"
 

@@ -20,7 +20,9 @@ BROAD = (
     "merge.weight", "save_load.round_trip", "training.sgd", "lifecycle.output", "lifecycle.merged",
 )  # fmt: skip
 
-AGAINST_PEFT = "targets."  # questions that are answered by the PEFT of the audit, which needs a process of its own
+AGAINST_PEFT = (
+    "targets."  # questions that are answered by the PEFT of the audit, which needs a process of its own
+)
 
 
 class BadTable(Exception):
@@ -104,7 +106,13 @@ def runs(faults: Sequence[Fault], profile: str = "quick") -> list[Run]:
             place = fault.ref, fault.requirements(release), fault.variant
             wanted.setdefault(place, set(BROAD)).update(fault.checks)
     found = [
-        Run(*place, tuple(sorted(checks)), only=True, here=_here(checks, place[0] in elsewhere), profile=profile)
+        Run(
+            *place,
+            tuple(sorted(checks)),
+            only=True,
+            here=_here(checks, place[0] in elsewhere),
+            profile=profile,
+        )
         for place, checks in wanted.items()
     ]
     return sorted(found, key=lambda run: not run.here)  # the quick ones first

@@ -72,7 +72,10 @@ def test_the_report_counts() -> None:
     ]
     assert judged.recall(fates) == (1, 2, 3)
     text = judged.report(fates, [table.Outside("https://example.org/2", "no such call")])
-    assert "3 reports in 1 libraries: 2 found (67 %), 1 with the right name (33 %); false alarms after: 0." in text
+    assert (
+        "3 reports in 1 libraries: 2 found (67 %), 1 with the right name (33 %); false alarms after: 0."
+        in text
+    )
     assert "no environment" in text
     assert "<https://example.org/2>: no such call" in text
 
@@ -96,7 +99,10 @@ def test_the_table_is_whole() -> None:
     ("text", "says"),
     [
         ("[[fault]]\nid = 'peft-1'\n", "peft-1 has no bad"),
-        ("[[fault]]\nid='x-1'\nkind='k'\nsaid='s'\nbad='1'\ngood='2'\nvariant='lora'\nchecks=[]\nright='('\n", "subject"),
+        (
+            "[[fault]]\nid='x-1'\nkind='k'\nsaid='s'\nbad='1'\ngood='2'\nvariant='lora'\nchecks=[]\nright='('\n",
+            "subject",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -151,7 +157,9 @@ def test_half_a_file_is_asked_again(tmp_path: Path) -> None:
 def test_an_audit_that_cannot_be_made_is_a_result() -> None:
     """A subject that does not import, and one that lacks the variant, end in a sentence, and nothing else."""
     (_, nowhere), (_, lacks) = (
-        next(iter(audits._asked([Run(ref, (), variant, ("shapes.roles",), only=True)], 120, lambda run: None)))
+        next(
+            iter(audits._asked([Run(ref, (), variant, ("shapes.roles",), only=True)], 120, lambda run: None))
+        )
         for ref, variant in (("tests/nowhere.py:It", "lora"), ("harness/subjects/peft.py:Peft", "none"))
     )
     assert nowhere.error is not None

@@ -61,9 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m tests.planted", description=__doc__)
-    top.add_argument("only", nargs="*", metavar="PATTERN", help="only faults whose id this regular expression finds")
+    top.add_argument(
+        "only", nargs="*", metavar="PATTERN", help="only faults whose id this regular expression finds"
+    )
     top.add_argument("--library", action="append", choices=list(LIBRARIES), help="default: all three")
-    top.add_argument("--keep", action="store_true", help="use results of earlier states of the audit's code, too")
+    top.add_argument(
+        "--keep", action="store_true", help="use results of earlier states of the audit's code, too"
+    )
     top.add_argument("--seconds", type=float, default=900.0, help="limit of one audit")
     top.add_argument("--output", type=Path, metavar="PATH", help="write the tables there, too")
     return top
@@ -116,7 +120,8 @@ def _source(file: str, places: Sequence[Place]) -> tuple[str, str]:
     """(the file that will be imported, its source with the fault)."""
     package, _, inner = file.partition("/")
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     path = Path(spec.origin).parent / inner
     return str(path), planted(path.read_text(encoding="utf-8"), places)
 
@@ -125,7 +130,9 @@ def judged(library: str, fault: Fault, sound: Result, broken: Result) -> Fate:
     """Killed by a claim that the library as it is holds; named where a bug that rests on one says the right thing."""
     if sound.error or broken.error:
         return Fate(library, fault, "error", str(sound.error or broken.error))
-    killers = [c for c, o in broken.outcomes.items() if o in KILLS and sound.outcomes.get(c) in ("pass", "declared")]
+    killers = [
+        c for c, o in broken.outcomes.items() if o in KILLS and sound.outcomes.get(c) in ("pass", "declared")
+    ]
     if not killers:
         return Fate(library, fault, "lived", "every claim that holds without it holds with it")
     own = [f for f in broken.findings if set(killers) & set(f.asked)]
@@ -150,7 +157,7 @@ def report(fates: Sequence[Fate]) -> str:
     """Totals per library, the forty side by side, and what lived or went under another name."""
     names = list(dict.fromkeys(f.library for f in fates))
     lines = [
-        "| library | planted | killed, right name | killed | told, not as a bug | lived | no such place | killed, of planted |",
+        "| library | planted | right name | killed | told, no bug | lived | no such place | killed, of planted |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [_totals(name, [f for f in fates if f.library == name]) for name in names]
@@ -164,7 +171,9 @@ def report(fates: Sequence[Fate]) -> str:
 
 
 def _totals(name: str, own: Sequence[Fate]) -> str:
-    count = {word: sum(f.word == word for f in own) for word in ("named", "killed", "told", "lived", "nowhere")}
+    count = {
+        word: sum(f.word == word for f in own) for word in ("named", "killed", "told", "lived", "nowhere")
+    }
     planted_ = sum(count[word] for word in ("named", "killed", "told", "lived"))
     cells = (name, planted_, count["named"], count["named"] + count["killed"], count["told"], count["lived"],
              count["nowhere"], f"{100 * score(own):.0f} %")  # fmt: skip

@@ -34,12 +34,18 @@ SEED = "__import__('torch').manual_seed(0)"
 NO_B = "{{k: v for k, v in {0}.items() if 'lora_B' not in k and 'lora_b' not in k}}"
 HALF = "{{k: v.half() for k, v in {0}.items()}}"
 ALWAYS = (
-    "type('Always', (nn.Module,), {{'rate': %s, 'forward': lambda own, t: nn.functional.dropout(t, own.rate, True)}})()"
+    "type('Always', (nn.Module,), {{'rate': %s, "
+    "'forward': lambda own, t: nn.functional.dropout(t, own.rate, True)}})()"
 )
 
 
 def _scales(file: str, symbol: str, find: str, nth: int = 0) -> dict[str, tuple[Place, ...]]:
-    ways = {"one": "1.0", "alpha": "{left}", "root": "{left} / {right} ** 0.5", "inverted": "{right} / {left}"}
+    ways = {
+        "one": "1.0",
+        "alpha": "{left}",
+        "root": "{left} / {right} ** 0.5",
+        "inverted": "{right} / {left}",
+    }
     return {f"scale.{name}": (Place(file, symbol, find, by, nth),) for name, by in ways.items()}
 
 
@@ -66,11 +72,16 @@ LORALIB = Library(
     {
         **_scales(LAYERS, INIT, "assign scaling"),
         "scale.twice": (Place(LAYERS, FORWARD, "attr scaling", "{0} * {0}"),),
-        "scale.not_merged": (Place(LAYERS, TRAIN, "attr scaling", "1.0", 1), Place(LAYERS, TRAIN, "attr scaling", "1.0")),
+        "scale.not_merged": (
+            Place(LAYERS, TRAIN, "attr scaling", "1.0", 1),
+            Place(LAYERS, TRAIN, "attr scaling", "1.0"),
+        ),
         "forward.subtracted": (Place(LAYERS, FORWARD, "aug result", "{target} -= {value}"),),
         "forward.bias_lost": (Place(LAYERS, FORWARD, "attr bias", "None"),),
         "forward.bias_twice": (
-            Place(LAYERS, FORWARD, "aug result", "{target} += {value} + (0 if self.bias is None else self.bias)"),
+            Place(
+                LAYERS, FORWARD, "aug result", "{target} += {value} + (0 if self.bias is None else self.bias)"
+            ),
         ),
         "forward.update_cut": (Place(LAYERS, FORWARD, "aug result", "{target} += {value}.detach()"),),
         "forward.A_cut": (Place(LAYERS, FORWARD, "attr lora_A", "{0}.detach()"),),
@@ -79,7 +90,9 @@ LORALIB = Library(
         "forward.base_cut": (Place(LAYERS, FORWARD, "call linear", "{0}.detach()"),),
         "forward.nonlinear": (Place(LAYERS, FORWARD, "op MatMult", "{left}.relu() @ {right}"),),
         "forward.stale": (
-            Place(LAYERS, TRAIN, "attr lora_A", "self.__dict__.setdefault('_first', {0}.detach().clone())", 1),
+            Place(
+                LAYERS, TRAIN, "attr lora_A", "self.__dict__.setdefault('_first', {0}.detach().clone())", 1
+            ),
             Place(LAYERS, TRAIN, "attr lora_A", "self._first"),
         ),
         "dropout.in_place": (Place(LAYERS, COMMON, "call Dropout", "{func}({args}, inplace=True)"),),
@@ -87,7 +100,9 @@ LORALIB = Library(
             Place(LAYERS, FORWARD, "call lora_dropout", "{arg0}"),
             Place(LAYERS, FORWARD, "aug result", "{target} += self.lora_dropout({value})"),
         ),
-        "dropout.in_eval": (Place(LAYERS, COMMON, "call Dropout", "lambda t: F.dropout(t, lora_dropout, True)"),),
+        "dropout.in_eval": (
+            Place(LAYERS, COMMON, "call Dropout", "lambda t: F.dropout(t, lora_dropout, True)"),
+        ),
         "dropout.exchanged": (Place(LAYERS, COMMON, "call Dropout", "{func}(p=1 - lora_dropout)"),),
         "dropout.base_too": (
             Place(LAYERS, FORWARD, "call lora_dropout", "{arg0}"),
@@ -133,7 +148,9 @@ TORCHTUNE = Library(
         "scale.not_merged": (Place(TUNE_UTILS, MERGED, "op Div", "1.0", 2),),
         "forward.subtracted": (Place(TUNE, CALL, "op Add", "{left} - {right}", 1),),
         "forward.bias_lost": (Place(TUNE, CALL, "call linear", "{func}({arg0}, {arg1})"),),
-        "forward.bias_twice": (Place(TUNE, CALL, "op Add", "{0} + (0 if self.bias is None else self.bias)", 1),),
+        "forward.bias_twice": (
+            Place(TUNE, CALL, "op Add", "{0} + (0 if self.bias is None else self.bias)", 1),
+        ),
         "forward.update_cut": (Place(TUNE, CALL, "op Add", "{left} + {right}.detach()", 1),),
         "forward.A_cut": (Place(TUNE, CALL, "call lora_a", "F.linear({arg0}, self.lora_a.weight.detach())"),),
         "forward.B_cut": (Place(TUNE, CALL, "call lora_b", "F.linear({arg0}, self.lora_b.weight.detach())"),),
@@ -169,7 +186,9 @@ TORCHTUNE = Library(
             Place(TUNE, A_INIT, "call kaiming_uniform_", ZEROS),
         ),
         "init.same_seed": (Place(TUNE, "LoRALinear.initialize_parameters", "body", SEED),),
-        "roles.base_trained": (Place(TUNE_UTILS, "set_trainable_params", "call requires_grad_", "{func}(True)"),),
+        "roles.base_trained": (
+            Place(TUNE_UTILS, "set_trainable_params", "call requires_grad_", "{func}(True)"),
+        ),
         "roles.A_frozen": (Place(TUNE, "LoRALinear.adapter_params", "return", "['lora_b.weight']"),),
         "merge.lost": (Place(TUNE_UTILS, MERGED, "op Div", "0.0", 2),),
         "merge.twice": (Place(TUNE_UTILS, MERGED, "op Div", "2 * {0}", 2),),
@@ -195,9 +214,13 @@ PEFT = Library(
         "scale.twice": (Place(LORA, FORWARD, "name scaling", "{0} * {0}"),),
         "scale.not_merged": (Place(LORA, DELTA, "attr scaling", "1.0"),),
         "forward.subtracted": (Place(LORA, FORWARD, "op Add", "{left} - {right}"),),
-        "forward.bias_lost": (Place(LORA, FORWARD, "call base_layer", LINEAR + "(x, self.base_layer.weight)", 2),),
+        "forward.bias_lost": (
+            Place(LORA, FORWARD, "call base_layer", LINEAR + "(x, self.base_layer.weight)", 2),
+        ),
         "forward.bias_twice": (
-            Place(LORA, FORWARD, "op Add", "{0} + (0 if self.base_layer.bias is None else self.base_layer.bias)"),
+            Place(
+                LORA, FORWARD, "op Add", "{0} + (0 if self.base_layer.bias is None else self.base_layer.bias)"
+            ),
         ),
         "forward.update_cut": (Place(LORA, FORWARD, "op Add", "{left} + {right}.detach()"),),
         "forward.A_cut": (Place(LORA, FORWARD, "call lora_A", LINEAR + "({arg0}, lora_A.weight.detach())"),),
@@ -238,7 +261,12 @@ PEFT = Library(
             Place(TUNERS, "BaseTuner._mark_only_adapters_as_trainable", "stmt requires_grad", "pass"),
         ),
         "roles.A_frozen": (
-            Place(TUNERS, "BaseTunerLayer.set_adapter", "assign should_require_grad", "{0} and layer_name != 'lora_A'"),
+            Place(
+                TUNERS,
+                "BaseTunerLayer.set_adapter",
+                "assign should_require_grad",
+                "{0} and layer_name != 'lora_A'",
+            ),
         ),
         "merge.lost": (Place(LORA, MERGE, "aug data", "pass"),),
         "merge.twice": (Place(LORA, MERGE, "call append", "None"),),

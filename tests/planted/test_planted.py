@@ -91,8 +91,16 @@ BUG = Found("BUG", "critical", "no scale", "no scale", (CLAIM,))
     ("sound", "broken", "word"),
     [
         (Result((), {CLAIM: "pass"}), Result((BUG,), {CLAIM: "fail"}), "named"),
-        (Result((), {CLAIM: "pass"}), Result((Found("BUG", "minor", "it", "it", (CLAIM,)),), {CLAIM: "fail"}), "killed"),
-        (Result((), {CLAIM: "pass"}), Result((Found("OK-doc", "minor", "it", "it", (CLAIM,)),), {CLAIM: "fail"}), "told"),
+        (
+            Result((), {CLAIM: "pass"}),
+            Result((Found("BUG", "minor", "it", "it", (CLAIM,)),), {CLAIM: "fail"}),
+            "killed",
+        ),
+        (
+            Result((), {CLAIM: "pass"}),
+            Result((Found("OK-doc", "minor", "it", "it", (CLAIM,)),), {CLAIM: "fail"}),
+            "told",
+        ),
         (Result((), {CLAIM: "pass"}), Result((), {CLAIM: "unverified"}), "killed"),
         (Result((), {CLAIM: "fail"}), Result((BUG,), {CLAIM: "fail"}), "lived"),
         (Result((), {CLAIM: "pass"}), Result((), {CLAIM: "pass"}), "lived"),

@@ -67,5 +67,3 @@ def _slots(lora: Any) -> dict[str, Slot]:
     if getattr(lora, "wd", False):
         slots["m"] = Slot(lora.dora_scale, lambda t: t.reshape(-1))
     return slots
-
-

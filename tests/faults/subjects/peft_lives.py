@@ -22,13 +22,18 @@ from oracles.implementation import Adapted, AdapterSpec, Slot, Unsupported
 
 # Taken off again: other files there have libraries' names.
 sys.path.append(str(Path(__file__).parents[3] / "harness" / "subjects"))
-import peft_release  # noqa: E402
-from peft_release import BINDINGS, OneLayer, Peft  # noqa: E402
+import peft_release
+from peft_release import BINDINGS, OneLayer, Peft
 
 sys.path.pop()
 
 FIRST = "default"
-VERA = {"A": "vera_A.default", "B": "vera_B.default", "d": "vera_lambda_d.default", "b": "vera_lambda_b.default"}
+VERA = {
+    "A": "vera_A.default",
+    "B": "vera_B.default",
+    "d": "vera_lambda_d.default",
+    "b": "vera_lambda_b.default",
+}
 BINDINGS.setdefault("vera", ("VeraConfig", {"r": "rank", "vera_dropout": "dropout"}, {}, VERA))
 
 

@@ -78,6 +78,8 @@ class Torchtune(Implementation):
         alpha = getattr(layer, "alpha", None) or layer.scaling * rank
         state = {name: tensor.clone() for name, tensor in adapted.module.state_dict().items()}
         merged = peft.get_merged_lora_ckpt(state, rank=rank, alpha=alpha)
-        plain = nn.Linear(layer.in_dim, layer.out_dim, "layer.bias" in merged).to(merged["layer.weight"].dtype)
+        plain = nn.Linear(layer.in_dim, layer.out_dim, "layer.bias" in merged).to(
+            merged["layer.weight"].dtype
+        )
         plain.load_state_dict({name.removeprefix("layer."): tensor for name, tensor in merged.items()})
         return plain
