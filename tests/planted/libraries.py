@@ -141,7 +141,7 @@ A_INIT, B_INIT = "_lora_a_init_params", "_lora_b_init_params"
 TORCHTUNE = Library(
     "torchtune",
     "tests/faults/subjects/torchtune_layer.py:Torchtune",
-    ("torchtune==0.6.1", "torchao==0.12.0", "torch==2.13.0", "numpy"),
+    ("torchtune==0.6.1", "torchao==0.9.0", "torch==2.13.0", "numpy"),
     {
         **_scales(TUNE, CALL, "op Div"),
         "scale.twice": (Place(TUNE, CALL, "op Div", "{0} ** 2"),),
