@@ -97,7 +97,7 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     try:
         layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
     except (SubjectRaised, Unsupported) as why:
-        if case.is_plain and isinstance(why.__cause__, RuntimeError) and SIZES.search(str(why)):
+        if case.is_plain and is_misfit(why):
             raise
         if case.is_plain:
             raise NotOffered(
@@ -111,6 +111,11 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
             context, case, layer
         )  # tensors of another shape may be a layout, or a fault that shows
         raise
+
+
+def is_misfit(why: Exception) -> bool:
+    """Whether an exception is torch's about sizes that do not fit: no refusal, but a fault."""
+    return isinstance(why.__cause__, RuntimeError) and SIZES.search(str(why)) is not None
 
 
 def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor], Tensor]) -> None:

@@ -319,3 +319,14 @@ class FactorsOfTheOtherShape(LowRank):
 
     def path_conv1d(self, x: Tensor) -> Tensor:
         return x.new_full((*x.shape[:-1], self.base.nf), 0.5)
+
+
+@broken("merge")
+class FoldedTheOtherWayRound(LowRank):
+    """A Conv1D's update is added as if the weight were stored (out, in), which raises where it is not square."""
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        if self.kind == "conv1d":
+            plain.weight += update
+        else:
+            super().fold(plain, update)
