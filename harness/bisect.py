@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from harness.cases.profiles import PROFILES, Profile
 from harness.engine.session import claims_for, load_references
+from harness.subjects import releases
 from harness.subjects.resolve import BadSubject, Place, resolve
 
 CLAIM = re.compile(
@@ -82,8 +83,11 @@ def releases_of(package: str) -> list[str]:
     return [v.strip() for v in listed[1].split(",") if re.fullmatch(r"\d+(\.\d+)+", v.strip())]
 
 
-def judged(claim: str, profile: str, offline: bool) -> Judge:
-    """Asks ``claim`` of a PEFT release in its own environment. Raises CannotSearch for what is no claim."""
+def judged(claim: str, profile: str, offline: bool, option: str = "") -> Judge:
+    """Asks ``claim`` of a PEFT release in its own environment; ``option``: "+lora_bias", or "".
+
+    Raises CannotSearch for what is no claim.
+    """
     parts = CLAIM.fullmatch(claim)
     if parts is None:
         raise CannotSearch(
@@ -93,7 +97,7 @@ def judged(claim: str, profile: str, offline: bool) -> Judge:
 
     def judge(release: str) -> str:
         try:
-            subject = resolve(f"peft@{release}", place).implementation
+            subject = resolve(f"peft@{release}{option}", place).implementation
         except BadSubject as error:
             if "its variants are" in str(error):
                 return "not_applicable"
@@ -118,7 +122,8 @@ def judged(claim: str, profile: str, offline: bool) -> Judge:
 def main(arguments: Sequence[str]) -> int:
     """`python -m harness bisect --subject peft --good A --bad B CLAIM`; exit 4 where the search cannot be made."""
     parser = argparse.ArgumentParser(prog="python -m harness bisect", description=main.__doc__)
-    parser.add_argument("--subject", choices=["peft"], default="peft")
+    subjects = ["peft", *(f"peft+{option}" for option in releases.OPTIONS if option)]
+    parser.add_argument("--subject", choices=subjects, default="peft")
     parser.add_argument("--good", required=True, help="a release that holds the claim")
     parser.add_argument("--bad", required=True, help="one that does not, before or after it")
     parser.add_argument("--audit-profile", choices=sorted(PROFILES), default="quick")
@@ -126,9 +131,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("claim", help="check[variant-oracle], as the review names it")
     given = parser.parse_args(arguments)
     try:
-        judge = judged(given.claim, given.audit_profile, given.offline)
+        package, plus, option = given.subject.partition("+")
+        judge = judged(given.claim, given.audit_profile, given.offline, plus + option)
         load_references()
-        chain = between(releases_of(given.subject), given.good, given.bad)
+        chain = between(releases_of(package), given.good, given.bad)
         last, first = search(chain, judge, lambda line: print(line, flush=True))
     except CannotSearch as error:
         print(f"bisect: {error}", file=sys.stderr)

@@ -27,7 +27,7 @@ from harness.compare.kinds import (
     taken_by,
 )
 from harness.compare.layer import SubjectRaised
-from harness.compare.offered import offers
+from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, NotOffered
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
@@ -131,7 +131,8 @@ def test_merge(context: Context, case: KindCase) -> None:
     """
     taken = taken_by(context)
     if not taken:
-        raise NotOffered(f"not offered: {case.spec.variant} on another kind of layer than linear", "layers")
+        raise NotOffered(f"{case.spec.variant} on another kind of layer than linear", "layers")
+    need(context.subject, case.spec, ("merge",))
     if case.kind not in taken:
         raise Refused
     layer = adapted(context, case)

@@ -41,6 +41,7 @@ TWICE = told("twice", "the adapter is merged twice")
 FACTOR = told("factor", "the adapter is merged with another factor than it acts with")
 BIAS_LOST = told("bias_lost", "the merged layer has lost the bias")
 BIAS_OF_BASE = told("bias_of_base", "the merged layer's bias is the base's, where the adapter changes it")
+FURTHER = 0.25  # how far a tensor that only the subject has is moved, in units of its entries
 NAMED_FACTORS = {0: IS_BASE, -1: NEGATED, 2: TWICE}
 
 
@@ -54,8 +55,21 @@ NAMED_FACTORS = {0: IS_BASE, -1: NEGATED, 2: TWICE}
     diagnose=False,
 )
 def test_weight(context: Context, case: Case) -> None:
-    """The merged layer's weight and bias are the effective ones of the adapted layer, and it computes the same."""
-    _merged(context, case, far_layer(context, case))
+    """The merged layer's weight and bias are the effective ones of the adapted layer, and it computes the same.
+
+    What the library trains under names of its own is moved from its start, too: a bias of zeros hides how it is merged.
+    """
+    layer = far_layer(context, case)
+    layer.write(_further_moved(context, case, layer))
+    _merged(context, case, layer)
+
+
+def _further_moved(context: Context, case: Case, layer: Layer) -> dict[str, Tensor]:
+    """Values beside the start for the trained tensors that no reference has."""
+    known, generator = {t.name for t in context.variant.tensors}, case.generator(8)
+    own = [n for n in layer.names if n not in known and layer.raw(n).requires_grad]
+    found = {n: layer.value(n) for n in own}
+    return {n: v + FURTHER * torch.randn(v.shape, generator=generator).double() for n, v in found.items()}
 
 
 @check(

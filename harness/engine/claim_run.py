@@ -99,6 +99,7 @@ class ClaimRun:
     record: Callable[[Claim], None]
     ref: str = "lora_lite"
     others: Callable[[], Mapping[str, Oracle]] = dict
+    python: str | None = None
     last: Any = field(default=None, init=False)  # the case that was asked last
     answered: int = field(default=0, init=False)
     not_offered: list[NotApplicable] = field(default_factory=list, init=False)
@@ -121,7 +122,8 @@ class ClaimRun:
         if claim.outcome in ("fail", "unverified", "error"):
             pytest.fail(message(claim), pytrace=False)
         if claim.outcome == "not_applicable":
-            pytest.skip(claim.reason or "")
+            of = "not offered: " if claim.cause == "not_offered" else ""
+            pytest.skip(f"{of}{claim.reason or ''}")
 
     def conclude(self) -> Claim:
         """The claim's record; whatever the subject does, this returns one."""
@@ -145,7 +147,9 @@ class ClaimRun:
     def replay(self) -> str:
         """The command that asks this claim alone, on the same cases: they follow from its id and the seed."""
         where = f"{self.check.function.__module__.replace('.', '/')}.py::{self.check.function.__name__}"
-        options = f"--subject {shlex.quote(self.ref)} --audit-profile {self.profile.name}"
+        # With the equals sign: pytest takes a path that stands alone for a test to collect.
+        python = f" --subject-python={shlex.quote(self.python)}" if self.python else ""
+        options = f"--subject {shlex.quote(self.ref)}{python} --audit-profile {self.profile.name}"
         seed = f" --hypothesis-seed {self.profile.seed}" if self.profile.seed else ""
         return f"{asked_again.command()} {shlex.quote(f'{where}[{self.key.label}]')} {options}{seed}"
 
@@ -313,6 +317,8 @@ class ClaimRun:
         assume(
             fitted is case or not isinstance(case, Recorded)
         )  # what was recorded cannot be asked otherwise
+        if lost := self._lost(case, fitted):
+            self._pass_over(lost)
         case = self.last = fitted
         try:
             with clock.charge("checks"):
@@ -324,6 +330,15 @@ class ClaimRun:
             raise
         except (Unsupported, NotApplicable) as why:
             self._pass_over(why)
+
+    def _lost(self, case: Case, fitted: Case) -> NotApplicable | None:
+        """Why the question cannot be asked of the nearest spec that the subject can express; None where it can."""
+        if self.mode and not getattr(fitted.spec, self.mode):
+            why = f"{self.subject.name} has no {self.mode}: the nearest spec that it can express is without"
+            return ModeMissing(why, self.mode) if self.check.id == "shapes.modes" else NotOffered(why)
+        if self.check.info.aspect == "dropout" and case.spec.dropout > 0 == fitted.spec.dropout:
+            return NotOffered(f"not offered: dropout: {self.subject.name} has none", "dropout")
+        return None
 
     def _pass_over(self, why: Unsupported | NotApplicable) -> None:
         """Leave one case out; Enough where so many have been that none is going to be answered."""

@@ -39,6 +39,7 @@ def load_references() -> None:
     for name in ("peft", "transformers", "scipy.stats"):
         importlib.import_module(name)
     gc.freeze()  # a few hundred thousand objects that stay: the collector need not walk them again and again
+    gc.set_threshold(20_000, 20, 20)  # nor after every seven hundred new ones
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Session:
     profile: Profile
     declarations: tuple[Declaration, ...] = ()
     ref: str = "lora_lite"
+    python: str | None = None  # the interpreter that the subject was asked to run in, as it was given
 
     def __post_init__(self) -> None:
         SUBJECTS[self.subject.name] = self.subject
@@ -91,6 +93,7 @@ class Session:
             record,
             self.ref,
             lambda: self._others(key),
+            self.python,
         )
 
     def _others(self, key: Key) -> dict[str, Oracle]:

@@ -91,8 +91,9 @@ def _built(config: pytest.Config, found: resolve.Resolved) -> Built:
     oracles = _oracles_named(config.getoption("oracle"))
     declared = _declarations(config.getoption("deviations"), found)
     session = Session(
-        subject, variants, oracles, _profile(config), declared, ref_of(found.ref, config.rootpath)
-    )
+        subject, variants, oracles, _profile(config), declared, ref_of(found.ref, config.rootpath),
+        config.getoption("subject_python"),
+    )  # fmt: skip
     aspects = _chosen("--aspect", config.getoption("aspect"), tuple(ASPECTS))
     checks, shard = load_checks(), shards.parse(config.getoption("shard"))
     planned = [key for key in session.planned() if checks[key.check].info.aspect in aspects]

@@ -2,7 +2,7 @@
 # requires-python = "==3.11.*"
 # dependencies = ["loralib==0.1.2", "torch==2.13.0", "numpy"]
 # ///
-"""loralib, the LoRA authors' package: its layer is made in place of the base and takes its weights, as in its README."""
+"""loralib, the LoRA authors' package: a layer made in place of the base takes its weights, as in its README."""
 
 from __future__ import annotations
 

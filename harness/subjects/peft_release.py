@@ -6,11 +6,14 @@ offered, which follows from that release's own configuration classes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import peft
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
 
+NUMBERS = tuple(int(n) for n in re.findall(r"\d+", peft.__version__))
 # variant -> (the configuration's class, its arguments from a spec, where the tuner layer keeps each canonical tensor)
 FACTORS = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
 LORA = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
@@ -65,6 +69,8 @@ class OneLayer(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+        if NUMBERS < (0, 6):  # which ask every model for its configuration
+            self.config = {"model_type": "custom"}
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
@@ -78,10 +84,12 @@ class Peft(Implementation):
     name = "peft"
     version = peft.__version__
     variants = _offered()
+    further: ClassVar[Mapping[str, Any]] = {}  # options that are on, whatever the spec
 
     def config(self, spec: AdapterSpec, targets: Any) -> Any:
         """The release's configuration for a spec. Raises Unsupported for an option that it lacks."""
         name, options, fixed, _ = BINDINGS[spec.variant]
+        fixed = {**fixed, **self.further}
         kind = getattr(peft, name, None)
         if kind is None:
             raise Unsupported(f"PEFT {peft.__version__} has no {name}")
@@ -108,7 +116,11 @@ class Peft(Implementation):
         """The tuner layer; the model goes with it, since save and merge are the model's."""
         layer = model.base_model.model.layer
         object.__setattr__(layer, "_audited_model", model)
-        return Adapted(layer, _slots(layer, spec))
+        return Adapted(layer, self.slots(layer, spec))
+
+    def slots(self, layer: Any, spec: AdapterSpec) -> dict[str, Slot]:
+        """The adapter's tensors on a tuner layer."""
+        return _slots(layer, spec)
 
     def save(self, adapted: Adapted, path: Path) -> None:
         """``save_pretrained``, as safetensors."""
@@ -120,8 +132,8 @@ class Peft(Implementation):
         return self.adapted(model, spec)
 
     def merge(self, adapted: Adapted) -> nn.Linear:
-        """``merge_and_unload``."""
-        model: Any = adapted.module._audited_model
+        """``merge_and_unload`` of a copy: PEFT's own takes the adapted model apart."""
+        model: Any = copy.deepcopy(adapted.module._audited_model)
         found: nn.Linear = model.merge_and_unload().layer
         return found
 
@@ -132,19 +144,31 @@ class Peft(Implementation):
             if hasattr(tuner, "get_base_layer"):
                 return tuner.get_base_layer()
             raise Unsupported(f"PEFT {peft.__version__} shows no base layer of one tuner layer")
+        if not hasattr(tuner._audited_model.base_model, "unload"):
+            raise Unsupported(f"PEFT {peft.__version__} cannot take {type(tuner).__module__} off again")
         return tuner._audited_model.unload().layer
 
     def adapt_model(self, model: nn.Module, spec: AdapterSpec, targets: Any = None) -> Any:
-        """``get_peft_model`` on a whole model, in place."""
+        """``get_peft_model`` on a whole model, in place.
+
+        Raises Unsupported for kinds of layers and for architectures that came after this release.
+        """
         config = self.config(spec, None if targets is None else list(targets))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tuned = peft.get_peft_model(model, config)
+            try:
+                tuned = peft.get_peft_model(model, config)
+            except TypeError as error:
+                raise Unsupported(f"PEFT {peft.__version__}: {error}") from error
+            except ValueError as error:
+                if targets is not None:
+                    raise
+                raise Unsupported(f"PEFT {peft.__version__} has no default targets here: {error}") from error
         found = {}
         for name, layer in tuned.base_model.model.named_modules():
-            if hasattr(layer, "active_adapter") or hasattr(layer, "active_adapters"):
+            if next(iter(BINDINGS[spec.variant][3].values())).partition(".")[0] in layer._modules:
                 side = bool(getattr(layer, "is_feedforward", spec.feedforward))
-                found[name] = Adapted(layer, _slots(layer, dataclasses.replace(spec, feedforward=side)))
+                found[name] = Adapted(layer, self.slots(layer, dataclasses.replace(spec, feedforward=side)))
         return found
 
     def source(self, variant: str, aspect: str) -> Any:
@@ -155,6 +179,23 @@ class Peft(Implementation):
             if path.is_file():
                 return path, ("Linear.merge" if aspect == "merge" else "Linear.forward")
         return None
+
+
+class WithLoraBias(Peft):
+    """``lora_bias=True``: the second factor has a bias, y = x Wᵀ + b + (α/r) (x Aᵀ Bᵀ + c). Since 0.14."""
+
+    variants = frozenset({"lora"}) if "lora_bias" in _fields("LoraConfig") else frozenset()
+    further: ClassVar[Mapping[str, Any]] = {"lora_bias": True}
+
+    def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
+        """As without, of a layer that has a bias. Raises Unsupported for one that has none."""
+        if base.bias is None:
+            raise Unsupported("PEFT merges lora_bias only into a layer that has a bias")
+        return super().adapt(base, spec)
+
+    def slots(self, layer: Any, spec: AdapterSpec) -> dict[str, Slot]:
+        """The factors' bias among them, under its own name."""
+        return {**super().slots(layer, spec), "lora_bias": Slot(layer.lora_B["default"].bias)}
 
 
 def _slots(layer: Any, spec: AdapterSpec) -> dict[str, Slot]:

@@ -59,9 +59,9 @@ def resolve(ref: str, place: Place | None = None) -> Resolved:
     """The subject that ``ref`` names. Raises BadSubject."""
     place = place or Place()
     offered_interface.offer()
-    if (release := releases.file_of(ref)) is not None:
+    if (release := _release(ref)) is not None:
         there = place.python or _made(releases.metadata_of(ref), place, ref)
-        return _remote(there, release, "Peft", ref)
+        return _remote(there, releases.FILE, release, ref)
     target, _, attribute = ref.rpartition(":") if ":" in ref else (ref, "", "")
     if not target or (":" in ref and not attribute):
         raise BadSubject(
@@ -75,6 +75,14 @@ def resolve(ref: str, place: Place | None = None) -> Resolved:
         return _shipped(ref)
     module = _from_file(target, ref) if target.endswith(".py") else _from_package(target, ref)
     return Resolved(_instance(_attribute(module, attribute, ref), ref), ref, _beside(module))
+
+
+def _release(ref: str) -> str | None:
+    """The class for a release of PEFT; None for any other reference. Raises BadSubject."""
+    try:
+        return releases.class_of(ref)
+    except ValueError as error:
+        raise BadSubject(str(error)) from error
 
 
 def _file(target: str, attribute: str, ref: str) -> Path | None:

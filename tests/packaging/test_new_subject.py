@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -50,6 +51,32 @@ def test_a_subject_that_is_sound(library: Path) -> None:
     assert any(
         "--subject toy_lora.py:ToyLora" in s.get("run", "") for s in workflow["jobs"]["audit"]["steps"]
     )
+
+
+def install_step(library: Path) -> dict[str, Any]:
+    """The workflow's step that installs the audit."""
+    workflow = yaml.safe_load((library / ".github/workflows/adapter-conformance.yml").read_text())
+    return next(s for s in workflow["jobs"]["audit"]["steps"] if s.get("name") == "Install the audit")
+
+
+@pytest.mark.parametrize("wheel", ["", "dist/adapter conformance #1.whl"])
+def test_the_workflow_says_what_it_installs(library: Path, tmp_path: Path, wheel: str) -> None:
+    """No index has the audit: without `--wheel` the step says what is to be filled in, and installs nothing."""
+    done = started(library, "ToyLora", *ASK, *(["--wheel", wheel] if wheel else []))
+    assert ("AUDIT, the wheel's address or its path" in done.stdout) == (not wheel)
+    step, pip = install_step(library), tmp_path / "pip"
+    pip.write_text(f'#!/bin/sh\nfor last; do :; done\nprintf %s "$last" > {tmp_path}/installed\n')
+    pip.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **step["env"]}
+    ran = subprocess.run(
+        ["bash", "-e", "-c", step["run"]], env=environment, capture_output=True, text=True, check=False
+    )
+    if wheel:
+        assert (tmp_path / "installed").read_text() == wheel
+    else:
+        assert ran.returncode != 0
+        assert "fill in AUDIT in this workflow" in ran.stderr
+        assert not (tmp_path / "installed").exists()
 
 
 def test_nothing_is_overwritten(library: Path) -> None:

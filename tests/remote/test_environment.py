@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness import bisect
 from harness.subjects import releases
-from harness.subjects.remote import environment
+from harness.subjects.remote import environment, worker
 from harness.subjects.remote.environment import BadEnvironment, Metadata, metadata_of
-from harness.subjects.remote.process import Command, NoWorker, start
+from harness.subjects.remote.process import ARRAYS, IMPLEMENTATION, Command, NoWorker, start
+from harness.subjects.remote.proxy import remote_subject
 from harness.subjects.resolve import BadSubject, Place, resolve
 from tests.remote.served import SUBJECTS
+from tests.subjects.judged import QUICK, once
 
 BLOCK = (
     '# /// script\n# requires-python = ">=3.9"\n# dependencies = [\n#   "numpy",\n#   "six>1",\n# ]\n# ///\n'
@@ -92,6 +96,17 @@ def test_an_environment_is_made_once(cache: Path, tmp_path: Path, monkeypatch: p
     assert asked[1].endswith("numpy six>1")
 
 
+def test_wheels_that_pip_is_told_of_are_looked_at(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uv reads none of pip's settings."""
+    uv = fake_uv(tmp_path, MAKES)
+    monkeypatch.setattr(environment, "_uv", lambda: str(uv))
+    monkeypatch.setenv("PIP_FIND_LINKS", "/one /other")
+    environment.interpreter(Metadata(("numpy",)), lambda line: None)
+    assert "--find-links /one --find-links /other" in (tmp_path / "uv.log").read_text()
+
+
 UVS = """# [tool.uv]
 # override-dependencies = ["torch==2.13.0"]
 # exclude-dependencies = ["torchaudio", "datasets"]
@@ -151,10 +166,14 @@ def test_what_cannot_be_served_is_said(
 
 def test_a_release_has_its_requirements() -> None:
     """Older releases of PEFT with what they run with."""
-    assert releases.file_of("peft@0.11.0") is not None
-    assert releases.file_of("peft") is None
+    assert releases.class_of("peft@0.11.0") == "Peft"
+    assert releases.class_of("peft@0.15.2+lora_bias") == "WithLoraBias"
+    assert releases.class_of("peft") is None
+    with pytest.raises(BadSubject, match="there is no option 'nothing'; expected lora_bias"):
+        resolve("peft@0.15.2+nothing", Place(offline=True, say=lambda line: None))
     assert "transformers==4.57.1" in releases.metadata_of("peft@0.4.0").dependencies
-    assert releases.metadata_of("peft@0.21.2").dependencies[0] == "peft==0.21.2"
+    newest = releases.metadata_of("peft@0.21.2").dependencies
+    assert newest[:2] == ("peft==0.21.2", f"torch=={torch.__version__.partition('+')[0]}")
 
 
 RELEASES = [f"0.{n}.0" for n in range(4, 12)]
@@ -197,3 +216,21 @@ def test_a_search_that_cannot_be_made_is_said(capsys: pytest.CaptureFixture[str]
         bisect.between(RELEASES, "0.4.0", "0.99")
     assert bisect.main(["--good", "0.4.0", "--bad", "0.5.0", "nonsense"]) == 4
     assert "is no claim" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", [worker.__file__, IMPLEMENTATION, ARRAYS], ids=lambda f: Path(f).name)
+def test_what_runs_there_is_python_3_9(file: str | Path) -> None:
+    """The worker and the two interface files, which run beside libraries that are older than the audit."""
+    ast.parse(Path(file).read_text(encoding="utf-8"), feature_version=(3, 9))
+
+
+def test_a_dtype_that_torch_lacks_is_not_laid_at_the_librarys_door() -> None:
+    """Beside an older torch float16 is not asked, and no mode is missing; where it is the library's, it is."""
+    served = remote_subject(Command(Path(sys.executable), SUBJECTS / "old_torch.py", "Old"))
+    assert "float16" not in served.dtypes
+    (claim,) = once(served, ["lora"], lambda c: c.id == "dtype.taken", QUICK)
+    assert claim.outcome == "pass", claim.reason
+    served = remote_subject(Command(Path(sys.executable), SUBJECTS / "old_torch.py", "Refuses"))
+    (claim,) = once(served, ["lora"], lambda c: c.id == "dtype.taken", QUICK)
+    assert claim.outcome != "pass"
+    assert "float16" in (claim.reason or "")

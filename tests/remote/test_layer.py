@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsuppo
 from tests.remote.served import ROOT, served
 from tests.remote.subjects.styles import Styles
 
-VARIANTS = ("lora", "pissa", "dora", "ia3", "hra", "delora")
+VARIANTS = sorted(LoraLite.variants)
 STYLES = ("fused", "hooked", "odd", "parametrized", "subclassed", "transposed", "wrapped")
 
 
@@ -201,3 +202,40 @@ def test_a_whole_model(remote: Implementation) -> None:
         states.append({k: v.clone() for k, v in ours.model.state_dict().items()})
     equal(*observed)
     equal(*states)
+
+
+def test_a_model_with_buffers_that_are_only_there() -> None:
+    """Another release of transformers' has some: they are told, and the model answers as in process."""
+    from harness.cases.tiny_models import ModelCase
+    from harness.compare import adapted_model as whole
+
+    case = ModelCase(AdapterSpec("lora", rank=2, alpha=3.0), "llama")
+    observed, buffers = [], []
+    for subject in (served("further_buffers.py", "Beside"), LoraLite()):
+        ours = whole.adapted_by(subject, case)
+        ours.write(whole.far(ours, case))
+        observed.append({str(k): v for k, v in whole.observe(ours, case).items()})
+        buffers.append("mask" in dict(ours.model.model.named_buffers(recurse=False)))
+    equal(*observed)
+    assert buffers == [True, False]
+
+
+def test_a_computed_slot_of_a_copy() -> None:
+    """What is written into a copy's slot is written there, and the original keeps its own."""
+    subject = served("gated.py", "Library")
+    layer = subject.adapt(nn.Linear(3, 4), AdapterSpec("ia3"))  # type: ignore[arg-type]
+    twin = copy.deepcopy(layer.module)
+    theirs = dataclasses.replace(layer.slots["l"], tensor=dict(twin.named_parameters())["w"])
+    theirs.put(torch.full((4,), 3.0))
+    assert torch.equal(theirs.tensor, torch.full((4,), 2.0)), "stored as w = l − 1"
+    assert torch.equal(theirs.canonical(), torch.full((4,), 3.0))
+    assert torch.equal(layer.slots["l"].canonical(), torch.ones(4))
+    x = torch.randn(2, 3)
+    assert torch.allclose(twin(x), 3 * layer.module(x))
+
+
+def test_an_eval_of_its_own() -> None:
+    """It is called, and what it raises is raised here."""
+    layer = served("gated.py", "Slips").adapt(nn.Linear(3, 4), AdapterSpec("ia3"))  # type: ignore[arg-type]
+    with pytest.raises(NameError, match="hidden"):
+        layer.module.eval()

@@ -499,6 +499,24 @@ class ExtraBias(wrapped.Lora):
     def branch(self, x: Tensor) -> Tensor:
         return super().branch(x) + self.lora_bias
 
+    def merged(self) -> nn.Linear:
+        layer = super().merged()
+        bias = self.extra() if self.base.bias is None else self.base.bias + self.extra()
+        layer.bias = nn.Parameter(bias.detach().to(layer.weight.dtype))
+        return layer
+
+    def extra(self) -> Tensor:
+        """What the trained bias adds when merged."""
+        return self.lora_bias
+
+
+@layer("lora", "merge.weight", "Buggy", "init dtype forward")
+class ExtraBiasMergedTwice(ExtraBias):
+    """A trainable bias that no reference has, and that is merged with a factor it does not act with."""
+
+    def extra(self) -> Tensor:
+        return 2 * self.lora_bias
+
 
 @layer("lora", "shapes.roles", "Partial", "save_load init scale merge")
 class AFrozen(wrapped.Lora):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from harness.checkpoints.adapter_folder import AdapterFolder
 from harness.checkpoints.base_checkpoint import BaseCheckpoint
-from harness.checkpoints.tensor_folder import Unreadable
 from oracles.implementation import Adapted
 from oracles.vectors.meaning import AdaptedModule
 from oracles.vectors.readings import wrong_readings
+from oracles.vectors.unreadable import Unreadable
 from oracles.vectors.update import Update
 from tests.subjects import functional
 from tests.subjects.broken import add
@@ -73,8 +73,9 @@ class MergingLoader(functional.Library):
         held = {n: p.detach().contiguous().clone() for n, p in model.named_parameters(remove_duplicate=False)}
         place = Path(model_folder(held))
         try:
-            with BaseCheckpoint(place) as checkpoint, AdapterFolder(folder) as adapter:
-                return {n: u for m in adapter.against(checkpoint) for n, u in self.read(m).items()}
+            checkpoint = BaseCheckpoint(place)
+            adapter = AdapterFolder(folder)
+            return {n: u for m in adapter.against(checkpoint) for n, u in self.read(m).items()}
         finally:
             shutil.rmtree(place)
 

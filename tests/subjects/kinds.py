@@ -62,6 +62,8 @@ class LowRank(nn.Module):
     def shapes_quantised(self) -> tuple:
         return (self.r, self.base.in_features), (self.base.out_features, self.r)
 
+    shapes_linear = shapes_quantised
+
     def shapes_embedding(self) -> tuple:
         return (self.r, self.base.num_embeddings), (self.base.embedding_dim, self.r)
 
@@ -86,7 +88,7 @@ class LowRank(nn.Module):
     def path_conv1d(self, x: Tensor) -> Tensor:
         return x @ self.A.T @ self.B.T
 
-    path_quantised = path_conv1d
+    path_linear = path_quantised = path_conv1d
 
     def path_embedding(self, x: Tensor) -> Tensor:
         y = fn.embedding(x, self.A.T, padding_idx=self.base.padding_idx) @ self.B.T
@@ -114,14 +116,14 @@ class LowRank(nn.Module):
                 raise Unsupported("a grouped convolution cannot hold the update")
             plain.weight += update.reshape(plain.weight.shape)
         else:
-            plain.weight += update.T
+            plain.weight += update if self.kind == "linear" else update.T
 
 
 def kind_of(base: nn.Module) -> str:
     """Which of the kinds it is."""
     if isinstance(base, QuantisedLinear):
         return "quantised"
-    return {"Conv1D": "conv1d", "Conv2d": "conv2d"}.get(type(base).__name__, "embedding")
+    return {"Conv1D": "conv1d", "Conv2d": "conv2d", "Linear": "linear"}.get(type(base).__name__, "embedding")
 
 
 class Library(Implementation):
@@ -206,7 +208,7 @@ class TiedHeadWritten(LowRank):
         return y
 
 
-@broken("conv2d")
+@broken("conv2d", "groups_ignored")
 class GroupsIgnored(LowRank):
     """Every output channel sees the first group's coordinates."""
 
@@ -225,7 +227,7 @@ class DilationIgnored(LowRank):
         return fn.conv2d(fn.conv2d(x, self.A, None, b.stride, b.padding), self.B, groups=b.groups)
 
 
-@broken("conv2d")
+@broken("conv2d", "stride_ignored")
 class StrideIgnored(LowRank):
     """The adapter's convolution is of stride one, and every second output is taken from the start of the image."""
 
@@ -267,7 +269,7 @@ class LostInTheQuantisedWeight(LowRank):
             super().fold(plain, update)
 
 
-@broken("merge")
+@broken("merge", "mirrored")
 class FoldedInTheWrongOrder(LowRank):
     """The kernel of a merged convolution has its positions mirrored."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from harness.cases import example_database
 from harness.cases.profiles import Profile
 from harness.engine.session import claims_for
 from reports.model import Claim
-from tests.trust.runs import ROOT
+from tests.packaging import toy
+from tests.trust.runs import ROOT, Files, audit
 from tests.trust.wrong import Wrong
 
 CHECK = "forward.random_parameters"
@@ -69,14 +71,35 @@ def test_the_printed_line_asks_the_same_again():
     claim = asked(seed=7)
     assert claim.witness is not None
     line = claim.witness.replay.replace("--subject lora_lite", "--subject tests/trust/wrong.py:Wrong")
-    words = shlex.split(line)
-    assert words[0] == "pytest"
-    done = subprocess.run(
-        [sys.executable, "-m", *words, "-q", "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
+    done = again(line)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 failed" in done.stdout
     assert claim.witness.quantity in done.stdout
     for key, value in claim.witness.case.items():
         assert f"{key} {value}" in done.stdout
+
+
+def again(line: str) -> subprocess.CompletedProcess[str]:
+    """A printed line as a reader would paste it."""
+    words = shlex.split(line)
+    assert words[0] == "pytest"
+    return subprocess.run(
+        [sys.executable, "-m", *words, "-q", "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_the_line_of_a_subject_in_another_interpreter(tmp_path):
+    """It names the interpreter, without which the subject would run here."""
+    repository = toy.repository(tmp_path / "repository", wrong=True)
+    files, there = Files(tmp_path), f"--subject-python={sys.executable}"
+    audit(
+        f"--subject={repository}/subject.py:Toy", there, "--variant=lora", "--oracle=paper", "--aspect=scale",
+        *files.options,
+    )  # fmt: skip
+    claims = json.loads(files.audit.read_text())["claims"]
+    line = next(c["witness"]["replay"] for c in claims if c["outcome"] == "fail")
+    assert there in shlex.split(line)
+    done = again(line)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 failed" in done.stdout

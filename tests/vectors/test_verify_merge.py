@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.checkpoints import merge_judgement as judgement
@@ -15,6 +16,7 @@ from harness.checkpoints.__main__ import main
 from harness.checkpoints.merge_judgement import Judgement
 from harness.checkpoints.verify_merge import Verification, exit_code
 from oracles.vectors.corpus import Vector, vectors
+from oracles.vectors.unreadable import Unreadable
 
 APPLIED = [v for v in vectors() if v.about["expect"] == "apply"]
 
@@ -28,8 +30,8 @@ def _write(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None =
 
 def _verify(vector: Vector, merged: dict[str, Tensor], folder: Path) -> list[Judgement]:
     dtype = getattr(torch, vector.about["flags"]["base_dtype"])
-    with Verification(vector.base, vector.adapter, _write(folder, merged, dtype)) as verification:
-        return list(verification)
+    verification = Verification(vector.base, vector.adapter, _write(folder, merged, dtype))
+    return list(verification)
 
 
 @pytest.mark.parametrize("vector", APPLIED, ids=lambda v: v.id)
@@ -93,8 +95,8 @@ def _small(tmp_path: Path, size: float, share: float, dtype: torch.dtype = torch
     merged = _write(
         tmp_path / "merged", {"q.weight": (W.float() + share * delta).to(torch.bfloat16).to(dtype)}
     )
-    with Verification(base, adapter, merged) as verification:
-        return next(iter(verification))
+    verification = Verification(base, adapter, merged)
+    return next(iter(verification))
 
 
 @pytest.mark.parametrize(
@@ -150,8 +152,8 @@ def _grid_case(tmp_path: Path, size: float, share: float) -> Judgement:
     base = _write(tmp_path / "base", {"q.weight": W.bfloat16()})
     adapter = _adapter(tmp_path / "adapter", A, B, alpha=4)
     merged = _write(tmp_path / "merged", {"q.weight": _four_bits(W + share * B @ A)})
-    with Verification(base, adapter, merged) as verification:
-        return next(iter(verification))
+    verification = Verification(base, adapter, merged)
+    return next(iter(verification))
 
 
 def test_another_adapter_is_no_scale_of_this_one(tmp_path: Path) -> None:
@@ -161,8 +163,8 @@ def test_another_adapter_is_no_scale_of_this_one(tmp_path: Path) -> None:
     base = _write(tmp_path / "base", {"q.weight": W})
     adapter = _adapter(tmp_path / "adapter", A, B, alpha=4)
     merged = _write(tmp_path / "merged", {"q.weight": W + B.flip(1) @ A})
-    with Verification(base, adapter, merged) as verification:
-        found = list(verification)
+    verification = Verification(base, adapter, merged)
+    found = list(verification)
     assert [j.verdict for j in found] == [judgement.OTHER]
 
 
@@ -208,6 +210,55 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     assert found["layers.1.q_proj.bias"] == judgement.MISSING
 
 
+# Quantised formats that are not read
+
+PACKED = {
+    "bitsandbytes": {
+        "layers.0.q_proj.weight": torch.zeros(18, 1, dtype=torch.uint8),
+        "layers.0.q_proj.weight.absmax": torch.ones(1),
+        "layers.0.q_proj.weight.quant_map": torch.ones(16),
+        "layers.0.q_proj.weight.quant_state.bitsandbytes__nf4": torch.zeros(8, dtype=torch.uint8),
+    },
+    "GPTQ": {
+        "layers.0.q_proj.weight": None,
+        "layers.0.q_proj.qweight": torch.zeros(1, 7, dtype=torch.int32),
+        "layers.0.q_proj.scales": torch.ones(1, 7).half(),
+        "layers.0.q_proj.g_idx": torch.zeros(5, dtype=torch.int32),
+    },
+}
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_a_packed_format_is_no_accusation(form: str, tmp_path: Path) -> None:
+    vector = next(v for v in APPLIED if v.id == "lora.one_module")
+    tensors = {**{n: t.float() for n, t in vector.merged.items()}, **PACKED[form]}
+    merged = _write(tmp_path, {n: t for n, t in tensors.items() if t is not None})
+    found = list(Verification(vector.base, vector.adapter, merged))
+    assert exit_code(found) == 3
+    unsure = {j.tensor for j in found if j.verdict == judgement.INCONCLUSIVE}
+    assert unsure == set(PACKED[form])
+
+
+def test_a_tensor_that_is_missing_is_still_named_beside_a_packed_one(tmp_path: Path) -> None:
+    vector = next(v for v in APPLIED if v.id == "lora.one_module")
+    tensors = {**{n: t.float() for n, t in vector.merged.items()}, **PACKED["bitsandbytes"]}
+    del tensors["layers.1.q_proj.weight"]
+    found = list(Verification(vector.base, vector.adapter, _write(tmp_path, tensors)))
+    assert [j.tensor for j in found if j.verdict == judgement.MISSING] == ["layers.1.q_proj.weight"]
+
+
+@pytest.mark.parametrize("change", [0, 1])
+def test_whole_numbers_that_the_base_has_too_are_compared(change: int, tmp_path: Path) -> None:
+    vector = next(v for v in APPLIED if v.id == "lora.one_module")
+    ids = torch.arange(4)
+    base = _write(tmp_path / "base", {**vector.base_tensors, "position_ids": ids})
+    right = {n: t.float() for n, t in vector.merged.items()}
+    merged = _write(tmp_path / "merged", {**right, "position_ids": ids + change})
+    found = {j.tensor: j.verdict for j in Verification(base, vector.adapter, merged)}
+    assert found["position_ids"] == (judgement.CHANGED if change else judgement.VERIFIED)
+    assert exit_code(list(Verification(base, vector.adapter, merged))) == change
+
+
 # inspect
 
 
@@ -228,11 +279,47 @@ def test_inspect_tells_the_scale_of_every_module(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    "name", ["dora.conv2d.three_by_three", "ia3.conv2d.input", "experts.in_out.both", "vera.shared"]
+    "name",
+    [
+        "dora.conv2d.three_by_three",
+        "pissa.alpha",
+        "ia3.conv2d.input",
+        "hra.odd",
+        "delora.rank_three",
+        "experts.in_out.both",
+        "vera.shared",
+    ],
 )
-def test_inspect_reads_every_method(name: str) -> None:
+def test_inspect_measures_every_methods_update(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     vector = _vector(name)
-    assert main(["inspect", str(vector.adapter), "--base", str(vector.base)]) == 0
+    assert main(["inspect", str(vector.adapter), "--base", str(vector.base), "--json"]) == 0
+    norms = sorted(row["norm"] for row in json.loads(capsys.readouterr().out)["modules"])
+    assert norms == pytest.approx(sorted(float(d.norm()) for d in vector.part("delta/").values()))
+
+
+@pytest.mark.parametrize("name", ["dora.linear", "ia3.output", "hra.even", "delora.rank_two", "vera.shared"])
+def test_inspect_needs_no_base(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(_vector(name).adapter)]) == 0
+    assert capsys.readouterr().out.startswith(name.partition(".")[0])
+
+
+def test_bare_parameters_of_another_method_are_refused(tmp_path: Path) -> None:
+    """PEFT puts LoRA alone on them; the file must not be read as if it were one."""
+    vector = _vector("experts.out_in.first")
+    folder = shutil.copytree(vector.adapter, tmp_path / "adapter")
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace('"init_lora_weights": true', '"init_lora_weights": "pissa"'))
+    with pytest.raises(Unreadable, match=r"for parameters of mlp\.experts, on which pissa is not defined"):
+        Verification(vector.base, folder, vector.base)
+
+
+def test_half_a_pair_of_an_experts_factors_is_refused(tmp_path: Path) -> None:
+    vector = _vector("experts.out_in.first")
+    folder = shutil.copytree(vector.adapter, tmp_path / "adapter")
+    path = folder / "adapter_model.safetensors"
+    save_file({n: t for n, t in load_file(path).items() if "lora_A" in n}, path)
+    with pytest.raises(Unreadable, match="no assignment fits"):
+        Verification(vector.base, folder, vector.base)
 
 
 def test_inspect_tells_what_is_odd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

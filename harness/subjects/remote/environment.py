@@ -115,6 +115,9 @@ def _make(uv: str, metadata: Metadata, folder: Path, python: Path, offline: bool
     _run([uv, "venv", "--quiet", *more, "--python", metadata.requires_python or _this_python(), str(folder)])
     if not metadata.dependencies:
         return
+    # A folder of wheels that pip is told of is looked at, too: uv reads nothing of pip's.
+    for place in os.environ.get("PIP_FIND_LINKS", "").split():
+        more += ["--find-links", place]
     more += _listed(folder, "--overrides", metadata.overrides) + _listed(
         folder, "--excludes", metadata.excludes
     )

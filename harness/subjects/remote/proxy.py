@@ -64,6 +64,11 @@ def remote_subject(command: Command) -> Implementation:
     offered = [m for m in greeting.get("methods", ()) if callable(getattr(Implementation, str(m), None))]
     methods: dict[str, Any] = {m: _forwarded(m) for m in offered if m != "adapt"}
     own = {a: identity_of(greeting[a]) for a in ATTRIBUTES if greeting.get(a) is not None}
+    # What torch itself cannot compute there, no adapter can: it is not asked, and not laid at the library's door.
+    without = frozenset(map(str, greeting.get("without_product", ())))
+    if without:
+        own["dtypes"] = own.get("dtypes", Implementation.dtypes) - without
+        methods["without_product"] = without
     extra = {"__doc__": greeting.get("doc") or None, "environment": greeting.get("environment", {})}
     kind = type(str(greeting.get("class"))[:100], (RemoteSubject,), {**methods, **own, **extra})
     subject: RemoteSubject = kind()

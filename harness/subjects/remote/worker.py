@@ -13,6 +13,7 @@ import collections
 import contextlib
 import copy
 import ctypes
+import dataclasses
 import gc
 import importlib
 import importlib.util
@@ -381,12 +382,12 @@ class World:
         return {key: value for key, value in said.items() if value}
 
     def _modules(self, modules):
-        plain, trains, usual = {}, {}, self.tensors.torch.nn.Module.train
+        plain, trains, evals, usual = {}, {}, {}, self.tensors.torch.nn.Module
         for number, module in modules.items():
             told = (
                 bool(module.training),
                 self.is_plain(module, plain),
-                is_usual(module, "train", usual, trains),
+                is_usual(module, "train", usual.train, trains) and is_usual(module, "eval", usual.eval, evals),
                 tuple((name, c if c is None else self.number(c)) for name, c in module._modules.items()),
                 tuple((name, t if t is None else self.number(t)) for name, t in module._parameters.items()),
                 tuple((name, t if t is None else self.number(t), name not in module._non_persistent_buffers_set)
@@ -594,6 +595,17 @@ class TorchServer:
         self.world = None
         self.before, self.left = {}, {}
 
+    def without_product(self):
+        """The half dtypes in which this torch multiplies no matrices on the CPU, as none before 2.2 does in float16."""
+        found = []
+        for name in ("bfloat16", "float16"):
+            x = self.torch.ones(2, 2, dtype=getattr(self.torch, name))
+            try:
+                self.torch.nn.functional.linear(x, x, x[0])
+            except RuntimeError:
+                found.append(name)
+        return found
+
     # What comes in
 
     def take(self, header, raws):
@@ -721,12 +733,14 @@ class TorchServer:
         """``read``, ``write`` or ``gradient`` of a slot whose canonical value is computed."""
         _, slots = self.world.adapted[header["adapted"]]
         slot, action = slots[header["slot"]], header["action"]
+        if action != "gradient":
+            slot = dataclasses.replace(slot, tensor=self.tensors.tensor(raws[header["live"]]).clone())
         if action == "read":
             return {"tensor": parcel.add(slot.canonical())}
         value = self.tensors.tensor(raws[header["value"]])
         if action == "write":
             slot.put(value)
-            return None
+            return {"tensor": parcel.add(slot.tensor)}
         with self.torch.no_grad():
             return {"tensor": parcel.add(slot.gradient(value))}
 
@@ -902,7 +916,7 @@ class TorchServer:
         for number in base.get("evaluating", ()):
             first[number].training = False
         self.world.roots.append(module)
-        self.settle()
+        self.settle({number for _, number, *_ in base["tensors"]})
 
     def fill(self, module, base, raws):
         """The audit's tensors, tied where they are tied there."""
@@ -929,9 +943,15 @@ class TorchServer:
                 "%s has further tensors here: %s" % (base["recipe"]["class"], some(lacking))
             )
 
-    def settle(self):
-        """The audit knows what it sent: it need not be told again."""
+    def settle(self, sent):
+        """The audit knows what it sent: it need not be told again. It knows nothing of what is only here.
+
+        Another release of transformers has further buffers.
+        """
+        known = set(self.world.told_tensors)
         self.world.changes(Parcel(self.tensors))
+        for number in set(self.world.told_tensors) - known - sent:
+            self.world.told_storages.pop(self.world.told_tensors.pop(number)[0], None)
 
     def blank(self, recipe):
         """A module of that class, its tensors of no meaning; torch's generator is left alone."""
@@ -1125,6 +1145,10 @@ class ArrayServer:
     def __init__(self, subject):
         self.subject, self.tensors = subject, NumpyTensors()
         self.adapted, self.numbers = {}, itertools.count(1)
+
+    def without_product(self):
+        """Nothing is known of another framework's dtypes but what the subject says."""
+        return []
 
     def take(self, header, raws):
         """Let go of what the audit has let go of."""
@@ -1373,7 +1397,8 @@ def greeting(server):
         for n in ("name", "version", "variants", "layers", "dtypes", "inputs")
     }
     return dict(told, protocol=PROTOCOL, kind=server.kind, methods=own, doc=inspect.getdoc(type(subject)) or "",
-                **{"class": type(subject).__name__}, environment=environment())  # fmt: skip
+                **{"class": type(subject).__name__}, environment=environment(),
+                without_product=server.without_product())  # fmt: skip
 
 
 def as_told(value):

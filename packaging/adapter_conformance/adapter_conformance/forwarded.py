@@ -47,7 +47,7 @@ COMMANDS = {
         "refs.__main__", (), "python -m refs", "the references; `refs sync` writes the authors' files into the cache"
     ),
     "bisect": Forwarded(
-        "harness.subjects.bisect", (), "python -m harness bisect",
+        "harness.bisect", (), "python -m harness bisect",
         "which PEFT release changed a claim; writes environments into the cache",
     ),
     "probe": Forwarded(

@@ -17,7 +17,6 @@ import jinja2
 from adapter_conformance import house, layer_guess
 
 WORKFLOW = Path(".github/workflows/adapter-conformance.yml")
-WHEEL = "adapter-conformance"
 USAGE = 4
 HELP = f"""Start a subject: writes NAME.py (the subject), NAME.toml (its declared deviations) and {WORKFLOW}
 below the folder you stand in, tries the subject on a small layer, and says what is left to fill in. What is not given
@@ -90,7 +89,10 @@ def _parser() -> argparse.ArgumentParser:
         "--dependency", action="append", default=[], metavar="REQ",
         help="a requirement of the library's own environment (PEP 723); may be repeated",
     )  # fmt: skip
-    add("--wheel", default=WHEEL, metavar="REQ", help=f"what the workflow installs (default {WHEEL})")
+    add(
+        "--wheel", default="", metavar="REQ",
+        help="what the workflow installs the audit from, an address or a path in the repository: no index has it",
+    )  # fmt: skip
     return parser
 
 
@@ -194,6 +196,8 @@ def _told(given: Given, guess: layer_guess.Guess) -> int:
     left += [
         f"{given.file}: SOURCES[{a!r}], {words}" for a, words in ASPECTS.items() if a not in guess.symbols
     ]
+    if not given.wheel:
+        left.append(f"{WORKFLOW}: AUDIT, the wheel's address or its path in the repository; no index has it")
     wrong = _preflight(given)
     for line in wrong:
         print(f"not sound yet: {line}")
