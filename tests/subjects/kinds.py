@@ -251,6 +251,18 @@ class BiasLeftOut(LowRank):
         return y if bias is None or self.kind != "conv2d" or not self.B.any() else y - bias[:, None, None]
 
 
+@broken("conv2d", "lora.base_path_cut")
+class BasePathCut(LowRank):
+    """The base convolution is called without gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind != "conv2d":
+            return super().forward(x)
+        with torch.no_grad():
+            y = self.base(x)
+        return y + self.s * self.path_conv2d(x)
+
+
 @broken("quantised", "update_lost")
 class UpdateLost(LowRank):
     """Over a quantised weight the adapter is there, and not called."""
