@@ -126,7 +126,9 @@ def abilities_of(subject: Implementation, variant: str) -> Abilities:
 
 
 def _declared(subject: Implementation, case: Case) -> Iterator[Lack]:
-    beyond_torch = getattr(subject, "without_product", frozenset())  # of a subject beside an older torch
+    beyond_torch: frozenset[str] = getattr(
+        subject, "without_product", frozenset()
+    )  # of a subject beside an older torch
     for name in sorted(set(DTYPES) - set(subject.dtypes) - beyond_torch):
         yield Lack("dtype", f"{name} base and x", "declared", "the subject's `dtypes` leaves it out", case)
     for dims in sorted(set(BATCHES) - set(subject.inputs)):
