@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from weakref import WeakKeyDictionary
@@ -82,8 +83,16 @@ class Kinds:
         return found
 
 
+SIZES = re.compile(
+    r"must match|mat1 and mat2|size mismatch|shape '", re.IGNORECASE
+)  # torch's words, no library's
+
+
 def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
-    """The subject on a layer of the case's kind. Raises NotOffered, or Refused for a layer out of the ordinary."""
+    """The subject on a layer of the case's kind. Raises NotOffered, or Refused for a layer out of the ordinary.
+
+    Sizes that do not fit are no refusal: on a plain layer they are a fault of who calls the kind one that it takes.
+    """
     if case.kind not in context.subject.layers:
         raise NotOffered(f"{case.kind} layers", "layers")
     if case.kind == "quantised" and not case.quantiser:
@@ -92,10 +101,39 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     try:
         layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
     except (SubjectRaised, Unsupported) as why:
+        if case.is_plain and is_misfit(why):
+            raise
         if case.is_plain:
             raise NotOffered(f"{case.spec.variant} on {case.kind} layers: {why}", "layers") from why
         raise Refused from why
-    return Kinds(layer, case)
+    try:
+        return Kinds(layer, case)
+    except NoSlot:
+        starts_at_the_base(
+            context, case, layer
+        )  # tensors of another shape may be a layout, or a fault that shows
+        raise
+
+
+def is_misfit(why: Exception) -> bool:
+    """Whether an exception is torch's about sizes that do not fit: no refusal, but a fault."""
+    return isinstance(why.__cause__, RuntimeError) and SIZES.search(str(why)) is not None
+
+
+def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor], Tensor]) -> None:
+    """A fresh adapter answers as the base does, where the method promises it."""
+    if not case.variant.starts_at_identity(case.spec):
+        return
+    base = case.base()
+    with torch.no_grad():
+        wanted, actual = base(case.x), layer(case.x)
+    context.demand(
+        actual.shape == wanted.shape, case, "shape of the output", tuple(wanted.shape), tuple(actual.shape)
+    )
+    rows = case.rows(case.input)
+    size = float(rows.norm() * case.weight.double().norm() + wanted.double().norm()) * case.embed_scale
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
+    context.judge(case, "output at the start", actual.double(), wanted.double(), unit * size)
 
 
 _TAKEN: WeakKeyDictionary[Implementation, dict[str, frozenset[str]]] = WeakKeyDictionary()
