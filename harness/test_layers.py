@@ -18,9 +18,11 @@ from harness.compare import rounding
 from harness.compare.context import Context, Refused
 from harness.compare.kinds import Kinds, adapted, equation_at, explain, quantising_error, taken_by
 from harness.compare.layer import SubjectRaised
+from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, NotOffered
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
+from reports.model import Diagnosis
 
 AFFECTED = ("forward.random_parameters", "forward.gradients", "forward.modes")
 
@@ -129,10 +131,14 @@ def _computes(context: Context, case: KindCase, layer: Kinds) -> None:
     diagnose=False,
 )
 def test_merge(context: Context, case: KindCase) -> None:
-    """Where merging is offered, the folded layer computes what the adapted one does; no further off where quantised."""
+    """Where merging is offered, the folded layer computes what the adapted one does; no further off where quantised.
+
+    Folded in place and unmerged, where that is offered, the layer computes that, too.
+    """
     taken = taken_by(context)
     if not taken:
-        raise NotOffered(f"not offered: {case.spec.variant} on another kind of layer than linear", "layers")
+        raise NotOffered(f"{case.spec.variant} on another kind of layer than linear", "layers")
+    need(context.subject, case.spec, ("merge",))
     if case.kind not in taken:
         raise Refused
     layer = adapted(context, case)
@@ -153,4 +159,42 @@ def test_merge(context: Context, case: KindCase) -> None:
         )
     except Deviation as found:
         found.diagnosis = explain(context, case, layer, y)
+        raise
+    _unfolds(context, case)
+
+
+UNMERGED_OTHERWISE = Diagnosis(
+    "layers.unmerged_otherwise",
+    "on another kind of layer unmerging does not take out what merging folded in",
+    "after an evaluation that merges, the model is another one",
+    matched=1,
+    tried=1,
+    source="check",
+)
+
+
+def _unfolds(context: Context, case: KindCase) -> None:
+    """Where it is offered: merged in place and taken out again, the layer computes what it did."""
+    subject = context.subject
+    if not all(offers(subject, case.spec, method) for method in ("merge_in_place", "unmerge")):
+        return
+    layer = adapted(context, case)
+    layer.write(case.far(dict.fromkeys(layer.names)))
+    exact, noise = equation_at(context, case, layer)
+    try:
+        context.calling("merge_in_place", subject.merge_in_place, layer.adapted)
+    except (SubjectRaised, Unsupported):
+        return  # what is refused has changed nothing that unmerging would take out
+    context.calling("unmerge", subject.unmerge, layer.adapted)
+    with torch.no_grad():
+        y = case.outputs(layer(case.x)).double()
+    floor = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(exact["output"].norm())
+    if case.kind == "quantised":
+        floor += 2 * quantising_error(context, case, layer, exact["output"])
+    try:
+        context.judge(
+            case, "output after unmerging", y, exact["output"], 2 * floor, noise=lambda: 2 * noise("output")
+        )
+    except Deviation as found:
+        found.diagnosis = UNMERGED_OTHERWISE
         raise

@@ -14,7 +14,7 @@ from harness.cases.layer_cases import Case, Domain
 from harness.cases.life_cases import FIRST, SECOND, LifeCase, lives
 from harness.compare import rounding
 from harness.compare.context import Context
-from harness.compare.layer import Layer, SubjectRaised, as_layer
+from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
 from harness.compare.life import Done, Life, State, life
 from harness.compare.life_faults import named
 from harness.compare.life_gradients import gradients_at
@@ -83,7 +83,14 @@ def test_output(context: Context, case: LifeCase) -> None:
         )
     ),
     against=("paper",),
-    follows=("merge.weight", "lifecycle.output", "forward.random_parameters", "forward.modes", "forward.base_kept"),
+    follows=(
+        "merge.weight",
+        "merge.untouched",
+        "lifecycle.output",
+        "forward.random_parameters",
+        "forward.modes",
+        "forward.base_kept",
+    ),
     diagnose=False,
 )  # fmt: skip
 def test_merged(context: Context, case: LifeCase) -> None:
@@ -576,7 +583,7 @@ def test_copies(context: Context, case: LifeCase) -> None:
             elif done.name == "cast" and not layer.ended:
                 layer.judge("output in float64", layer.output(), roundoffs=FOLDED)
         for copied, before, dtype in copies:
-            with torch.no_grad():
+            with torch.no_grad(), answering(layer.layer.who, "module(x) of a deep copy"):
                 after = copied(case.x.to(dtype)).double()
             context.demand(
                 torch.equal(after, before), case, "output of a deep copy, later", "as it was", "another"

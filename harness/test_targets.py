@@ -14,12 +14,15 @@ from harness.cases.tiny_models import ARCHITECTURES, EXPECTED, ModelCase, heads,
 from harness.compare import rounding
 from harness.compare.adapted_model import (
     AdaptedModel,
+    Places,
     adapted_by,
+    count,
     far,
     noise,
     observe,
     offers_models,
     reference_on,
+    reference_places,
     subject_on,
     take_off,
     train,
@@ -88,9 +91,7 @@ def listed(names: set[str]) -> str:
     return ", ".join(some[:4]) + (f", ... ({len(some)})" if len(some) > 4 else "") if some else "none"
 
 
-def same_places(
-    context: Context, case: ModelCase, ours: AdaptedModel, theirs: AdaptedModel, what: str
-) -> None:
+def same_places(context: Context, case: ModelCase, ours: AdaptedModel, theirs: Places, what: str) -> None:
     """Raise Deviation unless both adapt the same layers; the witness shows what is missing and what is extra."""
     mine, other = set(ours.layers), set(theirs.layers)
     note = f"missing: {listed(other - mine)}; extra: {listed(mine - other)}"
@@ -109,7 +110,7 @@ def same_places(
 )
 def test_default(context: Context, case: ModelCase) -> None:
     """With no targets given, the layers that are adapted are those that PEFT adapts on that architecture."""
-    theirs = reference_on(context, case)
+    theirs = reference_places(context, case)
     same_places(context, case, subject_on(context, case), theirs, "layers adapted by default")
 
 
@@ -129,7 +130,7 @@ def test_coverage(context: Context, case: ModelCase) -> None:
 
     GPT-2 is asked of those who take its transposed layers when they are named.
     """
-    theirs = reference_on(context, case)
+    theirs = reference_places(context, case)
     if case.kind.conv1d:
         subject_on(context, dataclasses.replace(case, targets=case.kind.endings[0]))
     try:
@@ -152,7 +153,7 @@ def test_coverage(context: Context, case: ModelCase) -> None:
 )
 def test_explicit(context: Context, case: ModelCase) -> None:
     """Targets given as endings of names select the layers that PEFT selects: whole parts of a name, in every block."""
-    theirs = reference_on(context, case)
+    theirs = reference_places(context, case)
     same_places(context, case, subject_on(context, case), theirs, "layers adapted for these targets")
 
 
@@ -378,9 +379,9 @@ def carry(variant: Variant, values: dict[tuple[str, str], Tensor], ours: Adapted
 )
 def test_counts(context: Context, case: ModelCase) -> None:
     """As many numbers want a gradient as in PEFT's model, all in adapters, and a step changes nothing else."""
-    theirs = reference_on(context, case)
+    expected = reference_places(context, case).trainable
     ours = subject_on(context, case)
-    expected, actual = count(theirs), count(ours)
+    actual = count(ours)
     context.demand(expected == actual, case, "trainable numbers in the model", expected, actual)
     own = {id(t) for t in ours.trained()}
     strays = {n for n, t in ours.model.named_parameters() if t.requires_grad and id(t) not in own}
@@ -392,11 +393,6 @@ def test_counts(context: Context, case: ModelCase) -> None:
     state = ours.state()
     changed = {n for n, t in frozen.items() if id(state[n]) not in written and not torch.equal(t, state[n])}
     context.demand(not changed, case, "tensors that changed outside adapters", "none", listed(changed))
-
-
-def count(adapted: AdaptedModel) -> int:
-    """How many numbers of the model want a gradient."""
-    return sum(p.numel() for p in adapted.model.parameters() if p.requires_grad)
 
 
 @check(

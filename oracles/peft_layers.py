@@ -23,6 +23,9 @@ class OneLayer(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+        # What transformers sets on a model whose layers bitsandbytes has quantised, and PEFT asks for.
+        self.is_loaded_in_4bit = type(layer).__name__ == "Linear4bit"
+        self.is_loaded_in_8bit = type(layer).__name__ == "Linear8bitLt"
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""

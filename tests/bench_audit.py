@@ -1,14 +1,16 @@
 """Where the audit's time goes: one run of `pytest harness/ --report`, in seconds and shares per bucket.
 
-python -m tests.bench_audit [--remote] [--audit-profile quick] [further pytest options]
+python -m tests.bench_audit [--cpu | --remote] [--audit-profile quick] [further pytest options]
 
-With ``--remote``: what a claim costs whose subject is in a process of its own, beside the same in this process.
+With ``--cpu``: processor time, for a machine that others use too. With ``--remote``: what a claim costs whose subject
+is in a process of its own, beside the same in this process.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -27,25 +29,33 @@ BUCKETS = {
     "oracle": "oracle calls (PEFT, authors, equations)",
     "checks": "checks: cases, comparison",
     "hypothesis": "Hypothesis",
-    "pytest": "pytest",
+    "pytest": "pytest, and the references' own tests",
     "reports": "reports",
 }
 OWN = ("checks", "hypothesis", "pytest", "reports")
 
 
-def measure(options: list[str]) -> tuple[dict[str, float], float, int]:
-    """(seconds per bucket, wall seconds, exit code) of one serial audit."""
+def measure(options: list[str], cpu: bool) -> tuple[dict[str, float], float, int]:
+    """(seconds per bucket, seconds in all, exit code) of one serial audit."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         environment = {**os.environ, "AUDIT_CLOCK": str(out / "clock.json")}
+        environment |= {"AUDIT_CLOCK_CPU": "1"} if cpu else {}
+        clock = of_children if cpu else time.perf_counter
         command = [sys.executable, "-m", "pytest", "harness/", f"--report={out / 'review.md'}", "-q"]
         command += ["--audit-json", str(out / "audit.json"), *options]
-        start = time.perf_counter()
+        start = clock()
         code = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=False
         ).returncode
-        wall = time.perf_counter() - start
-        return json.loads((out / "clock.json").read_text()), wall, code
+        spent = clock() - start
+        return json.loads((out / "clock.json").read_text()), spent, code
+
+
+def of_children() -> float:
+    """Processor seconds of the processes that have been waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def seconds_per_claim(options: list[str]) -> dict[str, float]:
@@ -74,15 +84,17 @@ def main(options: list[str]) -> int:
     """Run, and print the table."""
     if "--remote" in options:
         return remote([o for o in options if o != "--remote"])
-    spent, wall, code = measure(options)
-    table = Table("bucket", "seconds", "share", title=f"one audit: {wall:.1f} s wall, exit {code}")
+    cpu = "--cpu" in options
+    spent, whole, code = measure([o for o in options if o != "--cpu"], cpu)
+    kind = "processor time" if cpu else "wall"
+    table = Table("bucket", "seconds", "share", title=f"one audit: {whole:.1f} s {kind}, exit {code}")
     for bucket, words in BUCKETS.items():
         seconds = spent.get(bucket, 0.0)
-        table.add_row(words, f"{seconds:.1f}", f"{seconds / wall:.0%}")
-    rest = wall - sum(spent.get(b, 0.0) for b in BUCKETS)
-    table.add_row("interpreter start and end", f"{rest:.1f}", f"{rest / wall:.0%}")
+        table.add_row(words, f"{seconds:.1f}", f"{seconds / whole:.0%}")
+    rest = whole - sum(spent.get(b, 0.0) for b in BUCKETS)
+    table.add_row("interpreter start and end", f"{rest:.1f}", f"{rest / whole:.0%}")
     Console().print(table)
-    own = sum(spent.get(b, 0.0) for b in OWN) / wall
+    own = sum(spent.get(b, 0.0) for b in OWN) / whole
     print(f"the audit's own share (all but imports, subject and oracle calls): {own:.0%}")
     return code
 

@@ -15,11 +15,14 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+from oracles.variants import VARIANTS as REVIEWED
+
 ROOT = Path(__file__).parents[1]
 AUDIT = ("refs", "oracles", "reports", "harness")
 FOLDERS = (*AUDIT, "lora_lite", "tests")
-VARIANTS = ("lora", "pissa", "dora", "ia3", "hra", "delora")
-# Where a variant may be named besides its own file: subjects of their own, the authors' modules, the catalogue.
+VARIANTS = tuple(REVIEWED)
+# Where a variant may be named besides the files that are called after it: subjects of their own, the authors' modules,
+# what variants share, the catalogue.
 MAY_NAME_VARIANTS = ("harness/subjects/", "oracles/authors/", "oracles/variants/", "oracles/disagreements")
 
 Graph = Mapping[str, frozenset[str]]
@@ -114,14 +117,15 @@ def lengths(folders: Iterable[str] = AUDIT) -> dict[str, int]:
 
 
 def places_that_name_a_variant() -> Counter[str]:
-    """file -> how many of its strings are a variant's id, or begin with one and a dot, outside a variant's own file."""
+    """file -> how many of its strings are a variant's id, or begin with one and a dot, outside that variant's files."""
     named = re.compile(rf"({'|'.join(VARIANTS)})(\.\w+)?")
     found: Counter[str] = Counter()
     for module, file in modules().items():
         path = file.relative_to(ROOT).as_posix()
         if _folder(module) in AUDIT and not path.startswith(MAY_NAME_VARIANTS):
             strings = [n.value for n in ast.walk(tree(module)) if isinstance(n, ast.Constant)]
-            found[path] = sum(isinstance(s, str) and named.fullmatch(s) is not None for s in strings)
+            matches = [named.fullmatch(s) for s in strings if isinstance(s, str)]
+            found[path] = sum(match is not None and match[1] != file.stem for match in matches)
     return +found
 
 

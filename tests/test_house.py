@@ -84,3 +84,8 @@ def test_a_cycle_would_be_found() -> None:
 def test_a_variant_named_elsewhere_would_be_counted() -> None:
     """The count is of files of the audit alone, never of its tests."""
     assert not [path for path in places_that_name_a_variant() if path.startswith("tests/")]
+
+
+def test_a_method_is_named_in_its_own_files_alone() -> None:
+    """In those called after it; shipped subjects, the authors' modules and the catalogue of disagreements excepted."""
+    assert not places_that_name_a_variant()

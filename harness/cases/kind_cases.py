@@ -102,6 +102,20 @@ class KindCase(Case):
             return found.mT.flatten(0, 1)
         return x.double().flatten(0, -2)
 
+    def rows_from_the_corner(self, x: Tensor) -> Tensor:
+        """A convolution's rows as of stride one, as many of them as the layer has outputs, from the image's start."""
+        patches = fn.unfold(x.double(), self.kernel, self.dilation, self.padding)
+        full = SIDE + 2 * self.padding - self.dilation * (self.kernel - 1)
+        side = (full - 1) // self.stride + 1
+        return patches.unflatten(-1, (full, full))[..., :side, :side].flatten(2).mT.flatten(0, 1)
+
+    def of_first_group(self, value: Tensor) -> Tensor:
+        """A canonical value (out, r) whose groups all stand where the first one's stands; others as they are."""
+        if tuple(value.shape) != (self.out_features, self.spec.rank):
+            return value
+        own = value[self._mask(self.spec.rank).bool()].reshape(self.out_features, -1)
+        return fn.pad(own, (0, self.spec.rank - own.shape[1]))
+
     def back(self, gradient: Tensor) -> Tensor:
         """∂L/∂rows as ∂L/∂x, for the kinds whose x has a gradient."""
         if self.kind != "conv2d":
@@ -226,6 +240,17 @@ def _bitsandbytes(linear: nn.Linear) -> nn.Module:
     return layer.to("cpu")
 
 
+def _bitsandbytes_8bit(linear: nn.Linear) -> nn.Module:
+    """bitsandbytes' eight-bit layer, likewise."""
+    from bitsandbytes import nn as bnb
+
+    layer = bnb.Linear8bitLt(
+        linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False
+    )
+    layer.load_state_dict(linear.state_dict())
+    return layer.to("cpu")
+
+
 def _dequantised(layer: Any) -> Tensor:
     """The weight (out, in) that a quantised layer computes with, asked of the layer itself."""
     with torch.no_grad():
@@ -236,8 +261,12 @@ def _dequantised(layer: Any) -> Tensor:
 # How a linear layer is quantised; by the libraries that are there.
 QUANTISERS: dict[str, Callable[[nn.Linear], nn.Module]] = {
     name: make
-    for name, make in (("torchao", _int8_weight_only), ("bitsandbytes", _bitsandbytes))
-    if find_spec(name) is not None
+    for name, make in (
+        ("torchao int8", _int8_weight_only),
+        ("bitsandbytes 4 bit", _bitsandbytes),
+        ("bitsandbytes 8 bit", _bitsandbytes_8bit),
+    )
+    if find_spec(name.split()[0]) is not None
 }
 
 

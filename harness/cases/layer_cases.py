@@ -7,7 +7,8 @@ from it deterministically.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from oracles.implementation import AdapterSpec
+from oracles.plain_linear import plain
 from oracles.variants import VARIANTS, Variant
 
 DTYPES = {
@@ -104,13 +106,7 @@ class Case:
 
     def base(self, dtype: torch.dtype | None = None) -> nn.Linear:
         """A fresh ``nn.Linear`` with this case's weight and bias (same values in any wider ``dtype``)."""
-        linear = nn.utils.skip_init(nn.Linear, self.in_features, self.out_features, bias=self.bias)
-        linear = linear.to(dtype or self.torch_dtype)
-        with torch.no_grad():
-            linear.weight.copy_(self.weight)
-            if self.bias_vector is not None:
-                linear.bias.copy_(self.bias_vector)
-        return linear
+        return plain(self.weight, self.bias_vector, dtype or self.torch_dtype)
 
     def far(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
         """Values far from initialisation for those canonical tensors that have such, in float64."""
@@ -176,6 +172,17 @@ def cases(variant: Variant, domain: Domain) -> st.SearchStrategy[Any]:
     return _layers(variant, domain) if domain.strategy is None else domain.strategy(variant)
 
 
+def among(values: Iterable[Any]) -> st.SearchStrategy[Any]:
+    """``st.sampled_from``, made once: Hypothesis looks through every strategy that is new to it, at each draw."""
+    given = tuple(values)
+    return _among(given, tuple(map(type, given)))  # 1 is True, and 1.0, to a cache
+
+
+@functools.lru_cache(maxsize=1024)
+def _among(values: tuple[Any, ...], types: tuple[type, ...]) -> st.SearchStrategy[Any]:
+    return st.sampled_from(values)
+
+
 @st.composite
 def _layers(draw: st.DrawFn, variant: Variant, domain: Domain) -> Case:
     """One layer's case; made a strategy once, since Hypothesis reads the source of what it makes one of."""
@@ -184,15 +191,15 @@ def _layers(draw: st.DrawFn, variant: Variant, domain: Domain) -> Case:
     if domain.tall:
         out_features = max(in_features, out_features)
     # Non-square, but for one case in four: code that guesses a layout from the shapes fails at squares only.
-    if draw(st.sampled_from((False, False, False, True))):
+    if draw(among((False, False, False, True))):
         in_features = out_features
     elif in_features == out_features:
         out_features += 1
     rank = _rank(draw, variant, domain, out_features, in_features)
-    alpha = draw(st.sampled_from([a for a in domain.alphas if a != rank]))
+    alpha = draw(among(a for a in domain.alphas if a != rank))
     spec = AdapterSpec(variant.id, rank=rank, alpha=alpha, dropout=domain.dropout)
     for option in (o for o in variant.options if len(o.values) > 1):
-        spec = option.put(spec, draw(st.sampled_from(option.values)))
+        spec = option.put(spec, draw(among(option.values)))
     if domain.mode:
         spec = variant.option(domain.mode).put(spec, True)
     dtypes = allowed_dtypes(variant, domain)
@@ -200,9 +207,9 @@ def _layers(draw: st.DrawFn, variant: Variant, domain: Domain) -> Case:
         spec,
         in_features,
         out_features,
-        draw(st.sampled_from(domain.biases)),
-        draw(st.sampled_from(domain.batches)),
-        draw(st.sampled_from(dtypes)),
+        draw(among(domain.biases)),
+        draw(among(domain.batches)),
+        draw(among(dtypes)),
         draw(st.integers(0, 2**16)),
     )
 
@@ -224,4 +231,4 @@ def _rank(draw: st.DrawFn, variant: Variant, domain: Domain, out: int, in_: int)
     allowed = [
         r for r in range(low, high + 1) if variant.in_domain(out, in_, dataclasses.replace(spec, rank=r))
     ]
-    return draw(st.sampled_from(allowed or [1]), label="rank")
+    return draw(among(allowed or [1]), label="rank")

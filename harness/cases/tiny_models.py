@@ -217,12 +217,11 @@ class ModelCase:
 
     def generator(self, stream: int) -> torch.Generator:
         """A generator of this case's own; ``stream`` keeps weights, input and parameters independent."""
-        return torch.Generator().manual_seed(self.seed * 8 + stream)
+        return _generator(self.seed, stream)
 
     def base(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A fresh model, the same at every call: weights, norms and biases all random, none at its trivial start."""
-        model = blank(self.architecture)
-        fill(model, self.generator(0))
+        model = _filled(self.architecture, self.seed).thaw()
         if self.sharing:
             share(model, self.pair_names(model), self.sharing)
         return model.to(dtype)
@@ -276,6 +275,16 @@ def _frozen(architecture: str) -> Frozen:
     return Frozen(getattr(transformers, kind.model)(config).train())
 
 
+@functools.lru_cache(maxsize=64)
+def _filled(architecture: str, seed: int) -> Frozen:
+    """The model whose values follow from ``seed``: one case of it serves many checks."""
+    return _frozen(architecture).filled(_generator(seed, 0))
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 8 + stream)
+
+
 class _TensorsAside(pickle.Pickler):
     """Pickles all but tensors, which go into a list, each once."""
 
@@ -304,9 +313,18 @@ class Frozen:
 
     def thaw(self) -> nn.Module:
         """A copy that shares nothing with the model, its tensors tied where they were."""
-        copies = [copy.deepcopy(tensor) for tensor in self.tensors]
+        return self._around([copy.deepcopy(tensor) for tensor in self.tensors])
+
+    def filled(self, generator: torch.Generator) -> Frozen:
+        """The same model with other values (:func:`fill`)."""
+        other = copy.copy(self)
+        other.tensors = [copy.deepcopy(tensor) for tensor in self.tensors]
+        fill(self._around(other.tensors), generator)
+        return other
+
+    def _around(self, tensors: list[Tensor]) -> nn.Module:
         unpickler = pickle.Unpickler(io.BytesIO(self.pickled))
-        unpickler.persistent_load = copies.__getitem__  # type: ignore[method-assign]
+        unpickler.persistent_load = tensors.__getitem__  # type: ignore[method-assign]
         return cast(nn.Module, unpickler.load())
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from harness.checkpoints import adapter_table, merge_report, vectors_run
-from harness.checkpoints.tensor_folder import Unreadable
+from oracles.vectors.unreadable import Unreadable
 
 
 def main(argv: Sequence[str] | None = None) -> int:

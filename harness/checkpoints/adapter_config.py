@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoints.tensor_folder import Unreadable, read_json
+from harness.checkpoints.tensor_folder import read_json
+from oracles.vectors.meaning import Method
+from oracles.vectors.methods import method_of, types
+from oracles.vectors.unreadable import Unreadable
 
 CONFIG = "adapter_config.json"
-METHODS = ("LORA", "IA3", "HRA", "DELORA", "VERA")
 # What changes the base or the formula in ways that the file alone does not tell, or that no merge can carry.
 UNKNOWN_STARTS = ("olora", "corda", "loftq", "lora_ga", "mica")
 UNKNOWN_FIELDS = (
@@ -34,35 +37,24 @@ class AdapterConfig:
     path: Path
     data: Mapping[str, Any]
 
-    @property
-    def kind(self) -> str:
-        """PEFT's type."""
-        return str(self.data["peft_type"])
-
-    @property
-    def method(self) -> str:
-        """lora, dora, pissa, ia3, hra, delora or vera."""
-        if self.kind != "LORA":
-            return self.kind.lower()
-        if self.data.get("use_dora"):
-            return "dora"
-        return "pissa" if str(self.data.get("init_lora_weights", "")).startswith("pissa") else "lora"
-
-    @property
-    def fan_in_fan_out(self) -> bool:
-        """Whether the file says that weights are (in, out)."""
-        return bool(self.data.get("fan_in_fan_out"))
+    @cached_property
+    def method(self) -> Method:
+        """Whose it is; raises Unreadable for a method that is not known here."""
+        found = method_of(self.data)
+        if found is None:
+            kind = self.data.get("peft_type")
+            raise Unreadable(f"{self.path} is for peft_type {kind!r}; known are {', '.join(types())}")
+        return found
 
     @property
     def default_rank(self) -> int:
         """``r``; zero where the method has none."""
-        return _number(self, "r", 0 if self.kind == "IA3" else None, int)
+        return int(_number(self, "r")) if self.method.has_rank else 0
 
     @property
     def default_alpha(self) -> float:
-        """``lora_alpha``, or DeLoRA's initial λ."""
-        field = {"LORA": "lora_alpha", "DELORA": "delora_lambda"}.get(self.kind)
-        return _number(self, field, None, float) if field else 0.0
+        """``lora_alpha``; zero where the scale is not made from an α."""
+        return _number(self, self.method.alpha) if self.method.alpha else 0.0
 
     def rank(self, module: str) -> int:
         """A module's rank, by ``rank_pattern``."""
@@ -92,13 +84,6 @@ class AdapterConfig:
     def is_saved(self, module: str) -> bool:
         """Whether the file holds this module whole."""
         return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved_modules)
-
-    def is_feedforward(self, module: str) -> bool:
-        """(IA)³: whether the gate is on the input. PEFT's own rule, an ending without regard to the dot."""
-        listed = self.data.get("feedforward_modules") or ()
-        if isinstance(listed, str):
-            return re.fullmatch(listed, module) is not None
-        return any(module.endswith(name) for name in listed)
 
     @property
     def lists_targets(self) -> bool:
@@ -136,19 +121,17 @@ def _named(listed: Any, module: str) -> bool:
     return module in listed or any(module.endswith(f".{name}") for name in listed)
 
 
-def _number(config: AdapterConfig, field: str, default: Any, kind: type) -> Any:
-    value = config.data.get(field, default)
+def _number(config: AdapterConfig, field: str) -> float:
+    value = config.data.get(field)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Unreadable(f"{config.path} has {field}={value!r}, expected a number")
-    return kind(value)
+    return value
 
 
 def read_config(folder: Path) -> AdapterConfig:
     """The configuration of an adapter folder; raises Unreadable for one whose meaning is not known here."""
     config = AdapterConfig(folder / CONFIG, read_json(folder / CONFIG))
-    if config.data.get("peft_type") not in METHODS:
-        kind = config.data.get("peft_type")
-        raise Unreadable(f"{config.path} is for peft_type {kind!r}; known are {', '.join(METHODS)}")
+    assert config.method
     for field in UNKNOWN_FIELDS:
         if config.data.get(field):
             raise Unreadable(

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from harness.checkpoints.adapter_folder import AdapterFolder, Part
 from harness.checkpoints.base_checkpoint import BaseCheckpoint
-from harness.checkpoints.tensor_folder import Unreadable
 from oracles.vectors.meaning import AdaptedModule
+from oracles.vectors.unreadable import Unreadable
 from oracles.vectors.update import LowRank
 
 
@@ -33,7 +33,7 @@ class Row:
     scale: float | None  # as it will be applied
     numbers: int
     dtype: str
-    norm: float | None  # ‖ΔW‖ where the update is a product of the file's own factors
+    norm: float | None  # ‖W' - W‖ with a base; without one ‖s B A‖, where the method has these factors
     share: float | None  # ‖ΔW‖ / ‖W‖, with a base
     odd: str
 
@@ -61,7 +61,11 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             print(
                 json.dumps(
-                    {"method": folder.config.method, "odd": oddities, "modules": [asdict(r) for r in found]}
+                    {
+                        "method": folder.config.method.id,
+                        "odd": oddities,
+                        "modules": [asdict(r) for r in found],
+                    }
                 )
             )
         else:
@@ -91,31 +95,22 @@ def _meant(folder: AdapterFolder, base: BaseCheckpoint | None) -> dict[tuple[str
 def _row(folder: AdapterFolder, part: Part, base: BaseCheckpoint | None, meant: AdaptedModule | None) -> Row:
     config, keys = folder.config, [*part.keys.values(), *part.whole.values()]
     factors = {name: folder.tensors.tensor(key) for name, key in part.keys.items()}
-    rank = config.rank(part.module) if config.kind != "IA3" and part.keys else None
-    alpha = config.alpha(part.module) if config.kind == "LORA" and part.keys else None
-    scale = _scale(folder, rank, alpha, factors)
-    norm = _norm(factors, scale)
+    rank = config.rank(part.module) if config.method.has_rank and part.keys else None
+    alpha = config.alpha(part.module) if config.method.alpha and part.keys else None
+    scale = config.method.scale(folder.alone(part, factors)) if part.keys else None
+    norm, share = _measured(base, meant)
+    if norm is None and alpha is not None:
+        norm = _norm(factors, scale)
     dtypes = sorted({str(folder.tensors.dtype(key)).removeprefix("torch.") for key in keys})
     numbers = sum(math.prod(folder.tensors.shape(key)) for key in keys)
-    share = _share(base, meant)
     odd = "; ".join(_oddities(folder, part, factors, base))
     return Row(part.module, rank, alpha, scale, numbers, ", ".join(dtypes), norm, share, odd)
-
-
-def _scale(
-    folder: AdapterFolder, rank: int | None, alpha: float | None, factors: dict[str, Tensor]
-) -> float | None:
-    if alpha is not None and rank:
-        return alpha / (math.sqrt(rank) if folder.config.data.get("use_rslora") else rank)
-    if "lambda" in factors and rank:
-        return float(factors["lambda"].flatten()[0]) / rank
-    return None
 
 
 def _norm(factors: dict[str, Tensor], scale: float | None) -> float | None:
     """‖s B A‖, whatever the layout of the weight that it is added to."""
     A, B = (factors.get(n, factors.get(f"embedding_{n}")) for n in ("A", "B"))
-    if A is None or B is None or scale is None or "w_norm" in factors:
+    if A is None or B is None or scale is None:
         return None
     A, B = (
         A.double().flatten(1) if A.dim() > 1 else A.double(),
@@ -126,10 +121,10 @@ def _norm(factors: dict[str, Tensor], scale: float | None) -> float | None:
     return abs(scale) * LowRank(B, A).norm()
 
 
-def _share(base: BaseCheckpoint | None, meant: AdaptedModule | None) -> float | None:
-    """‖W' - W‖ / ‖W‖ of the module's adapted weight, over blocks of rows."""
+def _measured(base: BaseCheckpoint | None, meant: AdaptedModule | None) -> tuple[float | None, float | None]:
+    """‖W' - W‖ of the module's adapted weight, and its share of ‖W‖, over blocks of rows."""
     if base is None or meant is None:
-        return None
+        return None, None
     name, update = next(iter(meant.updates().items()))
     stored = base.stored(name)
     assert stored is not None
@@ -140,7 +135,7 @@ def _share(base: BaseCheckpoint | None, meant: AdaptedModule | None) -> float | 
         W = block.double()
         change += float((update.rows(W, at) - W).square().sum())
         size += float(W.square().sum())
-    return math.sqrt(change / size) if size else None
+    return math.sqrt(change), math.sqrt(change / size) if size else None
 
 
 def _oddities(
@@ -153,8 +148,7 @@ def _oddities(
             yield f"{name} holds values that are not finite"
         elif not bool(factor.any()):
             yield "B = 0: the update is zero" if name.endswith("B") else f"{name} = 0"
-    if "l" in factors and bool((factors["l"] == 1).all()):
-        yield "l = 1: the gate changes nothing"
+    yield from folder.config.method.oddities(factors)
     if base is not None:
         yield from _against(folder, part, base)
 
@@ -189,8 +183,8 @@ def _print(folder: AdapterFolder, found: list[Row], oddities: list[str]) -> None
     console = Console(width=None if Console().is_terminal else 160)
     config = folder.config
     total = sum(row.numbers for row in found)
-    parts = [config.method, f"r={config.default_rank}" if config.default_rank else ""]
-    if config.kind == "LORA":
+    parts = [config.method.id, f"r={config.default_rank}" if config.default_rank else ""]
+    if config.method.alpha:
         parts += [
             f"alpha={config.default_alpha:g}",
             "rslora (α/√r)" if config.data.get("use_rslora") else "α/r",

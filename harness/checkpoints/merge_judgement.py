@@ -34,6 +34,16 @@ GRID = 64  # consecutive entries that share a scale in a quantised tensor
 LEVELS = {16: "4-bit", 256: "8-bit"}
 
 
+def dot(a: Tensor, b: Tensor) -> float:
+    """The sum of the products of all entries."""
+    return float(a.flatten() @ b.flatten())
+
+
+def beyond(W: Tensor, M: Tensor, H: Tensor, dtypes: Dtypes, update: Update) -> int:
+    """How many entries of M lie further from H than rounding can take them."""
+    return int(torch.count_nonzero(~((M.double() - H).abs() <= bound(W, H, dtypes, update))))
+
+
 @dataclass(frozen=True)
 class Judgement:
     """One tensor's verdict, the sentence behind it, and the numbers behind the sentence."""
@@ -58,11 +68,11 @@ class Tally:
     def see(self, W: Tensor, M: Tensor, H: Tensor, dtypes: Dtypes, update: Update, at: int) -> None:
         """A block of rows from row ``at`` on: W and H = update(W) float64, M as it is stored."""
         gap = M.double() - H
-        self.squares += float(gap.square().sum())
-        self.beyond += int((~(gap.abs() <= bound(W, H, dtypes, update))).sum())
+        self.squares += dot(gap, gap)
+        self.beyond += beyond(W, M, H, dtypes, update)
         between = update.residual(W, at) if isinstance(update, Residual) else None
         for order, bits in replays(W, H, dtypes, between).items():
-            self.differing[order] = self.differing.get(order, 0) + int((bits != M).sum())
+            self.differing[order] = self.differing.get(order, 0) + int(torch.count_nonzero(bits != M))
 
     @property
     def bits(self) -> int:
@@ -96,18 +106,17 @@ class Moments:
     def see(self, W: Tensor, M: Tensor, right: Tensor, dtypes: Dtypes) -> None:
         """A block of rows."""
         D, C = right - W, M.double() - W
-        self.entries += W.numel()
-        self.DD += float(D.square().sum())
-        self.CC += float(C.square().sum())
         P = right.to(dtypes.merged).double() - W
-        self.CP += float((C * P).sum())
-        self.PP += float(P.square().sum())
-        self.WW += float(W.square().sum())
-        grain = ulp(right, dtypes.merged).square() + ulp(right, dtypes.base).square() / 4
-        self.noise += float(grain.sum()) / 12
-        self.grain += float(ulp(M.double(), dtypes.merged).square().sum()) / 12
-        self.finite = self.finite and bool(torch.isfinite(C).all())
-        self.defined = self.defined and bool(torch.isfinite(D).all())
+        DD, CC = dot(D, D), dot(C, C)
+        self.entries += W.numel()
+        self.DD, self.CC, self.WW = self.DD + DD, self.CC + CC, self.WW + dot(W, W)
+        self.CP, self.PP = self.CP + dot(C, P), self.PP + dot(P, P)
+        fine, found = ulp(right, dtypes.merged), ulp(M.double(), dtypes.merged)
+        coarse = fine if dtypes.base == dtypes.merged else ulp(right, dtypes.base)
+        self.noise += (dot(fine, fine) + dot(coarse, coarse) / 4) / 12
+        self.grain += dot(found, found) / 12
+        self.finite = self.finite and (math.isfinite(CC) or bool(torch.isfinite(C).all()))
+        self.defined = self.defined and (math.isfinite(DD) or bool(torch.isfinite(D).all()))
 
     @property
     def factor(self) -> float:
@@ -147,7 +156,7 @@ class Question:
 
 def judge(question: Question) -> Judgement:
     """The verdict on one tensor."""
-    moments, right, unchanged = _first_pass(question)
+    moments, right, kept = _first_pass(question)
     if not moments.defined:
         return Judgement(
             question.tensor, INCONCLUSIVE, "the adapter's own update is not finite: vectors that cancel"
@@ -155,11 +164,11 @@ def judge(question: Question) -> Judgement:
     if not moments.finite:
         return Judgement(question.tensor, OTHER, "the merged tensor holds values that are not finite")
     if moments.DD == 0:
-        return _nothing_to_do(question, unchanged, moments)
+        return _nothing_to_do(question, right, moments)
     numbers = _numbers(moments)
-    if right.holds(moments.entries) and _settled(question, moments, right, unchanged):
+    if right.holds(moments.entries) and _settled(question, moments, right, kept):
         return Judgement(question.tensor, VERIFIED, _how(moments, right), **numbers)
-    return _otherwise(question, moments, right, unchanged, numbers)
+    return _otherwise(question, moments, right, numbers)
 
 
 def _numbers(moments: Moments) -> dict[str, float]:
@@ -167,25 +176,26 @@ def _numbers(moments: Moments) -> dict[str, float]:
     return {"size": size, "found": moments.factor, "residual": moments.residual}
 
 
-def _first_pass(question: Question) -> tuple[Moments, Tally, Tally]:
-    moments, right, unchanged = Moments(), Tally(), Tally()
+def _first_pass(question: Question) -> tuple[Moments, Tally, bool]:
+    """The sums, what the right reading leaves unexplained, and whether the tensor may be the base's up to rounding."""
+    moments, right, kept = Moments(), Tally(), True
     question.right.prepare(lambda: ((at, W.double()) for at, W, _ in question.rows()))
     for at, base, M in question.rows():
         W = base.double()
         H = question.right.rows(W, at)
         moments.see(W, M, H, question.dtypes)
         right.see(W, M, H, question.dtypes, question.right, at)
-        unchanged.see(W, M, W, question.dtypes, Unchanged(), at)
-    return moments, right, unchanged
+        kept = kept and not beyond(W, M, W, question.dtypes, Unchanged())
+    return moments, right, kept
 
 
-def _nothing_to_do(question: Question, unchanged: Tally, moments: Moments) -> Judgement:
-    if unchanged.holds(moments.entries):
+def _nothing_to_do(question: Question, right: Tally, moments: Moments) -> Judgement:
+    if right.holds(moments.entries):
         return Judgement(question.tensor, VERIFIED, "the update is zero, and the tensor is the base's")
     return Judgement(question.tensor, OTHER, "the update is zero, and the tensor is not the base's")
 
 
-def _settled(question: Question, moments: Moments, right: Tally, unchanged: Tally) -> bool:
+def _settled(question: Question, moments: Moments, right: Tally, kept: bool) -> bool:
     """Whether being within rounding of the right tensor excludes being another one."""
     if isinstance(question.right, Replace):
         return right.same_bits(moments.entries)
@@ -193,7 +203,7 @@ def _settled(question: Question, moments: Moments, right: Tally, unchanged: Tall
         _measurable(moments)
         and _shift(question, moments) < 0.25
         and SURE * moments.blur < RESOLUTION
-        and unchanged.beyond > 0
+        and not kept
     )
     return sharp and right.beyond == 0 and _whole(question, moments)
 
@@ -229,9 +239,7 @@ def _how(moments: Moments, right: Tally) -> str:
     return f"within rounding, {moments.factor:.4g} of the update"
 
 
-def _otherwise(
-    question: Question, moments: Moments, right: Tally, unchanged: Tally, numbers: dict[str, float]
-) -> Judgement:
+def _otherwise(question: Question, moments: Moments, right: Tally, numbers: dict[str, float]) -> Judgement:
     """Which of all readings is it?"""
     tallies = (
         {"": right, **_second_pass(question, moments)}
@@ -245,7 +253,7 @@ def _otherwise(
         chosen = holding
     words = {name: sentence for name, (sentence, _) in question.wrong.items()}
     if not chosen:
-        return _unexplained(question, moments, unchanged, numbers)
+        return _unexplained(question, moments, numbers)
     if "" in chosen and len(chosen) > 1:
         return _below_rounding(question, tallies, chosen, words, numbers, moments)
     if "" in chosen:
@@ -313,9 +321,7 @@ def _second_pass(question: Question, moments: Moments) -> dict[str, Tally]:
     return {name: tally for name, tally in tallies.items() if tally.apart > 1e-12 * moments.DD}
 
 
-def _unexplained(
-    question: Question, moments: Moments, unchanged: Tally, numbers: dict[str, float]
-) -> Judgement:
+def _unexplained(question: Question, moments: Moments, numbers: dict[str, float]) -> Judgement:
     """No named reading: another share of the update, a coarse grid, or something else altogether."""
     share, left = moments.factor, moments.residual
     factors = torch.finfo(question.dtypes.adapter).eps

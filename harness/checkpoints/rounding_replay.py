@@ -10,6 +10,7 @@ from torch import Tensor
 from oracles.vectors.update import Linear, LowRank, Magnitude, Reflect, Residual, Unchanged, Update
 
 SINGLE = torch.finfo(torch.float32).eps
+EXPONENT = 0x7FF << 52  # the exponent's bits of a float64
 PRODUCT = 16  # float32 roundings of the factors' product and of what is done with it
 FACTORISATION = 64  # of a singular value decomposition, in units of the typical entry
 
@@ -34,12 +35,13 @@ def is_additive(update: Update) -> bool:
 
 
 def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance of two neighbouring numbers of ``dtype`` at each value, float64; zero for float64."""
+    """The distance of two neighbouring numbers of ``dtype`` at each float64 value; zero for float64."""
     info = torch.finfo(dtype)
     if dtype == torch.float64:
         return torch.zeros_like(values)
-    exponent = torch.frexp(values.abs().clamp(min=info.smallest_normal)).exponent - 1
-    return torch.ldexp(torch.full_like(values, info.eps), exponent)
+    # A float64 without its mantissa is the power of two below it; much quicker than frexp.
+    power = values.abs().clamp(min=info.smallest_normal).view(torch.int64) & EXPONENT
+    return power.view(torch.float64) * info.eps
 
 
 def bound(W: Tensor, merged: Tensor, dtypes: Dtypes, update: Update) -> Tensor:
@@ -53,11 +55,12 @@ def bound(W: Tensor, merged: Tensor, dtypes: Dtypes, update: Update) -> Tensor:
     if torch.finfo(dtypes.adapter).eps > SINGLE:
         # The product of the factors may itself have been formed in the adapter's dtype.
         found = found + 4 * dtypes.coarsest * (delta.abs() + _typical(delta))
-    return found + arithmetic(update, dtypes) * (W.abs() + _typical(W))
+    share = arithmetic(update, dtypes)
+    return found + share * (W.abs() + _typical(W)) if share else found
 
 
 def _typical(values: Tensor) -> float:
-    return float(values.square().mean().sqrt()) if values.numel() else 0.0
+    return float(torch.linalg.vector_norm(values)) / max(values.numel(), 1) ** 0.5
 
 
 def arithmetic(update: Update, dtypes: Dtypes) -> float:

@@ -13,12 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from oracles.vectors.unreadable import Unreadable
+
 INDEX = "model.safetensors.index.json"
 BLOCK = 1 << 20  # entries of a block: some twenty float64 copies of it exist at a time
-
-
-class Unreadable(Exception):
-    """A folder that cannot be what it is said to be; the sentence names what was found and what was expected."""
 
 
 class TensorFolder:

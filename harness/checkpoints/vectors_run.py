@@ -20,8 +20,8 @@ from torch import Tensor
 
 from harness.checkpoints.base_checkpoint import BaseCheckpoint
 from harness.checkpoints.rounding_replay import SINGLE, ulp
-from harness.checkpoints.tensor_folder import Unreadable
 from oracles.vectors.corpus import Vector, vectors
+from oracles.vectors.unreadable import Unreadable
 from oracles.vectors.writer import HOME
 
 RIGHT, WRONG, REFUSED, TAKEN = "right", "wrong", "refused", "taken"

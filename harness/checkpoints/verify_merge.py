@@ -13,9 +13,9 @@ from harness.checkpoints.adapter_folder import AdapterFolder
 from harness.checkpoints.base_checkpoint import BaseCheckpoint
 from harness.checkpoints.merge_judgement import Judgement, Question, Rows
 from harness.checkpoints.rounding_replay import Dtypes
-from harness.checkpoints.tensor_folder import Unreadable
 from oracles.vectors.meaning import AdaptedModule
 from oracles.vectors.readings import wrong_readings
+from oracles.vectors.unreadable import Unreadable
 from oracles.vectors.update import Linear, LowRank, Unchanged, Update
 
 

@@ -1,7 +1,7 @@
 """What a subject takes at all: dtypes, dimensions of x, alpha, dropout of zero, a bias; found by asking, once.
 
-What it does not take is one missing mode (or, where it raises or answers in another shape, one finding), told by the
-checks of `harness/test_abilities.py`; every other question is asked without it.
+What it does not take is one missing mode (or, where it raises or answers in another shape, one finding), told by
+`scale.specs`, `dtype.taken` and `forward.inputs`; every other question is asked without it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from harness.compare import isolation
 from harness.compare.layer import BadAnswer, SubjectRaised, adapt, said
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
 from oracles.seeding import seed_torch
+from oracles.variants import VARIANTS
 
 Kind = Literal["spec", "dtype", "input"]
 How = Literal["not offered", "raised", "wrong shape", "declared"]
@@ -48,6 +49,7 @@ class Abilities:
     changes: tuple[str, ...] = ()
     lacks: tuple[Lack, ...] = ()
     ordinary: Case | None = None  # a small case that is answered; None where none is
+    bias: bool = True
 
     def of(self, kind: Kind) -> tuple[Lack, ...]:
         """The lacks of one kind."""
@@ -57,9 +59,19 @@ class Abilities:
         """A case as the subject can be asked it: of a layer, or (its spec alone) of a whole model."""
         spec = self.spec(case.spec)
         changes: dict[str, Any] = {} if spec == case.spec else {"spec": spec}
-        if isinstance(case, Case) and (batch := self.batch(case.batch)) != case.batch:
-            changes["batch"] = batch
+        if isinstance(case, Case):
+            nearest = {
+                "batch": self.batch(case.batch),
+                "dtype": self.dtype(case.dtype),
+                "bias": case.bias and self.bias,
+            }
+            changes |= {name: value for name, value in nearest.items() if value != getattr(case, name)}
         return dataclasses.replace(case, **changes) if changes else case
+
+    def dtype(self, name: str) -> str:
+        """The dtype itself where the subject takes it, else the finest that it does."""
+        taken = [d for d in FINEST_FIRST if d in self.dtypes]
+        return name if name in self.dtypes or not taken else taken[0]
 
     def spec(self, spec: AdapterSpec) -> AdapterSpec:
         """The nearest spec that the subject can express."""
@@ -79,12 +91,14 @@ class Abilities:
         return (rows, *batch[len(batch) - wanted + 1 :]) if wanted else ()
 
 
+FINEST_FIRST = ("float64", "float32", "float16", "bfloat16")
 CHANGES = ("alpha", "dropout")
 CANNOT = {
     "alpha": "an alpha other than the rank",
     "dropout": "no dropout (p = 0)",
     "bias": "a base layer with a bias",
 }
+NO_DROPOUT = "dropout"
 
 
 def changed(spec: AdapterSpec, changes: tuple[str, ...]) -> AdapterSpec:
@@ -113,7 +127,7 @@ def abilities_of(subject: Implementation, variant: str) -> Abilities:
     asked = {len(working.batch), *(len(lack.case.batch) for lack in lacks if lack.kind == "input")}
     for dims in sorted(d for d in inputs & BATCHES.keys() if d - 1 not in asked):
         lacks += _lacks(subject, working.but(batch=BATCHES[dims]), "input", f"x of {dims} dimensions")
-    lacks += _declared(subject, working)
+    lacks += [*_declared(subject, working), *_not_expressed(subject, working)]
     gone = {lack.what for lack in lacks}
     return Abilities(
         subject,
@@ -122,19 +136,31 @@ def abilities_of(subject: Implementation, variant: str) -> Abilities:
         changes,
         tuple(lacks),
         working,
+        CANNOT["bias"] not in gone,
     )
 
 
 def _declared(subject: Implementation, case: Case) -> Iterator[Lack]:
-    beyond_torch: frozenset[str] = getattr(
-        subject, "without_product", frozenset()
-    )  # of a subject beside an older torch
+    beyond_torch: frozenset[str] = getattr(subject, "without_product", frozenset())  # beside an older torch
     for name in sorted(set(DTYPES) - set(subject.dtypes) - beyond_torch):
         yield Lack("dtype", f"{name} base and x", "declared", "the subject's `dtypes` leaves it out", case)
     for dims in sorted(set(BATCHES) - set(subject.inputs)):
         yield Lack(
             "input", f"x of {dims} dimensions", "declared", "the subject's `inputs` leaves it out", case
         )
+
+
+def _not_expressed(subject: Implementation, case: Case) -> Iterator[Lack]:
+    """What the subject's own ``nearest`` puts something else in the place of."""
+    variant, why = VARIANTS[case.spec.variant], "the subject's `nearest` puts another in its place"
+    asked = dataclasses.replace(case.spec, rank=2, alpha=3.0, dropout=0.25 if variant.has_dropout else 0.0)
+    has_alpha = any(option.name == "rslora" for option in variant.options)  # α/√r in place of α/r
+    if has_alpha and subject.nearest(asked).alpha != asked.alpha:
+        yield Lack("spec", CANNOT["alpha"], "declared", why, case)
+    if variant.has_dropout and subject.nearest(asked).dropout == 0:
+        yield Lack("spec", NO_DROPOUT, "declared", why, case)
+    if variant.has_dropout and subject.nearest(dataclasses.replace(asked, dropout=0.0)).dropout > 0:
+        yield Lack("spec", CANNOT["dropout"], "declared", why, case)
 
 
 def _working(subject: Implementation, case: Case, whole: Abilities) -> tuple[Case | None, list[Lack]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,36 @@ def reference_on(context: Context, case: ModelCase) -> AdaptedModel:
         return adapted_by(context.oracle, case)
     except (SubjectRaised, Unsupported):
         raise Refused from None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which layers of a model are adapted, and how many numbers of it then want a gradient."""
+
+    layers: frozenset[str]
+    trainable: int
+
+
+def reference_places(context: Context, case: ModelCase) -> Places:
+    """Where the oracle puts its adapters; built once for all the checks that share the case. Raises Refused."""
+    found = _places(context.oracle, case)
+    if found is None:
+        raise Refused
+    return found
+
+
+@functools.lru_cache(maxsize=512)
+def _places(oracle: Implementation, case: ModelCase) -> Places | None:
+    try:
+        adapted = adapted_by(oracle, case)
+    except (SubjectRaised, Unsupported):
+        return None
+    return Places(frozenset(adapted.layers), count(adapted))
+
+
+def count(adapted: AdaptedModel) -> int:
+    """How many numbers of the model want a gradient."""
+    return sum(p.numel() for p in adapted.model.parameters() if p.requires_grad)
 
 
 def far(adapted: AdaptedModel, case: ModelCase, stream: int = 3) -> Values:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["heard", "listening", "speaking"]
+__all__ = ["heard", "is_silent", "listening", "speaks"]
 
 _speakers: list[str] = []
 _heard: dict[str, dict[str, None]] = {}
@@ -20,14 +20,14 @@ def heard(who: str) -> tuple[str, ...]:
     return tuple(_heard.get(who, ()))
 
 
-@contextmanager
-def speaking(who: str) -> Iterator[None]:
-    """What is said inside is said by ``who``."""
+def speaks(who: str) -> None:
+    """What is said from now on is said by ``who``, until :func:`is_silent`."""
     _speakers.append(who)
-    try:
-        yield
-    finally:
-        _speakers.pop()
+
+
+def is_silent() -> None:
+    """Whoever spoke last has ended."""
+    _speakers.pop()
 
 
 def _hear(words: str) -> None:

@@ -45,8 +45,11 @@ class Kinds:
         try:
             return self.case.matrix(name, live)
         except RuntimeError:
+            if not self.case.is_plain:
+                raise Refused from None  # of a grouped kernel there is more than one factorisation
+            shape = tuple(live.shape)
             raise NoSlot(
-                f"the subject's {name} is {tuple(live.shape)}, which is not its shape here", name
+                f"the subject's {name} of a {self.case.kind} layer has another shape, {shape}", name
             ) from None
 
     def write(self, values: Mapping[str, Tensor]) -> None:
@@ -81,7 +84,7 @@ class Kinds:
 def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     """The subject on a layer of the case's kind. Raises NotOffered, or Refused for a layer out of the ordinary."""
     if case.kind not in context.subject.layers:
-        raise NotOffered(f"not offered: {case.kind} layers", "layers")
+        raise NotOffered(f"{case.kind} layers", "layers")
     if case.kind == "quantised" and not case.quantiser:
         raise OutsideDomain("no library that quantises is installed here: torchao or bitsandbytes")
     seed_torch(case.seed)
@@ -89,9 +92,7 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
         layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
     except (SubjectRaised, Unsupported) as why:
         if case.is_plain:
-            raise NotOffered(
-                f"not offered: {case.spec.variant} on {case.kind} layers: {why}", "layers"
-            ) from why
+            raise NotOffered(f"{case.spec.variant} on {case.kind} layers: {why}", "layers") from why
         raise Refused from why
     return Kinds(layer, case)
 
@@ -119,7 +120,7 @@ def _is_taken(context: Context, kind: str) -> bool:
         **shapes[0],
     )
     try:
-        adapted(context, case)
+        adapted(context, context.abilities.fitted(case))
     except (NotOffered, Refused, NoSlot):
         return False
     return True
@@ -178,8 +179,13 @@ def quantising_error(context: Context, case: KindCase, layer: Kinds, exact: Tens
     return 2 * float(lost.norm()) / THRESHOLDS["formula"]
 
 
+CATALOGUE: list[Diagnosis] = []  # every fault on a kind of layer that has a name
+
+
 def _says(name: str, summary: str, failure_mode: str) -> Diagnosis:
-    return Diagnosis(f"layers.{name}", summary, failure_mode, matched=1, tried=1, source="check")
+    entry = Diagnosis(f"layers.{name}", summary, failure_mode, matched=1, tried=1, source="check")
+    CATALOGUE.append(entry)
+    return entry
 
 
 UPDATE_LOST = _says(
@@ -197,6 +203,23 @@ TRANSPOSED = _says(
     "transposed",
     "the update is that of the transposed layout",
     "on square layers another function is computed, and nothing raises",
+)
+
+
+GROUPS_IGNORED = _says(
+    "groups_ignored",
+    "every group of the convolution gets the first group's coordinates",
+    "the update is right in the first group alone; nothing raises, and nothing shows without groups",
+)
+STRIDE_IGNORED = _says(
+    "stride_ignored",
+    "the adapter's own convolution has a stride of one",
+    "each output gets the update of another place in the image",
+)
+MIRRORED = _says(
+    "mirrored",
+    "the positions of the update's kernel are mirrored",
+    "the update is that of the kernel turned round; nothing shows on kernels of one position",
 )
 
 
@@ -226,3 +249,23 @@ def _faulty(context: Context, case: KindCase, layer: Kinds) -> Iterator[tuple[Di
         yield SCALE_LOST, rows @ W.mT * e + rows @ change.mT
     if case.in_features == case.out_features:
         yield TRANSPOSED, rows @ (W + change.mT).mT * e + bias
+    if case.kind == "conv2d":
+        yield from _faulty_convolutions(context, case, layer, change)
+
+
+def _faulty_convolutions(
+    context: Context, case: KindCase, layer: Kinds, change: Tensor
+) -> Iterator[tuple[Diagnosis, Tensor]]:
+    """With the right base path and another update: ``change`` (out, in) is the right one."""
+    rows, W = case.rows(case.input), case.weight.double()
+    base = rows @ W.mT + (0 if case.bias_vector is None else case.bias_vector.double())
+    if case.groups > 1:
+        values = {n: case.of_first_group(v) for n, v in layer.parameters().items()}
+        with torch.no_grad():
+            wrong, _ = paper.effective(context.forward, W, None, values, case.spec)
+        yield GROUPS_IGNORED, base + rows @ (wrong - W).mT
+    if case.stride > 1:
+        yield STRIDE_IGNORED, base + case.rows_from_the_corner(case.input) @ change.mT
+    if case.kernel > 1:
+        turned = change.reshape(case.out_features, -1, case.kernel**2).flip(-1).flatten(1)
+        yield MIRRORED, base + rows @ turned.mT

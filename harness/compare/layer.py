@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from harness import clock
 from harness.compare.blame import Place, place_of
-from harness.compare.ear import speaking
+from harness.compare.ear import is_silent, speaks
 from harness.compare.isolation import ClaimTimeout, SubjectDied
 from harness.compare.outcome import without_numbers
 from oracles.implementation import Adapted, Implementation, Slot, Unsupported
@@ -48,28 +48,36 @@ class BadAnswer(Exception):
     """The implementation answered with something that is no answer (None, a wrong shape, NaN)."""
 
 
-@contextmanager
-def answering(who: str, what: str, of: str = "") -> Iterator[None]:
+# Not turned into a finding: what the interface allows, what is one already, the user's, and the audit's own.
+PASSED_ON = (Unsupported, SubjectRaised, BadAnswer, KeyboardInterrupt, ClaimTimeout, SubjectDied)
+
+
+class answering:  # noqa: N801 - used as a context manager
     """Exceptions of the implementation become :class:`SubjectRaised`; Unsupported passes.
 
-    ``what`` it does, ``of`` which of many like things.
+    ``what`` it does, ``of`` which of many like things. No generator: the audit enters half a million of them.
     """
-    try:
-        with clock.charge(BUCKETS.get(who, "subject")), speaking(who):
-            yield
-    except (Unsupported, SubjectRaised, BadAnswer):
-        raise
-    except Exception as error:
-        raise _raised(who, error, what, of) from error
-    except SystemExit as error:
-        where = f"{what} of {of}" if of else what
-        raise SubjectRaised(
-            who, f"called sys.exit({error.code!r}) in {where}", f"sys.exit in {what}"
-        ) from error
-    except (KeyboardInterrupt, ClaimTimeout, SubjectDied):
-        raise  # the user's, and the audit's own
-    except BaseException as error:
-        raise _raised(who, error, what, of) from error
+
+    def __init__(self, who: str, what: str, of: str = "") -> None:
+        self.who, self.what, self.of = who, what, of
+        self.charged = clock.charge(BUCKETS.get(who, "subject"))
+
+    def __enter__(self) -> None:
+        self.charged.__enter__()
+        speaks(self.who)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        is_silent()
+        self.charged.__exit__(kind, error, trace)
+        if error is None or isinstance(error, PASSED_ON):
+            return
+        if isinstance(error, SystemExit):
+            where = f"{self.what} of {self.of}" if self.of else self.what
+            said = f"called sys.exit({error.code!r}) in {where}"
+            raise SubjectRaised(self.who, said, f"sys.exit in {self.what}") from error
+        raise _raised(self.who, error, self.what, self.of) from error
 
 
 def _raised(who: str, error: BaseException, what: str, of: str) -> SubjectRaised:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,7 +75,9 @@ class Done:
 class Life:
     """A subject's layer, its adapters' handles, and what they should compute."""
 
-    def __init__(self, context: Context, case: LifeCase, folder: Path, watched: Collection[str] = ()) -> None:
+    def __init__(
+        self, context: Context, case: LifeCase, folder: Callable[[], Path], watched: Collection[str] = ()
+    ) -> None:
         self.context, self.case, self.folder, self.watched = context, case, folder, watched
         self._weights: dict[tuple[object, ...], Weights] = {}
         self._kept: list[Held] = []  # whose ids are keys above
@@ -84,7 +87,7 @@ class Life:
         self.left: dict[str, Values] = {}
         self.gone: dict[str, Held] = {}
         self.files = 0
-        self.merged = self.unsettled = self.ended = False
+        self.merged = self.unsettled = self.ended = self.exported = False
         self.folded: tuple[str, ...] = ()
         self._start(FIRST, context.layer(case))
         self.states = [State((FIRST,), c) for c in compositions(case.spec.variant)]
@@ -151,8 +154,9 @@ class Life:
 
     def output(self, x: Tensor | None = None, layer: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """What the layer answers now, float64."""
-        with torch.no_grad():
-            return (layer or self.layer)((self.case.x if x is None else x).to(self.dtype)).double()
+        call = layer or self.layer
+        with torch.no_grad(), answering(self.layer.who, "module(x)"):
+            return call((self.case.x if x is None else x).to(self.dtype)).double()
 
     def weights(self, state: State) -> Weights:
         """(W', b') by the model."""
@@ -340,6 +344,7 @@ class Life:
 
     def _merge(self, done: Done) -> None:
         done.answer = self._call("merge", self.layer.adapted)
+        self.exported = True
 
     def _train(self, done: Done) -> None:
         self.layer.train(True)
@@ -369,7 +374,7 @@ class Life:
     def _save_and_load(self, done: Done, name: str) -> None:
         """Save one adapter and load it on a fresh base; the answer is the loaded layer."""
         self.files += 1
-        path = self.folder / f"{self.files}" / "adapter"
+        path = self.folder() / f"{self.files}" / "adapter"
         path.parent.mkdir()
         self._call("save", self.handles[name].adapted, path)
         seed_torch(self.case.seed + 77)
@@ -399,6 +404,9 @@ class Life:
 
 @contextmanager
 def life(context: Context, case: LifeCase, watched: Collection[str] = ()) -> Iterator[Life]:
-    """A subject's layer at the start of a sequence; its files go afterwards."""
-    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
-        yield Life(context, case, Path(folder), watched)
+    """A subject's layer at the start of a sequence; its files, where it saves any, go afterwards."""
+    with ExitStack() as opened:
+        made = functools.cache(
+            lambda: Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="audit-")))
+        )
+        yield Life(context, case, made, watched)

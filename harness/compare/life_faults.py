@@ -15,13 +15,16 @@ from reports.model import Diagnosis
 
 Fault = Callable[[Lived, State], Iterator[Weights]]
 FAULTS: list[tuple[Diagnosis, Fault]] = []
+CATALOGUE: list[Diagnosis] = []  # every fault that has a name, here and in `harness/test_lifecycle.py`
 
 
 def named(name: str, summary: str, failure_mode: str, remedy: str = "", **more: Any) -> Diagnosis:
-    """What a check of the lifecycle says by itself."""
-    return Diagnosis(
+    """An entry of the catalogue of faults in the life of an adapter."""
+    entry = Diagnosis(
         f"lifecycle.{name}", summary, failure_mode, matched=1, tried=1, source="check", remedy=remedy, **more
     )
+    CATALOGUE.append(entry)
+    return entry
 
 
 def fault(name: str, summary: str, failure_mode: str) -> Callable[[Fault], Fault]:
@@ -73,6 +76,23 @@ def still_folded(life: Lived, state: State) -> Iterator[Weights]:
         left = state.composed(life.base, [there[name] for name in life.folded])
         yield left
         yield state.composed(left, _held(life, state.active))
+
+
+@fault(
+    "unmerged_the_active",
+    "unmerging takes out the adapter that is active instead of the one that was folded in",
+    "the base weight keeps what was folded in and loses what never was",
+)
+def unmerged_the_active(life: Lived, state: State) -> Iterator[Weights]:
+    """Of a method that adds, the active one's output hides it: then it is told as what stays in the weight."""
+    there = {**life.gone, **life.held}
+    if not (_was_folded(life) and state.active and set(life.folded) <= there.keys()):
+        return
+    W, b = state.composed(life.base, [there[name] for name in life.folded])
+    taken, shift = state.composed(life.base, _held(life, state.active))
+    before, at = life.base
+    left = W - (taken - before), None if b is None or shift is None or at is None else b - (shift - at)
+    yield state.composed(left, _held(life, state.active))
 
 
 @fault(
@@ -173,6 +193,21 @@ def composed_otherwise(life: Lived, state: State) -> Iterator[Weights]:
     "merging a model that is merged, or merging it again after unmerging, doubles the update",
 )
 def twice(life: Lived, state: State) -> Iterator[Weights]:
+    if life.folded or not life.exported:
+        yield from _twice(life, state)
+
+
+@fault(
+    "merged_beneath",
+    "merging leaves the update in the adapted layer's own weight, and the adapter acts on top of it",
+    "after one export the layer that is evaluated, trained or exported again has the update twice",
+)
+def merged_beneath(life: Lived, state: State) -> Iterator[Weights]:
+    if life.exported and not life.folded:
+        yield from _twice(life, state)
+
+
+def _twice(life: Lived, state: State) -> Iterator[Weights]:
     names = state.active or life.folded
     if names and set(names) <= life.held.keys():
         once = state.composed(life.base, _held(life, names))

@@ -70,6 +70,7 @@ class Lived(Protocol):
     gone: dict[str, Held]
     left: dict[str, dict[str, Tensor]]
     folded: tuple[str, ...]
+    exported: bool  # whether merge() has given a plain layer
     merged: bool
     unsettled: bool
 

@@ -26,7 +26,7 @@ Value = Tensor | str
 Values = dict[str, Value]
 RATE, SEEDS = 0.4, (1, 2)
 DRAWS = 24
-LAW = {"in_features": 32, "out_features": 24, "rank": 4, "alpha": 3.0, "batch": (2,), "bias": False}
+LAW = {"in_features": 48, "out_features": 24, "rank": 4, "alpha": 3.0, "batch": (2,), "bias": False}
 AS_SET = "the reference's"
 
 

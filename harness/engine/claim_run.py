@@ -122,7 +122,8 @@ class ClaimRun:
         if claim.outcome in ("fail", "unverified", "error"):
             pytest.fail(message(claim), pytrace=False)
         if claim.outcome == "not_applicable":
-            pytest.skip(claim.reason or "")
+            of = "not offered: " if claim.cause == "not_offered" else ""
+            pytest.skip(f"{of}{claim.reason or ''}")
 
     def conclude(self) -> Claim:
         """The claim's record; whatever the subject does, this returns one."""
@@ -316,6 +317,8 @@ class ClaimRun:
         assume(
             fitted is case or not isinstance(case, Recorded)
         )  # what was recorded cannot be asked otherwise
+        if lost := self._lost(case, fitted):
+            self._pass_over(lost)
         case = self.last = fitted
         try:
             with clock.charge("checks"):
@@ -327,6 +330,15 @@ class ClaimRun:
             raise
         except (Unsupported, NotApplicable) as why:
             self._pass_over(why)
+
+    def _lost(self, case: Case, fitted: Case) -> NotApplicable | None:
+        """Why the question cannot be asked of the nearest spec that the subject can express; None where it can."""
+        if self.mode and not getattr(fitted.spec, self.mode):
+            why = f"{self.subject.name} has no {self.mode}: the nearest spec that it can express is without"
+            return ModeMissing(why, self.mode) if self.check.id == "shapes.modes" else NotOffered(why)
+        if self.check.info.aspect == "dropout" and case.spec.dropout > 0 == fitted.spec.dropout:
+            return NotOffered(f"not offered: dropout: {self.subject.name} has none", "dropout")
+        return None
 
     def _pass_over(self, why: Unsupported | NotApplicable) -> None:
         """Leave one case out; Enough where so many have been that none is going to be answered."""

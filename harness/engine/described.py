@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import operator
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from harness.engine.docstrings import docstrings_of
 from harness.engine.session import Session
@@ -11,15 +14,24 @@ from oracles.implementation import Implementation
 from refs.vocabulary import ASKED_OF_SUBJECTS
 from reports.model import Subject
 
+# Modules whose classes subjects are derived from.
+INTERFACE = ("oracles.", "harness.", "builtins", "abc")
+
 
 def docstrings(subject: Implementation) -> dict[str, str]:
     """Per variant, the text in which the subject states its choices: docstrings of the sources it names."""
     texts = {}
     for variant in sorted(subject.variants):
         found = dict.fromkeys(s for aspect in ASKED_OF_SUBJECTS if (s := source_of(subject, variant, aspect)))
-        own = inspect.getdoc(type(subject)) or ""
+        own = docstring_of(type(subject))
         texts[variant] = "\n".join([own, *(docstrings_of(path, symbol) for path, symbol in found)])
     return texts
+
+
+def docstring_of(cls: type) -> str:
+    """A subject's own class docstring, or the nearest one that it inherits; the interface's says nothing of it."""
+    told = (c for c in cls.__mro__ if c is cls or not c.__module__.startswith(INTERFACE))
+    return next((inspect.cleandoc(doc) for c in told if (doc := vars(c).get("__doc__"))), "")
 
 
 def source_of(subject: Implementation, variant: str, aspect: str) -> tuple[Path, str] | None:
@@ -30,8 +42,37 @@ def source_of(subject: Implementation, variant: str, aspect: str) -> tuple[Path,
         except Exception:
             continue
         if isinstance(found, tuple) and len(found) == 2:
-            return Path(found[0]), str(found[1])
+            return defined_at(Path(found[0]), str(found[1]))
     return None
+
+
+def defined_at(path: Path, symbol: str) -> tuple[Path, str]:
+    """Where a symbol of a loaded module really stands: a method may be a base class's, in another file."""
+    if (module := _loaded(path)) is None:
+        return path, symbol
+    try:
+        found = inspect.unwrap(operator.attrgetter(symbol)(module))
+        file, name = inspect.getsourcefile(found), found.__qualname__
+    except (AttributeError, TypeError, ValueError):
+        return path, symbol
+    elsewhere = file is not None and "<locals>" not in name and not _same_file(Path(file), path)
+    return (Path(str(file)), name) if elsewhere else (path, symbol)
+
+
+def _loaded(path: Path) -> ModuleType | None:
+    """The module of this process that was read from a file."""
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and Path(file).name == path.name and _same_file(Path(file), path):
+            return module
+    return None
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def described(session: Session) -> Subject:

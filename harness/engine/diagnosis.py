@@ -248,15 +248,19 @@ def explanation_at(subject: Implementation, variant: Variant, case: Case) -> Exp
 def diagnose(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ...]:
     """The mistakes that explain the failure, the one that it is due to first; empty if none does.
 
-    Each fails the check by itself: at the failing case, or where the subject fails, too, at one of the small ones.
+    Each fails the check by itself, where the right equation holds: at the failing case, or at one of the small ones.
+    A recording has no other case, and some contexts ask what no equation has: there the right one fails as well.
     """
     found = explanation_at(context.subject, context.variant, failing)
-    at = [context.abilities.fitted(case) for case in (failing, *others(failing))]
-    due = [(m, [fails(check, context, m, case) for case in at]) for m in found.mistakes]
-    due = [(m, where) for m, where in due if any(where)]
+    failing = context.abilities.fitted(failing)
+    right = _asking(context, Equation())
+    asked = [failing, *map(context.abilities.fitted, others(failing))] if found.mistakes else []
+    at = [case for case in asked if holds(check, right, case)]
+    due = [(m, [case for case in at if fails(check, context, m, case)]) for m in found.mistakes]
+    due = [(m, where) for m, where in due if where]
     # The one that changes least is what the claim is due to: a wrong function also has wrong gradients.
-    due.sort(key=lambda entry: (not entry[1][0], found.reach[entry[0].id]))
-    return tuple(described(m, sum(where), len(at)) for m, where in due)
+    due.sort(key=lambda entry: (failing not in entry[1], found.reach[entry[0].id]))
+    return tuple(described(m, len(where), len(at)) for m, where in due)
 
 
 def others(failing: Case) -> list[Case]:
@@ -267,7 +271,12 @@ def others(failing: Case) -> list[Case]:
 
 def fails(check: Check, context: Context, mistake: Mistake, case: Case) -> bool:
     """Whether the equation with that mistake alone fails the check at a case, against the same oracle."""
-    return not holds(check, dataclasses.replace(context, subject=mistaken(mistake.id), worst=Worst()), case)
+    return not holds(check, _asking(context, mistaken(mistake.id)), case)
+
+
+def _asking(context: Context, subject: Implementation) -> Context:
+    """The claim's question, put to another subject."""
+    return dataclasses.replace(context, subject=subject, worst=Worst())
 
 
 def holds(check: Check, context: Context, case: Case) -> bool:

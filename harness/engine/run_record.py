@@ -24,14 +24,15 @@ def run_of(
     planned: Sequence[Key] = (),
     shard: str | None = None,
     subject: Subject | None = None,
+    oracles: tuple[OracleInfo, ...] | None = None,
 ) -> Run:
-    """What the reports are made from; ``subject`` where it has been described already.
+    """What the reports are made from; ``subject`` and ``oracles`` where they have been described already.
 
     ``planned``: the claims of the whole audit, over all shards; ``shard``: which part this run asked.
     """
     return Run(
         subject or described(session),
-        tuple(_oracles(session)),
+        oracles_of(session) if oracles is None else oracles,
         environment(),
         {"name": session.profile.name, "examples": session.profile.examples, "seed": session.profile.seed},
         tuple(
@@ -68,8 +69,13 @@ def ref_of(ref: str, root: Path) -> str:
     return f"{given.as_posix()}:{attribute}"
 
 
+def oracles_of(session: Session) -> tuple[OracleInfo, ...]:
+    """Where every oracle of this selection comes from."""
+    return tuple(_oracles(session))
+
+
 def _oracles(session: Session) -> Iterator[OracleInfo]:
-    """Where every oracle of this selection comes from; one that is absent says so in its claims."""
+    """All but those that are absent, which say so in their claims."""
     for entry in registry.entries():
         if entry.id not in session.oracles or entry.variants.isdisjoint(session.variants):
             continue

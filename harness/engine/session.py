@@ -39,6 +39,7 @@ def load_references() -> None:
     for name in ("peft", "transformers", "scipy.stats"):
         importlib.import_module(name)
     gc.freeze()  # a few hundred thousand objects that stay: the collector need not walk them again and again
+    gc.set_threshold(20_000, 20, 20)  # nor after every seven hundred new ones
 
 
 @dataclass

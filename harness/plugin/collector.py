@@ -15,11 +15,11 @@ import pytest
 from harness import clock
 from harness.engine.checks import load_checks
 from harness.engine.described import described
-from harness.engine.run_record import run_of
+from harness.engine.run_record import oracles_of, run_of
 from harness.plugin.options import Built
 from refs.vocabulary import ASPECTS
 from reports import api
-from reports.model import Audit, Claim, Run, Subject
+from reports.model import Audit, Claim, OracleInfo, Run, Subject
 from reports.plain_values import claim_from_plain
 from reports.render.console import Console
 from reports.store import audit_json
@@ -75,7 +75,8 @@ class Collector:
     def _keep(self) -> None:
         """What there is so far, for a run that is killed."""
         if self.built.outputs.audit_json:
-            audit_json.write_partial(self._run(), self.built.outputs.audit_json)
+            with clock.charge("reports"):
+                audit_json.write_partial(self._run(), self.built.outputs.audit_json)
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """With the audit's own progress on the terminal, pytest's letters would be noise."""
@@ -100,7 +101,13 @@ class Collector:
         built = self.built
         shard = str(built.shard) if built.shard else None
         run = run_of(
-            built.session, claims, root=built.root, planned=built.planned, shard=shard, subject=self.subject
+            built.session,
+            claims,
+            root=built.root,
+            planned=built.planned,
+            shard=shard,
+            subject=self.subject,
+            oracles=self.oracles,
         )
         if built.aspects == tuple(ASPECTS):
             return run
@@ -111,6 +118,11 @@ class Collector:
     def subject(self) -> Subject:
         """Read once: a run keeps what it has every few claims."""
         return described(self.built.session)
+
+    @functools.cached_property
+    def oracles(self) -> tuple[OracleInfo, ...]:
+        """Likewise."""
+        return oracles_of(self.built.session)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

@@ -30,6 +30,7 @@ class Keras(ArrayImplementation):
     version = keras.__version__
     variants = frozenset({"lora"})
     dtypes = frozenset({"float64", "float32", "float16"})
+    inputs = frozenset({2, 3, 4, 5})  # ``Dense`` itself refuses x of one dimension
 
     def nearest(self, spec: AdapterSpec) -> AdapterSpec:
         """It has neither dropout nor rsLoRA."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,6 +24,7 @@ from harness.survey.questions import ROOT, Question, audit_key, question
 from oracles.variants import VARIANTS
 from reports.errors import ReportsError
 from reports.model import Audit
+from reports.store import audit_json
 from reports.text import listed
 
 DOCS = ROOT / "docs"
@@ -39,7 +41,13 @@ def parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=os.cpu_count() or 1, help="libraries at a time (default: all cores)")
     add("--limit", type=float, default=120, metavar="MINUTES", help="the longest for one library (120)")
     add("--offline", action="store_true", help="make no connection to set an environment up")
-    add("--keep", action="store_true", help="take answers to an older state of the audit; the pages say so")
+    add(
+        "--keep",
+        action="store_true",
+        help="be content with answers to another state of the audit; the pages say so",
+    )
+    add("--take", type=Path, nargs="+", default=[], metavar="AUDIT.json",
+        help="audits of shipped subjects, made elsewhere, as their answers; nothing is asked")  # fmt: skip
     add("--pages", action="store_true", help="ask nothing, write the pages from what there is")
     add("--docs", type=Path, default=DOCS, metavar="DIR", help="where the pages go, and checked findings are")
     return made
@@ -55,14 +63,16 @@ def main(argv: Sequence[str] | None = None, shelf: Shelf | None = None) -> int:
     options = parser().parse_args(argv)
     shelf, console = shelf or Shelf(), Console(highlight=False, markup=False, soft_wrap=True)
     try:
-        chosen = [] if options.pages else _chosen(options.only)
+        take(options.take, shelf)
+        chosen = [] if options.pages or options.take else _chosen(options.only)
         checked = hand_checked.load(options.docs / "survey" / "checked")
-    except (BadOption, hand_checked.BadChecked) as error:
+    except (BadOption, ReportsError, hand_checked.BadChecked) as error:
         print(f"survey: {error}", file=sys.stderr)
         return 4
     todo = [
         q for name in chosen if not _kept(q := question(name, options.audit_profile), shelf, options.keep)
     ]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the libraries' processes end with this one
     try:
         asked_all(todo, shelf, options, console)
     except KeyboardInterrupt:
@@ -79,6 +89,19 @@ def _chosen(only: str | None) -> list[str]:
     if unknown or not asked:
         raise BadOption(f"--only {only!r}: expected one or more of {', '.join(there)}")
     return asked
+
+
+def take(files: Sequence[Path], shelf: Shelf) -> None:
+    """Put audits on the shelf. Raises BadOption for one of no shipped subject, ReportsError for what is no audit."""
+    for file in files:
+        audit = audit_json.read(file)
+        name, profile = audit.run.subject.ref, audit.run.profile["name"]
+        if name not in resolve.shipped() or profile not in PROFILES:
+            raise BadOption(
+                f"--take {file}: it is about {name} under the profile {profile}, expected one of "
+                f"{', '.join(resolve.shipped())} under {', '.join(PROFILES)}"
+            )
+        shelf.take(file, question(name, profile), audit)
 
 
 def _kept(asked: Question, shelf: Shelf, keep: bool) -> bool:

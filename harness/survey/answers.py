@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import platformdirs
@@ -17,13 +18,14 @@ from reports.model import Audit
 from reports.store import audit_json, text_files
 
 RECORD, AUDIT = "answer.json", "audit.json"
+ELSEWHERE = "elsewhere"  # an audit that was handed over: nothing tells which state of the audit asked
 
 
 @dataclass(frozen=True)
 class Answer:
     """What became of one question. ``failure``: why there is no audit, in one sentence; else empty.
 
-    ``audit_key``: the state of the audit that asked; ``date``: the day, ISO 8601; ``seconds``: wall clock.
+    ``audit_key``: the state of the audit that asked; ``date``: day and time, ISO 8601; ``seconds``: 0 where not known.
     """
 
     library: str
@@ -34,6 +36,10 @@ class Answer:
     seconds: float
     command: str
     failure: str = ""
+
+    @property
+    def day(self) -> str:
+        return self.date[:10]
 
 
 class Shelf:
@@ -50,6 +56,15 @@ class Shelf:
         """Keep an answer; its audit has been written into the same folder. Raises OSError."""
         text = json.dumps(dataclasses.asdict(answer), indent=1) + "\n"
         text_files.write_text(self.place(question, answer.audit_key) / RECORD, text)
+
+    def take(self, file: Path, question: Question, audit: Audit) -> Answer:
+        """Keep an audit that was made elsewhere. Raises OSError."""
+        audit_json.write(audit, self.place(question, ELSEWHERE) / AUDIT)
+        date = datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="minutes")
+        names = (question.library, question.profile, question.subject_key)
+        answer = Answer(*names, ELSEWHERE, date, 0.0, question.command)
+        self.put(answer, question)
+        return answer
 
     def exact(self, question: Question, audit_key: str) -> Answer | None:
         """The answer to just this question, from the audit as it is; a failure is none, it is tried again."""

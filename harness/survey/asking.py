@@ -71,7 +71,7 @@ def _asked(question: Question, audit_key: str, shelf: Shelf, ways: Ways, tell: T
         raise Stopped
     answer = Answer(
         *(question.library, question.profile, question.subject_key, audit_key),
-        date=datetime.now(UTC).date().isoformat(),
+        date=datetime.now(UTC).isoformat(timespec="minutes"),
         seconds=round(time.monotonic() - started, 1),
         command=question.command,
         failure=failure,

@@ -39,6 +39,7 @@ class Checked:
     fix: str = ""
     searched: str = ""
     reported: str = ""
+    beside: bool = False  # no claim asks it: it was seen while reading
 
     @property
     def heading(self) -> str:
@@ -52,7 +53,7 @@ class Checked:
 
     def is_about(self, finding: Finding, checks: frozenset[str]) -> bool:
         """Whether it speaks of a finding, which rests on these checks."""
-        if finding.variant not in self.variants or not set(self.checks) <= checks:
+        if self.beside or finding.variant not in self.variants or not set(self.checks) <= checks:
             return False
         return not self.title or _words(self.title) == _words(finding.title)
 
@@ -95,7 +96,9 @@ def _entry(where: str, library: str, table: Mapping[str, Any]) -> Checked:
     if lacking := [name for name in needed if not table.get(name)]:
         raise BadChecked(f"{where} lacks {listed(lacking)}")
     lists = ("variants", "read", "checks")
-    for name, value in table.items():
+    if not isinstance(table.get("beside", False), bool):
+        raise BadChecked(f"{where}: beside is {table['beside']!r}, expected true or false")
+    for name, value in ((n, v) for n, v in table.items() if n != "beside"):
         _check_kind(where, name, value, name in lists)
     values: dict[str, Any] = {n: tuple(v) if n in lists else v for n, v in table.items()}
     made = Checked(library, **values)
@@ -116,13 +119,15 @@ def _check(where: str, entry: Checked) -> None:
         raise BadChecked(
             f"{where}: verdict is {entry.verdict!r}, expected one of {listed(map(repr, VERDICTS))}"
         )
-    if not entry.checks and not entry.title:
+    if not entry.checks and not entry.title and not entry.beside:
         raise BadChecked(f"{where} says neither which checks nor which title it is about")
     if wrong := [place for place in entry.read if not PLACE.fullmatch(place)]:
         raise BadChecked(f"{where}: read has {wrong[0]!r}, expected file:line or file:line-line")
     given = [name for name in DRAFT if getattr(entry, name)]
     if given and len(given) < len(DRAFT):
         raise BadChecked(f"{where} has {listed(given)} without {listed(n for n in DRAFT if n not in given)}")
+    if entry.beside and not given:
+        raise BadChecked(f"{where} was seen beside the claims and has no draft")
     if given and entry.verdict == "false":
         raise BadChecked(f"{where} is false and has a draft for the maintainers")
 
@@ -161,7 +166,7 @@ def _complaint(audit: Audit, entry: Checked, variant: str) -> Iterator[str]:
         yield f"{what} is of version {entry.version}, and {audit.run.subject.version} was audited"
     elif entry.verdict == "false" and any(f.tag == "BUG" for f in own):
         yield f"{what} says that it is false, and the audit still tells it"
-    elif entry.verdict != "false" and not own:
+    elif entry.verdict != "false" and not own and not entry.beside:
         yield f"{what} matches no finding"
 
 

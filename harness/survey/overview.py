@@ -63,8 +63,9 @@ class Method:
 
 @dataclass(frozen=True)
 class Row:
-    """One library. ``methods``: none where its answer is a failure; ``outdated``: asked by an older state of the
-    audit; ``mended``: what the audit had said wrongly, and does not say any more."""
+    """One library. ``methods``: none where its answer is a failure; ``outdated``: asked by another state of the
+    audit; ``mended``: what the audit had said wrongly, and does not say any more; ``beside``: what no
+    claim asks, and was seen while reading."""
 
     answer: Answer
     requirements: str
@@ -74,6 +75,7 @@ class Row:
     environment: str = ""
     methods: Mapping[str, Method] = field(default_factory=dict)
     mended: tuple[Checked, ...] = ()
+    beside: tuple[Checked, ...] = ()
 
     @property
     def library(self) -> str:
@@ -88,11 +90,10 @@ class Row:
         return duration(self.answer.seconds)
 
     @property
-    def drafts(self) -> list[tuple[Told, Checked]]:
-        """The findings with a draft for the maintainers, each draft once."""
-        told = [f for m in self.methods.values() for f in m.findings]
-        found = {id(f.standing.entry): (f, f.standing.entry) for f in reversed(told) if f.standing.entry}
-        return [(f, entry) for f, entry in reversed(found.values()) if entry.issue_draft]
+    def drafts(self) -> list[Checked]:
+        """The entries with a draft for the maintainers, in the order of the findings; last those seen beside them."""
+        told = [f.standing.entry for m in self.methods.values() for f in m.findings]
+        return list(dict.fromkeys(e for e in (*told, *self.beside) if e and e.issue_draft))
 
 
 def row(answer: Answer, audit: Audit, entries: Sequence[Checked], requirements: str, outdated: bool) -> Row:
@@ -100,17 +101,25 @@ def row(answer: Answer, audit: Audit, entries: Sequence[Checked], requirements: 
     run = audit.run
     methods = [_method(answer.library, section, audit, entries) for section in review(audit).sections]
     told = {f.standing.entry for m in methods for f in m.findings if f.tag == "BUG"}
+    beside = tuple(e for e in entries if e.beside and e.version == run.subject.version)
     mended = tuple(e for e in entries if e.verdict == "false" and e not in told)
-    environment = _versions(run.subject.environment or run.environment)
+    environment = f"asked with {_versions(run.environment)}"
+    if run.subject.environment:
+        environment = f"run with {_versions(run.subject.environment)}; {environment}"
     by_id = {m.id: m for m in methods}
     return Row(
-        answer, requirements, outdated, run.subject.name, run.subject.version, environment, by_id, mended
+        *(answer, requirements, outdated, run.subject.name, run.subject.version, environment),
+        methods=by_id,
+        mended=mended,
+        beside=beside,
     )
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `7 min`, `1 h 5 min`."""
+    """`42 s`, `7 min`, `1 h 35 min`."""
     minutes = round(seconds / 60)
+    if not seconds:
+        return "a time not known"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
@@ -182,9 +191,14 @@ def said(rows: Sequence[Row]) -> str:
     answered = [r for r in rows if r.methods]
     methods = [m for r in answered for m in r.methods.values()]
     bugs = [f for m in methods for f in m.findings if f.tag == "BUG"]
-    checked = sum(f.standing.is_checked for f in bugs)
-    dates = listed(sorted({r.answer.date for r in answered}))
-    words = f"{len(answered)} libraries with {len(methods)} methods" + (
-        f", asked on {dates}" if dates else ""
-    )
-    return f"{words}; {len(bugs)} findings are called a bug, {checked} of them checked by hand"
+    checked = [f.standing.entry for f in bugs if f.standing.entry]
+    false = sum(entry.verdict == "false" for entry in checked)
+    dates = listed(sorted({r.answer.day for r in answered}))
+    words = f"{_counted(answered, 'library', 'libraries')} with {_counted(methods, 'method', 'methods')}"
+    words += f", asked on {dates}" if dates else ""
+    words += f"; {_counted(bugs, 'finding is', 'findings are')} called a bug, {len(checked)} of them checked by hand"
+    return f"{words}, {false} of these false"
+
+
+def _counted(items: Sequence[object], one: str, several: str) -> str:
+    return f"{len(items)} {one if len(items) == 1 else several}"

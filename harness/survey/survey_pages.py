@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness.survey import unanswered
 from harness.survey.hand_checked import Checked
-from harness.survey.overview import Row, Told, anchor, said
+from harness.survey.overview import Row, anchor, said
 from harness.survey.unanswered import Asked
 from reports import text
 from reports.render import html, markdown
@@ -34,12 +34,22 @@ class Survey:
         return said(self.rows)
 
     @property
+    def answered(self) -> list[Row]:
+        return [r for r in self.rows if r.methods]
+
+    @property
     def silent(self) -> list[Row]:
         return [r for r in self.rows if not r.methods]
 
     @property
-    def drafts(self) -> list[tuple[Row, Told, Checked]]:
-        return [(r, told, entry) for r in self.rows for told, entry in r.drafts]
+    def drafts(self) -> list[tuple[Row, Checked]]:
+        """Those that nobody has reported come first."""
+        found = [(r, entry) for r in self.rows for entry in r.drafts]
+        return sorted(found, key=lambda each: bool(each[1].reported))
+
+    @property
+    def unreported(self) -> int:
+        return sum(not entry.reported for _, entry in self.drafts)
 
     @property
     def dead(self) -> list[Asked]:

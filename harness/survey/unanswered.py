@@ -37,7 +37,8 @@ def asked(audits: Mapping[str, Audit], checks: Mapping[str, CheckInfo]) -> list[
 
 def _asked(info: CheckInfo, claims: list[tuple[str, Claim]]) -> Asked:
     answered = _libraries(claims, ANSWERED)
-    return Asked(info.id, info.question, answered, _libraries(claims, FAILED), _why(c for _, c in claims))
+    question = info.question.replace("``", "`")  # as in docstrings, told as in prose
+    return Asked(info.id, question, answered, _libraries(claims, FAILED), _why(c for _, c in claims))
 
 
 def _libraries(claims: Iterable[tuple[str, Claim]], outcomes: Iterable[str]) -> tuple[str, ...]:

@@ -8,18 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from oracles.implementation import AdapterSpec
+from oracles.plain_linear import plain
 
-
-def plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer of its own with ``weight`` (out, in) and ``bias`` (out,)."""
-    out, in_features = weight.shape
-    layer = nn.Linear(in_features, out, bias is not None, dtype=weight.dtype, device="meta").to_empty(
-        device="cpu"
-    )
-    layer.weight = nn.Parameter(weight.detach().clone())
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone())
-    return layer
+__all__ = ["RecordedCase", "plain"]
 
 
 @dataclass(frozen=True)

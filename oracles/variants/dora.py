@@ -130,7 +130,7 @@ MISTAKES = (
     Mistake(
         "dora.norm_attached",
         "the gradient flows through ‖V‖ (Eq. (6)) instead of treating it as a constant (§4.3, Eq. (11))",
-        "gradients of A and B lose their component along V: training follows another trajectory and needs more memory",
+        "gradients of A and B lose their component along V: training follows another trajectory",
         {"constant": same},
         "detach ‖W + (α/r) B A‖ before dividing by it",
         documented=(
@@ -272,7 +272,7 @@ def _in_order(active: Sequence[Active], W: Tensor, b: Tensor | None, x: Tensor) 
     y = x @ W.mT
     for p, spec in active:
         update = scale(spec) * (p["B"] @ p["A"])
-        y = p["m"] / rows(W + update) * (y + x @ update.mT)
+        y = p["m"] / rows(W + update).detach() * (y + x @ update.mT)  # ‖V‖ is a constant here, too
     return y if b is None else y + b
 
 

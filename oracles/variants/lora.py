@@ -123,4 +123,5 @@ VARIANT = Variant(
     ),
     options=(RSLORA,),
     has_dropout=True,
+    file_without_alpha="microsoft/LoRA, whose lora_state_dict holds no alpha either",
 )

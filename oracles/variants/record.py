@@ -375,6 +375,7 @@ class Variant:
     has_rank: bool = True
     has_dropout: bool = False
     refuses_dtypes: tuple[str, ...] = ()  # base dtypes that the reference of record refuses
+    file_without_alpha: str | None = None  # a reference whose file holds no alpha, in words
     guards_norms: bool = False  # the reference of record keeps norms away from zero
     starts_at_identity: Callable[[AdapterSpec], bool] = lambda spec: True
     in_domain: Callable[[int, int, AdapterSpec], bool] = lambda out, in_, spec: True

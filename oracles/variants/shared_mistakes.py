@@ -206,6 +206,10 @@ def _uniform_a(factor: float) -> Value:
     return draw
 
 
+def _uniform_by_rank(W: Tensor, spec: AdapterSpec) -> Tensor:
+    return (torch.rand(shape_a(W, spec), dtype=torch.float64) * 2 - 1) / math.sqrt(spec.rank)
+
+
 def _gaussian_a(W: Tensor, spec: AdapterSpec) -> Tensor:
     return torch.randn(shape_a(W, spec), dtype=torch.float64) / math.sqrt(W.shape[1])
 
@@ -241,6 +245,13 @@ def starts_of_factors(
             "A starts √6 too large: B's first steps are that much larger",
             {"start.A": _uniform_a(math.sqrt(6))},
             "draw A with kaiming_uniform_(a=√5), which is U(−1/√in, 1/√in)",
+        ),
+        Mistake(
+            f"{variant}.a_fan",
+            "A is drawn by the size of its other side: bound 1/√r instead of 1/√in",
+            "A starts √(in/r) too large, more so the wider the layer: B's first steps are that much larger",
+            {"start.A": _uniform_by_rank},
+            "draw A in the shape (r, in): of a tensor kept as (in, r), kaiming_uniform_ takes r for its inputs",
         ),
         Mistake(
             f"{variant}.gaussian_a",

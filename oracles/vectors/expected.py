@@ -11,7 +11,9 @@ from torch import Tensor
 
 from oracles.vectors.bases import base_tensors, inputs
 from oracles.vectors.chain import Config, run
-from oracles.vectors.draft import Draft, readings, right_updates
+from oracles.vectors.draft import Draft
+from oracles.vectors.meaning import Reading
+from oracles.vectors.readings import wrong_readings
 from oracles.vectors.update import Update
 
 APART = 0.01  # no two readings of a vector come closer than this, in units of ‖ΔW‖
@@ -49,6 +51,22 @@ def untied(config: Config) -> Deltas:
     return {**tensors, **{new: tensors[old] for new, old in config.get("tied", {}).items()}}
 
 
+def _right(draft: Draft) -> dict[str, Update]:
+    """Full tensor name -> update, of the right reading."""
+    return {name: update for module in draft.modules for name, update in module.updates().items()}
+
+
+def _readings(draft: Draft) -> dict[str, Reading]:
+    """The wrong readings of the whole file: each module's of the same name together."""
+    found: dict[str, Reading] = {}
+    for module in draft.modules:
+        for reading in wrong_readings(module):
+            before = found.get(reading.id)
+            updates = {**(before.updates if before else {}), **reading.updates}
+            found[reading.id] = Reading(reading.id, reading.sentence, updates)
+    return found
+
+
 def _deltas(updates: Mapping[str, Update], base: Deltas) -> Deltas:
     return {name: update.apply(base[name]) - base[name] for name, update in updates.items()}
 
@@ -56,7 +74,7 @@ def _deltas(updates: Mapping[str, Update], base: Deltas) -> Deltas:
 def expect(draft: Draft) -> Expected:
     """The numbers of a vector; raises ValueError where two of its readings come too close."""
     base = untied(draft.model)
-    right = _deltas(right_updates(draft), base)
+    right = _deltas(_right(draft), base)
     found = Expected(base, right, [], _wrong(draft, base, right))
     missing = set(draft.must) - {reading.id for reading in found.wrong}
     if missing:
@@ -66,7 +84,7 @@ def expect(draft: Draft) -> Expected:
 
 
 def _candidates(draft: Draft, base: Deltas, right: Deltas) -> dict[str, tuple[str, Deltas]]:
-    found = {r.id: (r.sentence, {**right, **_deltas(r.updates, base)}) for r in readings(draft).values()}
+    found = {r.id: (r.sentence, {**right, **_deltas(r.updates, base)}) for r in _readings(draft).values()}
     names = [module.module for module in draft.modules]
     if len(set(names)) > 1:
         kept = {n: d if n.rpartition(".")[0] == names[0] else torch.zeros_like(d) for n, d in right.items()}

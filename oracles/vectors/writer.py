@@ -17,6 +17,7 @@ from oracles.vectors.catalogue import drafts
 from oracles.vectors.chain import Config
 from oracles.vectors.draft import Draft
 from oracles.vectors.expected import Expected, closest_pair, expect
+from oracles.vectors.methods import method_of
 
 VERSION = 1
 HOME = Path(__file__).resolve().parents[2] / "refs" / "vectors"
@@ -87,10 +88,10 @@ def _numbers(expected: Expected) -> dict[str, Tensor]:
 
 def _described(draft: Draft, expected: Expected | None) -> Config:
     config = draft.config
-    method = "dora" if config.get("use_dora") else config["peft_type"].lower()
-    methods = sorted({m.method for m in draft.modules} - {"replace"}) or [method]
+    method = method_of(config)
+    assert method is not None, f"{draft.id} is of no method"
     flags: Config = {
-        "method": methods[0],
+        "method": method.id,
         "layers": sorted({m.kind for m in draft.modules}),
         "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in draft.keys.values()}),
         "base_dtype": draft.model["dtype"],

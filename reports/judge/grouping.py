@@ -10,8 +10,8 @@ Key = tuple[str | None, ...]
 Kind = str  # "difference" "error" "wrapper" "declared" "unverified" "mode_missing" "not_offered"
 # Questions of yes or no, which many mistakes answer alike: where what they follow is broken, that is the explanation.
 SAYS_LITTLE = {"step0.dead_parameters", "training.alive", "init.identity", "dropout.expectation"}
-# Methods without which an aspect cannot be told of any implementation; the others are a matter of taste.
-NEEDED_METHODS = {"save", "load"}
+# aspect -> methods without which it cannot be told of any implementation; the others are a matter of taste.
+NEEDED_METHODS = {"save_load": {"save", "load"}}
 
 
 def covering(declarations: Iterable[Declaration], claim: Claim) -> Declaration | None:
@@ -31,7 +31,7 @@ def is_missing_mode(claim: Claim) -> bool:
 
 def is_special(claim: Claim) -> bool:
     """Not applicable, and yet a gap of the subject's."""
-    method = claim.cause == "not_offered" and claim.detail in NEEDED_METHODS
+    method = claim.cause == "not_offered" and claim.detail in NEEDED_METHODS.get(claim.aspect, ())
     return is_missing_mode(claim) or (claim.outcome == "not_applicable" and method)
 
 
@@ -69,7 +69,10 @@ class Grouping:
             return (("declared", declared.reason if declared else claim.reason),)
         if claim.outcome == "unverified":
             return (("unverified", claim.reason),)
-        return ((claim.cause, claim.reason),) if is_special(claim) else ()
+        if not is_special(claim):
+            return ()
+        # Without save, or without load, every aspect that needs both is told as one.
+        return ((claim.cause, claim.reason if is_missing_mode(claim) else "save or load"),)
 
     def _defects(self, claim: Claim, seen: frozenset[str]) -> tuple[Key, ...]:
         """The mistakes that the claim names; of one that names none, those that explain all that it follows.

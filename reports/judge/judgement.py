@@ -10,7 +10,7 @@ from reports.judge.verdicts import audit_exit_code, verdicts
 from reports.model import Audit, Prior, Run
 from reports.order import sorted_claims
 
-__all__ = ["audit_exit_code", "judge", "normalised"]
+__all__ = ["audit_exit_code", "judge", "normalised", "ordered"]
 
 
 def judge(run: Run, prior: Prior | None = None) -> Audit:
@@ -21,10 +21,15 @@ def judge(run: Run, prior: Prior | None = None) -> Audit:
     return Audit(run, found, verdicts(run, found, prior), prior)
 
 
+def ordered(run: Run) -> Run:
+    """``run`` with its claims sorted and its sources quoted."""
+    run = cites.with_quotes(run)
+    return dataclasses.replace(run, claims=sorted_claims(run))
+
+
 def normalised(run: Run) -> Run:
     """``run`` as it will be read back: claims sorted, numbers rounded, texts bounded, sources quoted."""
-    run = cites.with_quotes(run)
-    run = dataclasses.replace(run, claims=sorted_claims(run))
+    run = ordered(run)
     plain = plain_values.run_to_plain(run)
     plain["reference_disagreements"] = plain_values.plain(run.reference_disagreements)
     return plain_values.run_from_plain(plain)

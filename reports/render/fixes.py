@@ -30,11 +30,20 @@ LOOK_AT = {
     "targets": "adapt these modules and no others",
     "checkpoints": "read and write this checkpoint as the references do, or refuse it in a sentence",
 }
+# Checks whose quantity is not what their aspect is mostly about.
+LOOK_AT_OF_CHECK = {
+    "shapes.frozen_base": "freeze what is not the adapter's",
+    "shapes.bad_rank": "refuse this rank in a sentence",
+    "shapes.modes": "let this option change the function as in the references, or refuse it in a sentence",
+    "init.base_weight": "leave the base layer as it is",
+    "step0.base_frozen": "freeze the base layer's own parameters",
+    "save_load.other_settings": "take alpha, rank and options from the file, or refuse settings that contradict it",
+}
 
 
-def look_at(aspect: str) -> str:
+def look_at(check: str, aspect: str) -> str:
     """What to look at where no mistake is named: an instruction, without its full stop."""
-    return LOOK_AT.get(aspect, "follow this quantity through the code")
+    return LOOK_AT_OF_CHECK.get(check) or LOOK_AT.get(aspect, "follow this quantity through the code")
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ def _remedy(finding: Finding, own: Sequence[Claim]) -> str:
 
 def _to_come_out(lead: Claim) -> str:
     """Where nothing names the mistake: which quantity to follow, and what it has to be at the smallest case."""
-    look = look_at(lead.aspect)
+    look = look_at(lead.check, lead.aspect)
     if lead.witness is None:
         return look
     w = lead.witness

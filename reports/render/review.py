@@ -32,6 +32,8 @@ LEGEND = (
     " method; not applicable: the question does not arise.",
     "*References*: live ones are run now, recorded ones replay outputs of the authors' code, equations are the paper's"
     " in float64.",
+    "*What a verdict does not say*: an audit runs on the processor, in one process, on small layers and for ten steps"
+    " of training; what that leaves unseen, and what of it was measured, stands in the audit's `docs/blind_spots.md`.",
 )
 
 

@@ -66,7 +66,7 @@ def _rule(check: str, info: CheckInfo | None) -> dict[str, Any]:
 
 def _help(info: CheckInfo) -> dict[str, str]:
     """What the check asks, how its failure shows, what to do: plain, and as markdown."""
-    parts = {"Asked": info.question, "What goes wrong": info.failure_mode, "What to do": _remedy(info.aspect)}
+    parts = {"Asked": info.question, "What goes wrong": info.failure_mode, "What to do": _remedy(info)}
     told = {head: words for head, words in parts.items() if one_line(words)}
     return {
         "text": one_line(" ".join(f"{head}: {words}" for head, words in told.items())) or one_line(info.id),
@@ -74,8 +74,8 @@ def _help(info: CheckInfo) -> dict[str, str]:
     }
 
 
-def _remedy(aspect: str) -> str:
-    words = look_at(aspect)
+def _remedy(info: CheckInfo) -> str:
+    words = look_at(info.id, info.aspect)
     return f"{words[:1].upper()}{words[1:]}."
 
 

@@ -13,7 +13,7 @@ import jsonschema
 
 from reports import plain_values
 from reports.errors import Incomplete, Malformed, OtherSchema, ShardOnly
-from reports.judge.judgement import judge, normalised
+from reports.judge.judgement import judge, ordered
 from reports.judge.verdicts import missing_claims
 from reports.model import SCHEMA_VERSION, Audit, Prior, Run
 from reports.store import schema_1, text_files
@@ -41,7 +41,10 @@ def dumps(audit: Audit) -> str:
 
 def write_partial(run: Run, path: Path, prior: Prior | None = None) -> None:
     """What is known before the run has ended: without findings, verdicts and `complete`. Raises OSError."""
-    text_files.write_text(Path(path), _encoded(plain_values.run_to_plain(normalised(run), prior)))
+    document = plain_values.run_to_plain(ordered(run), prior)
+    text_files.write_text(
+        Path(path), json.dumps(document, allow_nan=False) + "\n"
+    )  # on one line: it is written often
 
 
 def _encoded(document: Mapping[str, Any]) -> str:

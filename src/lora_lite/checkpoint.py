@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .config import AdapterConfig
 from .kinds import kind_of
+from .sharded import whole
 from .variant import Variant, config_from_dict, described
 
 __all__ = ["Entry", "check", "digest", "layer_for", "read", "write"]
@@ -41,7 +42,7 @@ class Entry:
 def digest(weight: Tensor) -> str:
     """sha256 of a weight's dtype, shape and bytes."""
     head = f"{weight.dtype} {tuple(weight.shape)} ".encode()
-    flat = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    flat = whole(weight).detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(head + flat.numpy().tobytes()).hexdigest()
 
 
@@ -51,7 +52,7 @@ def write(path: str | PathLike[str], config: AdapterConfig, entries: dict[str, E
     if target.is_dir() or not target.parent.is_dir():
         raise ValueError(f"path must name a file in an existing folder, got {str(target)!r}")
     tensors = {
-        join(name, key): tensor.detach().cpu().contiguous().clone()
+        join(name, key): whole(tensor).detach().cpu().contiguous().clone()
         for name, entry in entries.items()
         for key, tensor in entry.tensors.items()
     }

@@ -20,6 +20,7 @@ from . import checkpoint, peft_config
 from .adapter import make, put_on, require_named
 from .config import AdapterConfig
 from .kinds import kind_of
+from .sharded import whole
 from .switch import DEFAULT
 from .variant import Variant, described, own
 from .variants import IA3, PiSSA
@@ -89,7 +90,7 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
 
 def exported(adapter: Variant) -> dict[str, Tensor]:
     """PEFT's key endings and tensors of one adapter."""
-    tensors = dict(adapter.state_dict())
+    tensors = {name: whole(tensor) for name, tensor in adapter.state_dict().items()}
     if isinstance(adapter, PiSSA):
         own = {"A": torch.cat([tensors["A"], adapter.A0]), "B": torch.cat([tensors["B"], -adapter.B0], dim=1)}
         return {key: own[name] for key, name in keys_of(adapter).items()}

@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from .config import AdapterConfig
 from .kinds import Kind, dense, is_linear, kind_of, never_called
 from .quantised import dequantised, flavour, write_problem
+from .sharded import is_sharded
 
 __all__ = [
     "VARIANTS",
@@ -38,6 +39,10 @@ __all__ = [
     "widened",
 ]
 
+SHARDED = (
+    "its weight is sharded over processes (a DTensor); attach adapters before fully_shard, "
+    "and tensor parallelism is not offered"
+)
 OWN = "_lora_lite_own"  # the layer's own weights while others stand in their place, by attribute
 
 
@@ -169,6 +174,8 @@ class Variant(nn.Module):
         return found
 
     def _check_weight(self, layer: nn.Module) -> None:
+        if is_sharded(layer.weight):
+            raise ValueError(SHARDED)
         problem = weight_problem(layer) if self.needs_weight else None
         if self.needs_weight and not problem and not (self.takes_quantised or dense(layer.weight)):
             problem = f"its weight is quantised ({type(layer.weight).__name__})"

@@ -6,6 +6,7 @@ import pytest
 
 from harness.cases.profiles import Profile
 from harness.engine.checks import Check
+from harness.subjects.lora_lite import LoraLite
 from tests.subjects import broken_alone, broken_contexts, checkpoint_loaders  # noqa: F401  (they fill the table)
 from tests.subjects.broken import BROKEN, Broken
 from tests.subjects.judged import audit
@@ -52,8 +53,6 @@ def test_caught(broken: Broken) -> None:
 
 def test_enough() -> None:
     """Every variant has its share of wrong subjects."""
-    counts = {
-        v: sum(b.variant == v for b in BROKEN) for v in ("lora", "pissa", "dora", "ia3", "hra", "delora")
-    }
+    counts = {v: sum(b.variant == v for b in BROKEN) for v in LoraLite.variants}
     assert min(counts.values()) >= 10, counts
     assert len({(b.variant, b.name) for b in BROKEN}) == len(BROKEN) >= 100

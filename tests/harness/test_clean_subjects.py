@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,7 +11,8 @@ import pytest
 from harness.cases.profiles import Profile
 from harness.engine.checks import Check
 from oracles import registry
-from oracles.implementation import Implementation
+from oracles.implementation import AdapterSpec, Implementation
+from tests.remote.subjects import gated
 from tests.subjects import (
     functional,
     fused,
@@ -46,7 +48,7 @@ class Style:
 
 NO_DROPOUT = dict.fromkeys(("lora", "pissa", "dora", "delora"), "dropout")
 NO_GRAM_SCHMIDT = {"hra": "Gram-Schmidt|gram_schmidt"}
-NO_FILES = dict.fromkeys(("lora", "pissa", "dora", "ia3", "hra", "delora"), "no save or no load")
+NO_FILES = dict.fromkeys(wrapped.LAYERS, "no save or no load")
 WIDE = dict.fromkeys(NO_FILES, "autocast")  # a documented choice: answers in x's dtype
 CACHES = dict.fromkeys(NO_FILES, "evaluation mode")  # a documented choice: as loralib
 PICKLES = dict.fromkeys(NO_FILES, "pickle")
@@ -62,6 +64,7 @@ STYLES = (
     Style(odd.OwnBackward),
     Style(odd.Functional, {"dora": "autocast"}),
     Style(odd.CachedDora, {"dora": "no save or no load"}),
+    Style(odd.Folding, {"lora": "evaluation mode"}),  # no gradient reaches the adapter there
 )
 CASES = [pytest.param(s, v, id=f"{s}-{v}") for s in STYLES for v in sorted(s.make().variants)]
 
@@ -90,3 +93,42 @@ def test_every_oracle(variant: str) -> None:
     found = audit(wrapped.Library(), [variant], oracles=registry.ids(), checks=asked, profile=FAST)
     assert not [f"{f.id} {f.tag} {f.title} {f.claims}" for f in found.findings]
     assert found.verdicts[variant].verdict == "Faithful"
+
+
+def asked_of_a_gate(check: Check) -> bool:
+    """What is asked of copies, files and modes."""
+    return check.id in (
+        "contexts.deepcopy",
+        "contexts.pickle",
+        "save_load.stored",
+        "shapes.modes",
+        "forward.modes",
+    )
+
+
+def test_a_computed_slot_and_a_mode_that_nearest_leaves_out() -> None:
+    """A gate stored as l − 1 is stored; a mode that cannot be expressed is missing."""
+    found = audit(gated.Library(), ["ia3"], checks=asked_of_a_gate, profile=FAST)
+    outcomes = {claim.check: claim.outcome for claim in found.run.claims}
+    assert not [f.title for f in found.findings if f.tag == "BUG"]
+    assert outcomes["save_load.stored"] == outcomes["contexts.deepcopy"] == "pass", outcomes
+    assert outcomes["shapes.modes"] == "not_applicable", outcomes
+    assert any("feedforward" in f.title for f in found.findings), [f.title for f in found.findings]
+
+
+class NoDropoutNoAlpha(wrapped.Library):
+    """LoRA whose configuration has a rank alone."""
+
+    def nearest(self, spec: AdapterSpec) -> AdapterSpec:
+        """Alpha is the rank, and nothing is dropped."""
+        return dataclasses.replace(spec, alpha=float(spec.rank), dropout=0.0)
+
+
+def test_what_nearest_leaves_out_is_told() -> None:
+    """As a missing mode, by its name; and no question about dropout counts as answered."""
+    found = audit(
+        NoDropoutNoAlpha(), ["lora"], checks=lambda c: c.info.aspect in ("dropout", "scale"), profile=FAST
+    )
+    told = [f.title for f in found.findings]
+    assert any("alpha" in title and "dropout" in title for title in told), told
+    assert {c.outcome for c in found.run.claims if c.aspect == "dropout"} == {"not_applicable"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.cases import kind_cases
+from harness.compare.kinds import CATALOGUE
 from harness.engine.checks import load_checks
 from harness.engine.session import claims_for
 from reports.model import Claim
@@ -60,6 +61,8 @@ def test_without_a_library_that_quantises_the_claim_says_so(monkeypatch: pytest.
     assert outcomes["layers.merge"].outcome == "pass"
 
 
-def test_every_claim_is_shown() -> None:
+def test_every_claim_and_every_fault_is_shown() -> None:
+    """Each claim has a wrong library that it finds out, and each entry of the catalogue one that has it."""
     claims = {id_ for id_, check in load_checks().items() if check.info.aspect == "layers"}
     assert {b.claim for b in BROKEN_KINDS} == claims
+    assert {d.mistake.removeprefix("layers.") for d in CATALOGUE} == {b.says for b in BROKEN_KINDS} - {""}

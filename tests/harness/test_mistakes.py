@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 from harness.cases.profiles import Profile
+from harness.engine.checks import Check
 from harness.engine.session import claims_for, load_checks
 from oracles.equation import Equation
 from oracles.mistakes import Mistake, catalogue, mistaken, mistakes_of
 from oracles.variants import VARIANTS
 from reports.model import Claim
+from tests.subjects import wrapped
+from tests.subjects.judged import audit
 
 TWELVE = Profile("default", 12, 0)
 # In this order: the checks that tell most mistakes apart come first, and most entries need no other.
@@ -93,3 +97,27 @@ def test_enough(variant: str) -> None:
     """At least five per variant, each with a failure mode."""
     assert len([m for m in mistakes_of(variant) if not m.agrees_with]) >= 5
     assert all(m.failure_mode and m.summary for m in mistakes_of(variant))
+
+
+class OtherLawOnATrainableBase(wrapped.Lora):
+    """A is drawn with a slope of α/r, which makes it too large, and the base stays trainable."""
+
+    def start_a(self, A: Tensor) -> None:
+        nn.init.kaiming_uniform_(A, a=self.s)
+
+    def build(self) -> None:
+        super().build()
+        self.base.requires_grad_(True)
+
+
+def test_a_start_is_not_laid_to_what_has_nothing_to_do_with_it() -> None:
+    """On the small cases the test of a law may fail even the equation: that makes no mistake its cause."""
+
+    def asked(check: Check) -> bool:
+        return check.id in ("init.distribution", "shapes.frozen_base", "shapes.canonical")
+
+    subject = wrapped.Library({"lora": OtherLawOnATrainableBase})
+    found = audit(subject, ["lora"], checks=asked, profile=Profile("quick", 4, 0))
+    told = {claim.split("[")[0]: f.title for f in found.findings for claim in f.claims}
+    assert "trainable" in told["shapes.frozen_base"], told
+    assert "trainable" not in told["init.distribution"], told

@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from harness.engine.session import claims_for
+from tests.replicas.round1 import Round1
+from tests.subjects.judged import QUICK
+
 ROOT = Path(__file__).parents[2]
 VERDICTS = {
     "lora": "Partial",
@@ -33,17 +37,18 @@ FINDINGS = {
         AUTOCAST,
         ("BUG", "init.principal", "factors leave α/r out, and the residual subtracts (α/r) B A"),
     ),
-    "dora": (DROPOUT, ALPHA, ("OK-doc", "forward.gradients", "gradient flows through ‖V‖")),
+    "dora": (DROPOUT, ALPHA, ("OK-doc", "forward.gradients", "gradient flows through ‖V‖"), AUTOCAST),
     "ia3": (("BUG", "shapes.modes", "its option changes nothing"), AUTOCAST),
     "hra": (
         ("BUG", "step0.dead_parameters", "scalar gate around the reflections starts at zero"),
         ("OK-undoc", "init.finite_modes", "divides by rounding noise"),
+        AUTOCAST,
     ),
     "delora": (
         DROPOUT,
         ("BUG", "forward.random_parameters", "one number, the Frobenius norm of W"),
         ("BUG", "init.deterministic", "λ starts at zero"),
-        ("OK-undoc", "forward.buffers", "anew at every call"),
+        AUTOCAST,
         ("BUG", "shapes.roles", "another role"),
         ("BUG", "shapes.canonical", "tensors are not the reference's"),
     ),
@@ -82,6 +87,28 @@ def test_findings(run: tuple[dict[str, Any], str, int], variant: str) -> None:
         assert match, f"no finding {tag} {check} {words!r} among {_shown(found)}"
         left.remove(match)
     assert not left, f"nobody put this in: {_shown(left)}"
+
+
+def test_dropout_is_seen_in_dropout_alone(run: tuple[dict[str, Any], str, int]) -> None:
+    """The layers have other mistakes: no claim that fails for one of those stands under this."""
+    found = [f for f in run[0]["findings"] if f["title"] == DROPOUT[2]]
+    assert len(found) == 4
+    assert {claim.partition(".")[0] for f in found for claim in f["claims"]} == {"dropout"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "oracle", "check", "mistake"),
+    [
+        ("dora", "author", "step0.gradients", "dora.norm_attached"),  # a recording, which has no other case
+        ("delora", "paper", "dtype.double", "delora.scalar_norm"),  # asks nothing of a case in float32
+    ],
+)
+def test_what_cannot_be_asked_explains_nothing(variant: str, oracle: str, check: str, mistake: str) -> None:
+    """A mistake is named for a claim only where it alone makes the equation fail it."""
+    (claim,) = claims_for(
+        Round1(), variants=[variant], oracles=[oracle], checks=lambda c: c.id == check, profile=QUICK
+    )
+    assert [d.mistake for d in (claim.diagnosis, *claim.further) if d] == [mistake]
 
 
 def _is(finding: dict[str, Any], tag: str, check: str, words: str) -> bool:

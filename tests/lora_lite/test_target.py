@@ -74,7 +74,7 @@ def test_defaults_are_those_that_peft_applies(name: str, variant: str) -> None:
     assert {key: getattr(adapter, "feedforward", False) for key, adapter in ours.items()} == want
 
 
-@pytest.mark.parametrize("variant", ["lora", "pissa", "dora", "ia3", "hra", "delora"])
+@pytest.mark.parametrize("variant", sorted(lora_lite.VARIANTS))
 def test_gpt2_has_its_weights_the_other_way_round(variant: str) -> None:
     model, ids = build("gpt2"), torch.arange(5)[None]
     base, W = model(ids).logits, model.transformer.h[0].attn.c_attn.weight.detach().clone()

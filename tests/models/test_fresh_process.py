@@ -18,7 +18,7 @@ from oracles.implementation import AdapterSpec
 from oracles.peft import BINDINGS
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIANTS = ("lora", "pissa", "dora", "ia3", "hra", "delora")
+VARIANTS = sorted(lora_lite.VARIANTS)
 
 CHILD = """
 import json, sys, torch, lora_lite, peft

@@ -28,7 +28,7 @@ def tiny() -> Pretrained:
 
 @pytest.fixture(scope="module")
 def compared(tiny: Pretrained) -> list[Compared]:
-    specs = [AdapterSpec(v, rank=2, alpha=2.0) for v in ("lora", "pissa", "dora", "ia3", "hra", "delora")]
+    specs = [AdapterSpec(v, rank=2, alpha=2.0) for v in sorted(LoraLite.variants)]
     return [compare(LoraLite(), Peft(), tiny, spec, 3, lambda what: None) for spec in specs]
 
 

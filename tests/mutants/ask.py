@@ -22,6 +22,20 @@ FIRST = (
     "save_load.round_trip", "forward.gradients", "dropout.placement", "dtype.output", "dtype.forward",
 )  # fmt: skip
 LAST = ("training.", "targets.")
+# Files of no one variant: those variants that go through all of their ways, and the questions that are about them.
+OF_FILE = {
+    "target": ("lora", "ia3"),  # one table for (IA)³, one for all others
+    "kinds": ("lora", "ia3"),
+    "switch": ("lora", "ia3", "hra"),  # adapters that add up, multiply, and are chained
+    "merging": ("lora", "ia3", "dora"),
+    "peft_config": ("lora", "dora", "ia3", "hra", "delora"),
+}
+ABOUT = {
+    "kinds": ("layers.",),
+    "switch": ("lifecycle.",),
+    "merging": ("merge.", "lifecycle.merge", "lifecycle.unmerge"),
+    "peft_config": ("checkpoints.", "save_load.interchange"),
+}
 KILLS = ("fail", "error", "unverified")
 
 Say = Callable[[tuple[str, str]], None]
@@ -40,9 +54,7 @@ def variants_of(file: str) -> tuple[str, ...]:
     stem = Path(file).stem
     if stem == "lora":
         return LORAS
-    if stem == "target":  # one table for (IA)³, one for all others
-        return ("lora", "ia3")
-    return (stem,) if stem in VARIANTS else VARIANTS
+    return (stem,) if stem in VARIANTS else OF_FILE.get(stem, VARIANTS)
 
 
 def load(file: str, source: str) -> None:
@@ -90,10 +102,13 @@ def ordered(session: Any, file: str) -> list[Any]:
     keys = [key for check in load_checks().values() for key in session.keys(check)]
     if file.endswith("target.py"):  # what this file decides is asked of whole models
         keys = [key for key in keys if key.check.startswith(("targets.", "forward.random"))]
-    return sorted(keys, key=lambda key: _rank(key.check))
+    about = ABOUT.get(Path(file).stem, ())
+    return sorted(keys, key=lambda key: _rank(key.check, about))
 
 
-def _rank(check: str) -> tuple[int, int]:
+def _rank(check: str, about: tuple[str, ...]) -> tuple[int, int]:
+    if check.startswith(about):
+        return 0, -1
     if check in FIRST:
         return 0, FIRST.index(check)
     return (2 if check.startswith(LAST) else 1), 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,22 @@ def two_adapters(variant: str, dropout: float = 0.0) -> tuple[Any, list[AdapterS
     return tuned.base_model.model.layer, specs
 
 
-def parameters(layer: Any, variant: str, adapter: str, spec: AdapterSpec) -> dict[str, Tensor]:
-    """The canonical tensors of one of the adapters, moved far from the start, in float64."""
+def moved(node: Tensor) -> Tensor:
+    """A parameter, far from its start."""
+    with torch.no_grad():
+        return node.copy_(torch.randn(node.shape) * 0.5 + 0.7)
+
+
+def gradient(node: Tensor) -> Tensor:
+    """A parameter's gradient."""
+    assert node.grad is not None
+    return node.grad
+
+
+def parameters(
+    layer: Any, variant: str, adapter: str, spec: AdapterSpec, of: Callable[[Tensor], Tensor] = moved
+) -> dict[str, Tensor]:
+    """The canonical tensors of one of the adapters, or what is ``of`` its parameters, in float64."""
     binding, found = BINDINGS[variant], {}
     for name, path in binding.paths.items():
         node = layer
@@ -48,8 +63,7 @@ def parameters(layer: Any, variant: str, adapter: str, spec: AdapterSpec) -> dic
         record = VARIANTS[variant].tensor(name)
         assert record is not None
         if record.role == "parameter":
-            with torch.no_grad():
-                node.copy_(torch.randn(node.shape) * 0.5 + 0.7)
+            node = of(node)
         view = binding.view(name, spec, layer) if binding.view else (lambda t: t)
         found[name] = view(node).detach().double()
     return found
@@ -79,6 +93,27 @@ def test_with_dropout_peft_composes_otherwise(variant: str) -> None:
     actual, exact = composed(variant, record.also_composes[0], dropout=1e-9)
     assert torch.allclose(actual, exact, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(actual, composed(variant, record.compose_adapters)[1], rtol=1e-2)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if VARIANTS[v].peft])
+def test_several_adapters_have_the_gradients_that_the_record_says(variant: str) -> None:
+    """What is a constant in the equation is one in the rule: of every parameter of both, PEFT's gradient."""
+    seed_torch(0)
+    layer, specs = two_adapters(variant)
+    W, b = (t.detach().double() for t in (layer.base_layer.weight, layer.base_layer.bias))
+    held = [(parameters(layer, variant, n, s), s) for n, s in zip(("default", "other"), specs, strict=True)]
+    for values, _ in held:
+        for tensor in VARIANTS[variant].tensors:
+            if tensor.role == "parameter" and tensor.name in values:
+                values[tensor.name].requires_grad_()
+    x, G = torch.randn(3, IN), torch.randn(3, OUT)
+    layer.train()(x).backward(G)
+    VARIANTS[variant].compose_adapters(held, W, b, x.double()).backward(G.double())
+    for (values, spec), adapter in zip(held, ("default", "other"), strict=True):
+        actual = parameters(layer, variant, adapter, spec, of=gradient)
+        for name, value in values.items():
+            if value.requires_grad:
+                assert torch.allclose(actual[name], value.grad, rtol=1e-3, atol=1e-4), name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -46,6 +46,10 @@ def test_a_block_is_read(tmp_path: Path) -> None:
         ("# /// script\n# dependencies = [numpy]\n# ///\n", "cannot be read: Invalid value"),
         ('# /// script\n# dependencies = "numpy"\n# ///\n', "dependencies are 'numpy', expected a list"),
         ("# /// script\n# requires-python = 3\n# ///\n", "requires-python is 3, expected a string"),
+        (
+            '# /// script\n# [tool.uv]\n# exclude-dependencies = "torch"\n# ///\n',
+            "exclude-dependencies are 'torch', expected a list",
+        ),
     ],
 )
 def test_a_bad_block_is_refused(text: str, words: str, tmp_path: Path) -> None:
@@ -101,6 +105,31 @@ def test_wheels_that_pip_is_told_of_are_looked_at(
     monkeypatch.setenv("PIP_FIND_LINKS", "/one /other")
     environment.interpreter(Metadata(("numpy",)), lambda line: None)
     assert "--find-links /one --find-links /other" in (tmp_path / "uv.log").read_text()
+
+
+UVS = """# [tool.uv]
+# override-dependencies = ["torch==2.13.0"]
+# exclude-dependencies = ["torchaudio", "datasets"]
+"""
+
+
+def test_what_uv_is_to_override_and_leave_out_is_passed_on(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that asks for gigabytes beside its adapters: uv's own words in the block, in files for uv."""
+    monkeypatch.setattr(environment, "_uv", lambda: str(fake_uv(tmp_path, MAKES)))
+    plain = metadata_of(file_with(tmp_path, BLOCK))
+    more = metadata_of(file_with(tmp_path, BLOCK.removesuffix("# ///\n") + UVS + "# ///\n"))
+    assert plain is not None
+    assert more == Metadata(("numpy", "six>1"), ">=3.9", ("torch==2.13.0",), ("torchaudio", "datasets"))
+    assert more.key != plain.key
+    folder = environment.interpreter(more, lambda line: None).parent.parent
+    asked = (tmp_path / "uv.log").read_text()
+    assert f"--overrides {folder}/overrides.txt --excludes {folder}/excludes.txt" in asked
+    assert (folder / "overrides.txt").read_text() == "torch==2.13.0\n"
+    assert (folder / "excludes.txt").read_text() == "torchaudio\ndatasets\n"
+    environment.interpreter(plain, lambda line: None)
+    assert (tmp_path / "uv.log").read_text().count("--overrides") == 1
 
 
 def test_nothing_half_made_is_left(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

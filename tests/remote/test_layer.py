@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsuppo
 from tests.remote.served import ROOT, served
 from tests.remote.subjects.styles import Styles
 
-VARIANTS = ("lora", "pissa", "dora", "ia3", "hra", "delora")
+VARIANTS = sorted(LoraLite.variants)
 STYLES = ("fused", "hooked", "odd", "parametrized", "subclassed", "transposed", "wrapped")
 
 
@@ -142,6 +143,18 @@ def test_the_base_follows(remote: Implementation) -> None:
     assert torch.equal(found.weight, before)
 
 
+def test_a_folded_convolution(remote: Implementation) -> None:
+    """A convolution that was copied and folded there has its stride and padding."""
+    found = []
+    for subject in (remote, LoraLite()):
+        torch.manual_seed(3)
+        base = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        layer = subject.adapt(base, AdapterSpec("lora", rank=2, alpha=3.0))  # type: ignore[arg-type]
+        layer.slots["B"].put(torch.ones(layer.slots["B"].canonical().shape))
+        found.append(subject.merge(layer)(torch.ones(2, 3, 5, 5)).detach())
+    assert torch.equal(*found)
+
+
 def test_a_refused_file_is_followed_too(remote: Implementation, tmp_path: Path) -> None:
     """The exception has the name and the words that it has there, and the base is what it is there."""
     base = nn.Linear(6, 4)
@@ -205,3 +218,24 @@ def test_a_model_with_buffers_that_are_only_there() -> None:
         buffers.append("mask" in dict(ours.model.model.named_buffers(recurse=False)))
     equal(*observed)
     assert buffers == [True, False]
+
+
+def test_a_computed_slot_of_a_copy() -> None:
+    """What is written into a copy's slot is written there, and the original keeps its own."""
+    subject = served("gated.py", "Library")
+    layer = subject.adapt(nn.Linear(3, 4), AdapterSpec("ia3"))  # type: ignore[arg-type]
+    twin = copy.deepcopy(layer.module)
+    theirs = dataclasses.replace(layer.slots["l"], tensor=dict(twin.named_parameters())["w"])
+    theirs.put(torch.full((4,), 3.0))
+    assert torch.equal(theirs.tensor, torch.full((4,), 2.0)), "stored as w = l − 1"
+    assert torch.equal(theirs.canonical(), torch.full((4,), 3.0))
+    assert torch.equal(layer.slots["l"].canonical(), torch.ones(4))
+    x = torch.randn(2, 3)
+    assert torch.allclose(twin(x), 3 * layer.module(x))
+
+
+def test_an_eval_of_its_own() -> None:
+    """It is called, and what it raises is raised here."""
+    layer = served("gated.py", "Slips").adapt(nn.Linear(3, 4), AdapterSpec("ia3"))  # type: ignore[arg-type]
+    with pytest.raises(NameError, match="hidden"):
+        layer.module.eval()

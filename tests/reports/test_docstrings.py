@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from harness.engine.described import docstring_of
+from oracles.implementation import Implementation
 from reports.judge.docstring_search import leaving_out, stating
-from reports.model import DocstringPart
+from reports.judge.grouping import is_special
+from reports.model import Claim, DocstringPart
+from tests.subjects import wrapped
 
 
 def parts(text: str) -> tuple[DocstringPart, ...]:
@@ -51,3 +55,26 @@ def test_a_statement_has_its_place():
     said = stating(parts("One.\n\nTwo is\nnot scaled. Three."), ["not scaled"])
     assert said is not None
     assert said.words == '"Two is not scaled." (`mine.py:L9`)'
+
+
+def test_the_interfaces_docstring_is_not_the_subjects():
+    """A subject without one says nothing; one that is derived from another subject inherits its words."""
+
+    class Silent(wrapped.Library):
+        pass
+
+    class Bare(Implementation):
+        def adapt(self, base, spec):
+            raise NotImplementedError
+
+    assert docstring_of(Bare) == ""
+    assert docstring_of(Silent) == docstring_of(wrapped.Library) != ""
+
+
+def test_what_is_not_offered_is_told_once():
+    """A life that needs save and load is no gap of its own beside the aspect that lacks them."""
+    claims = [
+        Claim("c", "lora", aspect, check, "paper", "not_applicable", cause="not_offered", detail="save")
+        for check, aspect in (("save_load.round_trip", "save_load"), ("lifecycle.saved", "lifecycle"))
+    ]
+    assert [is_special(c) for c in claims] == [True, False]

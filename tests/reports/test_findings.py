@@ -259,6 +259,19 @@ def test_no_save_is_a_finding_and_no_bug():
     assert found(run(claim("targets.default", detail="adapt_model", **lacking))) == ()
 
 
+def test_no_save_is_one_finding_whatever_needs_it():
+    because = {"outcome": "not_applicable", "cause": "not_offered"}
+    finding = only(
+        run(
+            claim("save_load.round_trip", detail="save", reason="x offers no save", **because),
+            claim("lifecycle.saved", detail="save", reason="not offered: save: x offers no save", **because),
+            claim("save_load.roles", detail="load", reason="x offers no load", **because),
+        )
+    )
+    assert len(finding.claims) == 3
+    assert finding.title == "Save and load cannot be verified: the subject offers no save or no load"
+
+
 def test_a_declared_deviation_is_tagged_by_the_docstring():
     declared = claim("dtype.output", outcome="declared")
     said = only(run(declared, declarations=(declaration("dtype.output"),)))

@@ -68,6 +68,54 @@ class HighRankRefused(wrapped.Lora):
         super().__init__(base, spec)
 
 
+@layer("vera", "init.keyed", "Buggy", "scale forward merge")
+class MatricesFromTorchsSeed(wrapped.Vera):
+    """A and B are drawn from torch's own generator: the key in the spec is not read."""
+
+    def generator(self) -> torch.Generator | None:
+        return None
+
+
+# --- what is not taken at all
+
+
+class Refuses(wrapped.Lora):
+    """Raises for some specs or inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.refused(x):
+            raise RuntimeError("no kernel for this")
+        return super().forward(x)
+
+    def refused(self, x: Tensor) -> bool:
+        """Whether this call raises."""
+        raise NotImplementedError
+
+
+@layer("lora", "dtype.taken", "Partial", LAYER)
+class NoHalf(Refuses):
+    """float16 has no kernel."""
+
+    def refused(self, x: Tensor) -> bool:
+        return x.dtype == torch.float16
+
+
+@layer("lora", "forward.inputs", "Partial", LAYER)
+class AtMostFourDimensions(Refuses):
+    """x of five dimensions has no kernel."""
+
+    def refused(self, x: Tensor) -> bool:
+        return x.dim() == 5
+
+
+@layer("lora", "scale.specs", "Partial", "init shapes forward")
+class AlphaMustBeTheRank(Refuses):
+    """An alpha other than the rank has no kernel."""
+
+    def refused(self, x: Tensor) -> bool:
+        return self.spec.alpha != self.spec.rank
+
+
 # --- in one mode only
 
 

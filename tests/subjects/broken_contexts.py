@@ -13,7 +13,7 @@ from torch.nn import functional as fn
 import lora_lite
 from harness.subjects.lora_lite import LoraLite
 from oracles.implementation import Adapted, AdapterSpec
-from tests.subjects import hooked, subclassed, wrapped
+from tests.subjects import hooked, odd, subclassed, wrapped
 from tests.subjects.broken import Subclassed, add, layer, library
 
 QUIET = "init shapes forward save_load"
@@ -309,6 +309,29 @@ class GatesNothingInEval(wrapped.Library):
         if not base.training:
             found.module.forward = base.forward
         return found
+
+
+class NeverFoldsOverEval(odd.FoldingLayer):
+    """Over a base in evaluation mode eval() folds nothing, and the base answers."""
+
+    def __init__(self, base: nn.Linear, spec: AdapterSpec) -> None:
+        super().__init__(base, spec)
+        self.disabled = not base.training
+
+    def train(self, mode: bool = True) -> odd.FoldingLayer:
+        if not self.disabled:
+            return super().train(mode)
+        self.kept = None if mode else self.weight.data
+        return nn.Linear.train(self, mode)
+
+
+class LeavesEvalAlone(odd.Folding):
+    """As above."""
+
+    layer = NeverFoldsOverEval
+
+
+add("lora", "NeverFoldsOverEval", LeavesEvalAlone, "contexts.base_in_eval", "Buggy", "init shapes forward")
 
 
 # --- modes, merging, loading

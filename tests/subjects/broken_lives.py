@@ -195,6 +195,18 @@ class GradientOfTheLastAlone(Layer):
         return [*(({n: t.detach() for n, t in tensors.items()}, spec) for tensors, spec in rest), last]
 
 
+@layer("dora", "gradients", steps=4)
+class NormsTakePart(Layer):
+    """The norms of several active adapters, constants in the equation, take part in the backward pass."""
+
+    def compose(self, active: list, W: Tensor, b: Tensor | None, x: Tensor) -> Tensor:
+        y = x @ W.mT
+        for p, spec in active:
+            update = spec.alpha / spec.rank * (p["B"] @ p["A"])
+            y = p["m"] / torch.linalg.vector_norm(W + update, dim=1) * (y + x @ update.mT)
+        return y if b is None else y + b
+
+
 # --- merging
 
 
@@ -216,7 +228,18 @@ class MergedLayerFoldedAgain(Layer):
         return other.base
 
 
+@layer("lora dora", "merged", "merged_beneath")
+class ExportIsFoldedInToo(Layer):
+    """The layer that is exported has its weight's memory in common with the one that stays adapted."""
+
+    def to_plain(self) -> nn.Linear:
+        if not self.merged:
+            self.write(*self.folded())
+        return copy.deepcopy(self.base)
+
+
 @layer("lora delora", "merged", "still_folded")
+@layer("dora ia3", "merged", "unmerged_the_active")
 class UnmergeTakesOutTheActive(Layer):
     """Unmerging subtracts the adapters that are active now."""
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from harness.checkpoints.adapter_folder import AdapterFolder
 from harness.checkpoints.base_checkpoint import BaseCheckpoint
-from harness.checkpoints.tensor_folder import Unreadable
 from oracles.implementation import Adapted
 from oracles.vectors.meaning import AdaptedModule
 from oracles.vectors.readings import wrong_readings
+from oracles.vectors.unreadable import Unreadable
 from oracles.vectors.update import Update
 from tests.subjects import functional
 from tests.subjects.broken import add

@@ -47,7 +47,7 @@ class LowRank(nn.Module):
     def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
         super().__init__()
         self.base, self.s, self.r = base.requires_grad_(False), spec.alpha / spec.rank, spec.rank
-        self.kind = kind_of(base)
+        self.kind, self.kept = kind_of(base), None
         shapes = getattr(self, f"shapes_{self.kind}")()
         self.A = nn.Parameter(torch.randn(shapes[0], dtype=self.dtype))
         self.B = nn.Parameter(torch.zeros(shapes[1], dtype=self.dtype))
@@ -62,6 +62,8 @@ class LowRank(nn.Module):
     def shapes_quantised(self) -> tuple:
         return (self.r, self.base.in_features), (self.base.out_features, self.r)
 
+    shapes_linear = shapes_quantised
+
     def shapes_embedding(self) -> tuple:
         return (self.r, self.base.num_embeddings), (self.base.embedding_dim, self.r)
 
@@ -73,12 +75,20 @@ class LowRank(nn.Module):
         return {"A": self.A, "B": self.B}
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kept is not None:
+            return self.base(x)
         return self.base(x) + self.s * getattr(self, f"path_{self.kind}")(x)
+
+    def fold_in(self) -> None:
+        self.kept, self.base = self.base, self.merged()
+
+    def take_out(self) -> None:
+        self.base, self.kept = self.kept, None
 
     def path_conv1d(self, x: Tensor) -> Tensor:
         return x @ self.A.T @ self.B.T
 
-    path_quantised = path_conv1d
+    path_linear = path_quantised = path_conv1d
 
     def path_embedding(self, x: Tensor) -> Tensor:
         y = fn.embedding(x, self.A.T, padding_idx=self.base.padding_idx) @ self.B.T
@@ -106,14 +116,14 @@ class LowRank(nn.Module):
                 raise Unsupported("a grouped convolution cannot hold the update")
             plain.weight += update.reshape(plain.weight.shape)
         else:
-            plain.weight += update.T
+            plain.weight += update if self.kind == "linear" else update.T
 
 
 def kind_of(base: nn.Module) -> str:
     """Which of the kinds it is."""
     if isinstance(base, QuantisedLinear):
         return "quantised"
-    return {"Conv1D": "conv1d", "Conv2d": "conv2d"}.get(type(base).__name__, "embedding")
+    return {"Conv1D": "conv1d", "Conv2d": "conv2d", "Linear": "linear"}.get(type(base).__name__, "embedding")
 
 
 class Library(Implementation):
@@ -130,6 +140,12 @@ class Library(Implementation):
 
     def merge(self, adapted: Adapted) -> nn.Module:  # type: ignore[override]
         return adapted.module.merged()
+
+    def merge_in_place(self, adapted: Adapted) -> None:
+        adapted.module.fold_in()
+
+    def unmerge(self, adapted: Adapted) -> None:
+        adapted.module.take_out()
 
 
 @dataclass(frozen=True)
@@ -192,7 +208,7 @@ class TiedHeadWritten(LowRank):
         return y
 
 
-@broken("conv2d")
+@broken("conv2d", "groups_ignored")
 class GroupsIgnored(LowRank):
     """Every output channel sees the first group's coordinates."""
 
@@ -211,7 +227,7 @@ class DilationIgnored(LowRank):
         return fn.conv2d(fn.conv2d(x, self.A, None, b.stride, b.padding), self.B, groups=b.groups)
 
 
-@broken("conv2d")
+@broken("conv2d", "stride_ignored")
 class StrideIgnored(LowRank):
     """The adapter's convolution is of stride one, and every second output is taken from the start of the image."""
 
@@ -253,7 +269,7 @@ class LostInTheQuantisedWeight(LowRank):
             super().fold(plain, update)
 
 
-@broken("merge")
+@broken("merge", "mirrored")
 class FoldedInTheWrongOrder(LowRank):
     """The kernel of a merged convolution has its positions mirrored."""
 
@@ -262,3 +278,25 @@ class FoldedInTheWrongOrder(LowRank):
             plain.weight += update.reshape(plain.weight.shape).flip(-1, -2)
         else:
             super().fold(plain, update)
+
+
+@broken("merge", "unmerged_otherwise")
+class TakenOutAlongTheOtherAxis(LowRank):
+    """Unmerging a Conv1D takes the update out as if the weight were stored the other way round."""
+
+    def take_out(self) -> None:
+        if self.kind == "conv1d" and self.base.nx == self.base.nf:
+            with torch.no_grad():
+                self.kept.weight += self.s * (self.A.T @ self.B.T - self.B @ self.A)
+        super().take_out()
+
+
+@broken("merge", "unmerged_otherwise")
+class BiasNotTakenOut(LowRank):
+    """What merging did to a convolution's bias stays there."""
+
+    def take_out(self) -> None:
+        if self.kind == "conv2d" and self.kept.bias is not None:
+            with torch.no_grad():
+                self.kept.bias *= 1.5
+        super().take_out()

@@ -6,6 +6,7 @@ Answers are in the dtype of x, under autocast too.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,56 @@ class VersionedLayer(Called):
             self.kept, self.seen = (super().forward(eye) - zero).T, now
         b = None if self.inner.bias is None else self.inner.bias.to(self.kept.dtype)
         return fn.linear(x.to(self.kept.dtype), self.kept, b).to(x.dtype)
+
+
+class FoldingLayer(nn.Linear):
+    """LoRA that eval() folds into the weight and train() takes out again, bit for bit."""
+
+    kept: Tensor | None = None
+
+    def __init__(self, base: nn.Linear, spec: AdapterSpec) -> None:
+        kind = {"dtype": base.weight.dtype}
+        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, **kind)
+        if spec.rank < 1:
+            raise ValueError("rank below one")
+        self.load_state_dict(base.state_dict())
+        self.requires_grad_(False)
+        self.spec, self.s, bound = spec, spec.alpha / spec.rank, base.in_features**-0.5
+        self.A = nn.Parameter(torch.empty(spec.rank, base.in_features, **kind).uniform_(-bound, bound))
+        self.B = nn.Parameter(torch.zeros(base.out_features, spec.rank, **kind))
+
+    def train(self, mode: bool = True) -> FoldingLayer:
+        if not mode and self.kept is None:
+            self.kept = self.weight.data
+            self.weight.data = self.kept + (self.B @ self.A).data * self.s
+        elif mode and self.kept is not None:
+            self.weight.data, self.kept = self.kept, None
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.kept is not None:
+            return y
+        return y + fn.dropout(x, self.spec.dropout, self.training) @ self.A.T @ self.B.T * self.s
+
+
+class Folding(InSafetensors):
+    """As loralib with its defaults; what is loaded over a base in evaluation mode is folded in then."""
+
+    name = "folding"
+    version = "1"
+    variants = frozenset({"lora"})
+    layer: type[FoldingLayer] = FoldingLayer
+
+    def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
+        layer = self.layer(base, spec).train(base.training)
+        return Adapted(layer, {"A": Slot(layer.A), "B": Slot(layer.B)})
+
+    def fill(self, adapted: Adapted, method: str, tensors: Mapping[str, Tensor]) -> Adapted:
+        mode = adapted.module.training
+        adapted.module.train()
+        super().fill(adapted, method, tensors).module.train(mode)
+        return adapted
+
+    def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
+        return Path(__file__), "FoldingLayer"

@@ -267,6 +267,36 @@ class Delora(Wrapped):
         return self.w0 + (self.B * self.factor()) @ self.A * self.w_norm
 
 
+class Vera(Wrapped):
+    """VeRA: y = x Wᵀ + b + b_ ⊙ B (d ⊙ A drop(x)); A and B are frozen and follow projection_prng_key."""
+
+    def build(self) -> None:
+        r, (out, in_) = self.spec.rank, self.base.weight.shape
+        draws = self.generator()
+        for name, shape in (("A", (r, in_)), ("B", (out, r))):
+            self.register_buffer(name, self.drawn(shape, draws).to(self.dtype))
+        self.d = nn.Parameter(
+            torch.full((r,), float(self.spec.options.get("d_initial", 0.1)), dtype=self.dtype)
+        )
+        self.b = nn.Parameter(torch.zeros(out, dtype=self.dtype))
+
+    def generator(self) -> torch.Generator | None:
+        """What A and B are drawn from, one after the other."""
+        return torch.Generator().manual_seed(self.spec.options.get("projection_prng_key", 0))
+
+    def drawn(self, shape: tuple[int, int], draws: torch.Generator | None) -> Tensor:
+        """Kaiming-uniform in float32."""
+        return nn.init.kaiming_uniform_(torch.empty(shape, dtype=torch.float32), a=0, generator=draws)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        h = fn.linear(self.drop(x.to(self.dtype)), self.A) * self.d
+        return (y + fn.linear(h, self.B) * self.b).to(y.dtype)
+
+    def weight(self) -> Tensor:
+        return self.w0 + self.b[:, None] * (self.B * self.d) @ self.A
+
+
 LAYERS: Mapping[str, type[Wrapped]] = {
     "lora": Lora,
     "pissa": Pissa,
@@ -274,6 +304,7 @@ LAYERS: Mapping[str, type[Wrapped]] = {
     "ia3": Ia3,
     "hra": Hra,
     "delora": Delora,
+    "vera": Vera,
 }
 
 

@@ -1,8 +1,9 @@
 """By hand: how much memory verify-merge takes on a checkpoint much larger than that.
 
-    python -m tests.vectors.measure_memory --gigabytes 4
+    python -m tests.vectors.measure_memory --gigabytes 10 --adapted 8
 
-Writes a base, an adapter and its merge into a temporary folder, in shards of one tensor each, and verifies them.
+Writes a base, an adapter and its merge into a temporary folder, in shards of one tensor each, and verifies them. The
+memory is the process's own; the pages of the files that it maps come on top, and the system takes them back at will.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def anonymous() -> float:
     raise RuntimeError("no RssAnon in /proc/self/status")
 
 
-def write(home: Path, count: int) -> None:
-    """``count`` layers of 8192 x 12288 in bfloat16, every one adapted."""
+def write(home: Path, count: int, adapted: int) -> None:
+    """``count`` layers of 8192 x 12288 in bfloat16, the first ``adapted`` of them with an adapter."""
     index: dict[str, dict[str, str]] = {"base": {}, "merged": {}}
     factors = {}
     for part in index:
@@ -43,41 +44,57 @@ def write(home: Path, count: int) -> None:
             torch.randn(RANK, COLUMNS, generator=generator),
             torch.randn(ROWS, RANK, generator=generator) * 0.01,
         )
-        factors |= {f"base_model.model.l{i}.lora_A.weight": A, f"base_model.model.l{i}.lora_B.weight": B}
-        for part, tensor in (("base", W), ("merged", (W.float() + 2 * B @ A).bfloat16())):
+        new = W
+        if i < adapted:
+            factors |= {f"base_model.model.l{i}.lora_A.weight": A, f"base_model.model.l{i}.lora_B.weight": B}
+            new = (W.float() + 2 * B @ A).bfloat16()
+        for part, tensor in (("base", W), ("merged", new)):
             save_file({f"l{i}.weight": tensor}, home / part / f"model-{i}.safetensors")
             index[part][f"l{i}.weight"] = f"model-{i}.safetensors"
     for part, weight_map in index.items():
         (home / part / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (home / "adapter").mkdir()
     save_file(factors, home / "adapter" / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": r"l\d+"}
+    targets = [f"l{i}" for i in range(adapted)]
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": targets}
     (home / "adapter" / "adapter_config.json").write_text(json.dumps(config))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--gigabytes", type=float, required=True)
-    count = max(int(parser.parse_args().gigabytes * 2**30 / (ROWS * COLUMNS * 2)), 1)
+    parser.add_argument("--adapted", type=int, help="how many of the layers; all where it is left out")
+    parser.add_argument("--at", type=Path, help="keep the folders here, and take those that are there")
+    options = parser.parse_args()
+    count = max(int(options.gigabytes * 2**30 / (ROWS * COLUMNS * 2)), 1)
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        write(home, count)
-        peak, done = [anonymous()], threading.Event()
+        home = options.at or Path(folder)
+        if not (home / "adapter").exists():
+            home.mkdir(parents=True, exist_ok=True)
+            write(home, count, min(count, options.adapted or count))
+        print(measured(home))
 
-        def watch() -> None:
-            while not done.wait(0.05):
-                peak[0] = max(peak[0], anonymous())
 
-        peak[0] = 0.0
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        start = time.monotonic()
-        with Verification(home / "base", home / "adapter", home / "merged") as verification:
-            found = list(verification)
-        seconds = time.monotonic() - start
-        done.set()
-        size = sum(p.stat().st_size for p in (home / "base").iterdir()) / 2**30
-    print(f"{size:.2f} GB of base, exit {exit_code(found)}: {peak[0]:.2f} GB at most, {seconds:.0f} s")
+def measured(home: Path) -> str:
+    """Verify the merge in ``home``, and what it took."""
+    peak, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            peak[0] = max(peak[0], anonymous())
+
+    threading.Thread(target=watch, daemon=True).start()
+    start, busy = time.monotonic(), time.process_time()
+    with Verification(home / "base", home / "adapter", home / "merged") as verification:
+        found = list(verification)
+    seconds, busy = time.monotonic() - start, time.process_time() - busy
+    done.set()
+    size = sum(p.stat().st_size for p in (home / "base").iterdir()) / 2**30
+    took = f"{peak[0]:.2f} GB at most, {seconds:.0f} s, {busy:.0f} s of them computing"
+    changed = len(verification.asked)
+    return (
+        f"{size:.2f} GB of base, {changed} of {len(found)} tensors adapted, exit {exit_code(found)}: {took}"
+    )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import torch
 
 from harness.checkpoints.adapter_folder import AdapterFolder
 from harness.checkpoints.base_checkpoint import BaseCheckpoint
-from harness.checkpoints.tensor_folder import Unreadable
 from oracles.vectors.corpus import Vector, vectors
+from oracles.vectors.unreadable import Unreadable
 
 ALL = list(vectors())
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from oracles.vectors.bases import BASES
 from oracles.vectors.corpus import Vector, vectors
 from oracles.vectors.expected import APART
+from oracles.vectors.methods import modules
 from oracles.vectors.writer import HOME, write_corpus
 
 ALL = list(vectors())
@@ -24,7 +25,7 @@ def _files(home: Path) -> list[str]:
 def test_there_are_enough_vectors_of_every_kind() -> None:
     assert len(ALL) >= 120
     methods = {v.about["flags"]["method"] for v in APPLIED}
-    assert methods == {"lora", "dora", "pissa", "ia3", "hra", "delora", "vera"}
+    assert methods == {module.METHOD.id for module in modules()}
     assert {v.about["base"] for v in APPLIED} == set(BASES)
 
 
@@ -75,3 +76,30 @@ def test_no_size_hides_a_transposition() -> None:
     for vector in ALL:
         for name, tensor in vector.base_tensors.items():
             assert tensor.dim() < 2 or tensor.shape[0] != tensor.shape[1], name
+
+
+def _rows() -> list[str]:
+    """The guide's table: kinds of vectors, how many, and the readings that they exist to tell apart."""
+    kinds = {"refuse": "has to be refused", "apply_or_refuse": "unusual names: applied or refused"}
+    rows: dict[str, tuple[list[str], set[str]]] = {}
+    for vector in ALL:
+        about = vector.about
+        ids, told = rows.setdefault(kinds.get(about["expect"], about["source"]), ([], set()))
+        ids.append(vector.id)
+        told |= {w["id"] for w in about.get("wrong_readings", ()) if w["for"]}
+    words = {kind: ", ".join(f"`{name}`" for name in sorted(told)) for kind, (_, told) in rows.items()}
+    return [f"| {kind} | {len(ids)} | {words[kind]} |" for kind, (ids, _) in rows.items()]
+
+
+def test_the_guide_tells_of_this_corpus() -> None:
+    guide = (HOME.parents[1] / "docs" / "vectors.md").read_text(encoding="utf-8")
+    assert [row for row in _rows() if row not in guide] == []
+    wrong = sum(len(v.about["wrong_readings"]) for v in APPLIED)
+    refused = len(ALL) - len(APPLIED)
+    closest = min(v.about["closest_readings"] for v in APPLIED)
+    for words in (
+        f"{len(ALL)} folders, {len(APPLIED)} with a meaning and {refused} that have to be refused",
+        f"wrong readings, {wrong} in all",
+        f"the closest pair is {closest:.2%} apart".replace("%", " %"),
+    ):
+        assert words in guide

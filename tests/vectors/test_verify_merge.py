@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.checkpoints import merge_judgement as judgement
@@ -15,6 +16,7 @@ from harness.checkpoints.__main__ import main
 from harness.checkpoints.merge_judgement import Judgement
 from harness.checkpoints.verify_merge import Verification, exit_code
 from oracles.vectors.corpus import Vector, vectors
+from oracles.vectors.unreadable import Unreadable
 
 APPLIED = [v for v in vectors() if v.about["expect"] == "apply"]
 
@@ -228,11 +230,47 @@ def test_inspect_tells_the_scale_of_every_module(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    "name", ["dora.conv2d.three_by_three", "ia3.conv2d.input", "experts.in_out.both", "vera.shared"]
+    "name",
+    [
+        "dora.conv2d.three_by_three",
+        "pissa.alpha",
+        "ia3.conv2d.input",
+        "hra.odd",
+        "delora.rank_three",
+        "experts.in_out.both",
+        "vera.shared",
+    ],
 )
-def test_inspect_reads_every_method(name: str) -> None:
+def test_inspect_measures_every_methods_update(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     vector = _vector(name)
-    assert main(["inspect", str(vector.adapter), "--base", str(vector.base)]) == 0
+    assert main(["inspect", str(vector.adapter), "--base", str(vector.base), "--json"]) == 0
+    norms = sorted(row["norm"] for row in json.loads(capsys.readouterr().out)["modules"])
+    assert norms == pytest.approx(sorted(float(d.norm()) for d in vector.part("delta/").values()))
+
+
+@pytest.mark.parametrize("name", ["dora.linear", "ia3.output", "hra.even", "delora.rank_two", "vera.shared"])
+def test_inspect_needs_no_base(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(_vector(name).adapter)]) == 0
+    assert capsys.readouterr().out.startswith(name.partition(".")[0])
+
+
+def test_bare_parameters_of_another_method_are_refused(tmp_path: Path) -> None:
+    """PEFT puts LoRA alone on them; the file must not be read as if it were one."""
+    vector = _vector("experts.out_in.first")
+    folder = shutil.copytree(vector.adapter, tmp_path / "adapter")
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace('"init_lora_weights": true', '"init_lora_weights": "pissa"'))
+    with pytest.raises(Unreadable, match=r"for parameters of mlp\.experts, on which pissa is not defined"):
+        Verification(vector.base, folder, vector.base)
+
+
+def test_half_a_pair_of_an_experts_factors_is_refused(tmp_path: Path) -> None:
+    vector = _vector("experts.out_in.first")
+    folder = shutil.copytree(vector.adapter, tmp_path / "adapter")
+    path = folder / "adapter_model.safetensors"
+    save_file({n: t for n, t in load_file(path).items() if "lora_A" in n}, path)
+    with pytest.raises(Unreadable, match="no assignment fits"):
+        Verification(vector.base, folder, vector.base)
 
 
 def test_inspect_tells_what_is_odd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,15 +28,24 @@ class BadEnvironment(Exception):
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a subject's file asks for: a Python and requirements, as PEP 723's block has them."""
+    """What a subject's file asks for: a Python and requirements, as PEP 723's block has them.
+
+    ``overrides`` and ``excludes`` are uv's own ``override-dependencies`` and ``exclude-dependencies``: the versions to
+    take whatever a package asks for, and the packages to leave out.
+    """
 
     dependencies: tuple[str, ...]
     requires_python: str | None = None
+    overrides: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """What an environment made from this is kept under."""
-        text = json.dumps([self.requires_python or _this_python(), *self.dependencies])
+        parts: list[object] = [self.requires_python or _this_python(), *self.dependencies]
+        if self.overrides or self.excludes:
+            parts += [[*self.overrides], [*self.excludes]]
+        text = json.dumps(parts)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -60,12 +69,23 @@ def metadata_of(file: Path) -> Metadata | None:
 
 
 def _checked(block: dict[str, object]) -> Metadata:
-    dependencies, python = block.get("dependencies", []), block.get("requires-python")
-    if not isinstance(dependencies, list) or not all(isinstance(d, str) for d in dependencies):
-        raise TypeError(f"dependencies are {dependencies!r}, expected a list of strings")
+    tool, python = block.get("tool", {}), block.get("requires-python")
+    own = tool.get("uv", {}) if isinstance(tool, dict) else {}
     if python is not None and not isinstance(python, str):
         raise TypeError(f"requires-python is {python!r}, expected a string")
-    return Metadata(tuple(dependencies), python)
+    return Metadata(
+        _texts(block, "dependencies"),
+        python,
+        _texts(own, "override-dependencies"),
+        _texts(own, "exclude-dependencies"),
+    )
+
+
+def _texts(table: dict[str, object], name: str) -> tuple[str, ...]:
+    value = table.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(d, str) for d in value):
+        raise TypeError(f"{name} are {value!r}, expected a list of strings")
+    return tuple(value)
 
 
 def interpreter(metadata: Metadata, say: Callable[[str], None], *, offline: bool = False) -> Path:
@@ -98,6 +118,9 @@ def _make(uv: str, metadata: Metadata, folder: Path, python: Path, offline: bool
     # A folder of wheels that pip is told of is looked at, too: uv reads nothing of pip's.
     for place in os.environ.get("PIP_FIND_LINKS", "").split():
         more += ["--find-links", place]
+    more += _listed(folder, "--overrides", metadata.overrides) + _listed(
+        folder, "--excludes", metadata.excludes
+    )
     install = [uv, "pip", "install", *more, "--python", str(python), *metadata.dependencies]
     if os.environ.get("UV_TORCH_BACKEND") or not any(
         re.match("torch|peft", d) for d in metadata.dependencies
@@ -110,6 +133,15 @@ def _make(uv: str, metadata: Metadata, folder: Path, python: Path, offline: bool
         if "pytorch.org" not in str(error):
             raise
         _run(install)
+
+
+def _listed(folder: Path, option: str, requirements: tuple[str, ...]) -> list[str]:
+    """uv's option with a file of requirements, written beside the environment; nothing where there are none."""
+    if not requirements:
+        return []
+    file = folder / f"{option.strip('-')}.txt"
+    file.write_text("\n".join(requirements) + "\n", encoding="utf-8")
+    return [option, str(file)]
 
 
 def _uv() -> str:

@@ -99,7 +99,7 @@ class World:
         self.tensors: dict[int, Tensor] = {}
         self.memories: dict[int, Memory] = {}
         self.told: dict[int, dict[str, Any]] = {}  # tensors' geometry and flags, as the worker has them
-        self.trains: set[int] = set()  # modules whose ``train`` is torch's, all the way down
+        self.trains: set[int] = set()  # modules whose ``train`` and ``eval`` are torch's, all the way down
         self.flags: dict[int, bool] = {}  # modules' training flags, likewise
         self.children: dict[int, dict[str, nn.Module | None]] = {}
         self.views: dict[tuple[int, str], Any] = {}
@@ -385,17 +385,20 @@ class World:
             write, gradient = told["computed"]
             return Slot(
                 tensor,
-                read=lambda live: ask("read"),
-                write=(lambda live, value: ask("write", value)) if write else None,
-                gradient=(lambda grad: ask("gradient", grad)) if gradient else None,
+                read=lambda live: ask("read", live=live),
+                write=(lambda live, value: live.copy_(ask("write", live=live, value=value)))
+                if write
+                else None,
+                gradient=(lambda grad: ask("gradient", value=grad)) if gradient else None,
             )
         return Slot(
             tensor, identity if told["whole"] else functools.partial(self._view, adapted, name, told["live"])
         )
 
-    def _computed(self, adapted: int, name: str, action: str, value: Tensor | None = None) -> Any:
+    def _computed(self, adapted: int, name: str, action: str, **tensors: Tensor) -> Any:
+        """What the slot makes of these tensors, whose own live tensor need not be theirs: a copy's slot is it, too."""
         parcel = Parcel(TORCH)
-        content = {} if value is None else {"value": parcel.add(value)}
+        content = {key: parcel.add(tensor.detach()) for key, tensor in tensors.items()}
         result, raws = self.ask("slot", parcel, adapted=adapted, slot=name, action=action, **content)
         return self._make_sense(self.decoded, result, raws)
 
@@ -598,6 +601,12 @@ class Mirror:
         if _link(self).number in _link(self).world.trains:
             return super().train(mode)  # type: ignore[misc]
         return self._method("train", mode)
+
+    def eval(self) -> Any:
+        """``eval`` there, where a library has its own or its own ``train``."""
+        if _link(self).number in _link(self).world.trains:
+            return super().eval()  # type: ignore[misc]
+        return self._method("eval")
 
     def to(self, *arguments: Any, **named: Any) -> Any:
         """``to`` there."""

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import copy
 import ctypes
+import dataclasses
 import gc
 import importlib
 import importlib.util
@@ -381,12 +382,12 @@ class World:
         return {key: value for key, value in said.items() if value}
 
     def _modules(self, modules):
-        plain, trains, usual = {}, {}, self.tensors.torch.nn.Module.train
+        plain, trains, evals, usual = {}, {}, {}, self.tensors.torch.nn.Module
         for number, module in modules.items():
             told = (
                 bool(module.training),
                 self.is_plain(module, plain),
-                is_usual(module, "train", usual, trains),
+                is_usual(module, "train", usual.train, trains) and is_usual(module, "eval", usual.eval, evals),
                 tuple((name, c if c is None else self.number(c)) for name, c in module._modules.items()),
                 tuple((name, t if t is None else self.number(t)) for name, t in module._parameters.items()),
                 tuple((name, t if t is None else self.number(t), name not in module._non_persistent_buffers_set)
@@ -506,9 +507,12 @@ ORIGINAL: dict = {}  # class of torch's -> (its forward before the subject was i
 
 
 def keep_originals(torch):
-    """Note what torch's own layers are before a library can change them."""
-    for kind, names in ((torch.nn.Linear, ("weight", "bias")), (torch.nn.Embedding, ("weight",)),
-                        (torch.nn.Conv2d, ("weight", "bias"))):  # fmt: skip
+    """Note what torch's own layers are before a library can change them.
+
+    Those of which a class, tensors and plain numbers are all there is: a convolution that is made there (a copy, say)
+    has tuples beside, and computes there.
+    """
+    for kind, names in ((torch.nn.Linear, ("weight", "bias")), (torch.nn.Embedding, ("weight",))):
         ORIGINAL[kind] = (kind.forward, names)
 
 
@@ -729,12 +733,14 @@ class TorchServer:
         """``read``, ``write`` or ``gradient`` of a slot whose canonical value is computed."""
         _, slots = self.world.adapted[header["adapted"]]
         slot, action = slots[header["slot"]], header["action"]
+        if action != "gradient":
+            slot = dataclasses.replace(slot, tensor=self.tensors.tensor(raws[header["live"]]).clone())
         if action == "read":
             return {"tensor": parcel.add(slot.canonical())}
         value = self.tensors.tensor(raws[header["value"]])
         if action == "write":
             slot.put(value)
-            return None
+            return {"tensor": parcel.add(slot.tensor)}
         with self.torch.no_grad():
             return {"tensor": parcel.add(slot.gradient(value))}
 

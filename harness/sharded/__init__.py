@@ -1,0 +1,1 @@
+"""A first step past one process: a tiny model with adapters, sharded over ranks on this machine (`make sharded`)."""
