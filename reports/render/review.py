@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from refs.vocabulary import ASPECTS, GRADES, QUOTED
+from refs.vocabulary import ASPECTS, GRADES, QUOTED, TAGS
 from reports import cites
 from reports.judge.confirm import PriorLine, prior_lines
 from reports.judge.verdicts import missing_claims
@@ -18,6 +18,7 @@ from reports.render.differences import Difference, difference
 from reports.render.fixes import Fix, next_fixes
 from reports.render.oracle_names import oracle_name, with_version
 from reports.render.references import Disputed, FactRow, Quoted, disagreements, fact_rows, subject_quotes
+from reports.render.strip import Strip, strip
 from reports.text import listed
 
 FIRST = 3  # of the fixes, in the glance
@@ -56,6 +57,7 @@ class Section:
     holding: str
     oracles: tuple[str, ...]
     checks: tuple[CheckRow, ...]
+    strip: Strip | None
     gaps: tuple[Gap, ...]
     prior: tuple[PriorLine, ...]
 
@@ -72,6 +74,7 @@ class Review:
     incomplete: str
     prior: str | None
     sections: tuple[Section, ...]
+    tags: tuple[str, ...]
     fixes: tuple[Fix, ...]
     first: tuple[Fix, ...]
     stale: tuple[str, ...]
@@ -91,6 +94,7 @@ def review(audit: Audit) -> Review:
         incomplete=_incomplete(run),
         prior=audit.prior.title if audit.prior else None,
         sections=tuple(_section(audit, v) for v in audit.verdicts),
+        tags=tuple(t for t in TAGS if any(f.tag == t for f in audit.findings)),
         fixes=found,
         first=found[:FIRST],
         stale=tuple(_stale(run, names)),
@@ -156,6 +160,7 @@ def _section(audit: Audit, variant: str) -> Section:
         holding=_holding(claims),
         oracles=tuple(oracle_name(o) for o in oracles),
         checks=tuple(check_rows(run, claims, oracles)),
+        strip=strip(claims),
         gaps=tuple(gaps(claims, missing)),
         prior=tuple(prior_lines(audit, variant)),
     )

@@ -130,9 +130,9 @@ def test_the_glance_comes_first():
     ]  # fmt: skip
     assert places == sorted(places)
     legend = review[places[2] : places[3]]
-    assert legend.count("\n- ") == 5
+    assert legend.count("\n- ") == 6
     page = html.render(audit())
-    assert page.index("First to fix") < page.index("Contents") < page.index('<section id="variant-lora">')
+    assert page.index("First to fix") < page.index("Contents") < page.index('<section id="variant-lora"')
 
 
 def test_a_section_is_headed_by_its_verdict_and_why():
@@ -164,7 +164,7 @@ def test_what_is_not_offered_is_told_apart_from_what_does_not_arise():
     made = judge(run(claim(FORWARD), claim("save_load.round_trip", **lacking), outside))
     review = markdown.render(made)
     assert "1 of 1 claims verified, 1 not offered, 1 not applicable" in review
-    assert "- Not offered, because x offers no save: `save_load.round_trip[lora-peft]`." in review
+    assert "- Not offered (x offers no save): `save_load.round_trip[lora-peft]`." in review
     stream = io.StringIO()
     Console(stream).summary(made)
     assert "not offered" in stream.getvalue()
