@@ -216,8 +216,9 @@ def test_written(context: Context, case: VectorCase) -> None:
         folder = Path(place) / "saved"
         context.calling("save_peft", context.subject.save_peft, model, folder)
         try:
-            with BaseCheckpoint(case.vector.base) as base, AdapterFolder(folder) as adapter:
-                updates = {n: u for module in adapter.against(base) for n, u in module.updates().items()}
+            base = BaseCheckpoint(case.vector.base)
+            adapter = AdapterFolder(folder)
+            updates = {n: u for module in adapter.against(base) for n, u in module.updates().items()}
         except Unreadable as why:
             raise Deviation(
                 case, "the saved folder", "a readable adapter for its base", "none", note=str(why)

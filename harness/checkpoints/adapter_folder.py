@@ -35,7 +35,7 @@ class Part:
 
 
 class AdapterFolder:
-    """The configuration and the tensors of an adapter. A context manager."""
+    """The configuration and the tensors of an adapter."""
 
     def __init__(self, folder: Path) -> None:
         """Raises Unreadable for a folder that is none, or whose tensors are not those of its method."""
@@ -52,12 +52,6 @@ class AdapterFolder:
         self.parts = self._parts()
         if not self.parts:
             raise Unreadable(f"{folder / WEIGHTS} holds no tensors of an adapter")
-
-    def __enter__(self) -> AdapterFolder:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.tensors.__exit__(None, None, None)
 
     def _parts(self) -> list[Part]:
         found: dict[tuple[str, int], Part] = {}

@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,23 +52,22 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table; the exit code."""
-    with ExitStack() as stack:
-        folder = stack.enter_context(AdapterFolder(options.adapter))
-        base = stack.enter_context(BaseCheckpoint(options.base)) if options.base else None
-        found = list(rows(folder, base))
-        oddities = list(_of_the_whole(folder, base))
-        if options.json:
-            print(
-                json.dumps(
-                    {
-                        "method": folder.config.method.id,
-                        "odd": oddities,
-                        "modules": [asdict(r) for r in found],
-                    }
-                )
+    folder = AdapterFolder(options.adapter)
+    base = BaseCheckpoint(options.base) if options.base else None
+    found = list(rows(folder, base))
+    oddities = list(_of_the_whole(folder, base))
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "method": folder.config.method.id,
+                    "odd": oddities,
+                    "modules": [asdict(r) for r in found],
+                }
             )
-        else:
-            _print(folder, found, oddities)
+        )
+    else:
+        _print(folder, found, oddities)
     return 1 if oddities or any(row.odd for row in found) else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 
 from harness.checkpoints.tensor_folder import TensorFolder, read_json
 
@@ -53,11 +52,3 @@ class BaseCheckpoint:
             if tensor == "weight" and stored and len(self.tensors.shape(stored)) > 1:
                 found[module] = self.tensors.shape(stored)
         return found
-
-    def __enter__(self) -> BaseCheckpoint:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.tensors.__exit__(kind, error, trace)

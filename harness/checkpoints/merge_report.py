@@ -34,9 +34,9 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Judge, print, and the exit code."""
-    with Verification(options.base, options.adapter, options.merged) as verification:
-        judgements = _with_progress(verification)
-        adapted = set(verification.asked)
+    verification = Verification(options.base, options.adapter, options.merged)
+    judgements = _with_progress(verification)
+    adapted = set(verification.asked)
     if options.json:
         print(json.dumps([_plain(j) for j in judgements], indent=1, ensure_ascii=False))
     else:

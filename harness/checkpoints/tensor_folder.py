@@ -1,12 +1,14 @@
-"""A folder of safetensors, sharded or not, read a block of rows at a time."""
+"""A folder of safetensors, sharded or not, read a block of rows at a time.
+
+A file is mapped only while one of its tensors is read, so that the process stays small.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -19,14 +21,22 @@ INDEX = "model.safetensors.index.json"
 BLOCK = 1 << 20  # entries of a block: some twenty float64 copies of it exist at a time
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is, and what its file's header says of it."""
+
+    path: Path
+    shape: tuple[int, ...]
+    code: str  # its dtype, in safetensors' word
+
+
 class TensorFolder:
-    """Names, shapes and rows of the tensors in a checkpoint. A context manager, which holds the files open."""
+    """Names, shapes and rows of the tensors in a checkpoint; no file stays open."""
 
     def __init__(self, folder: Path, index: str = INDEX) -> None:
         """Raises Unreadable where there are no tensors, where two shards hold the same one, or lack a listed one."""
         self.folder = folder
-        self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
+        self._places: dict[str, Place] = {}
         if not folder.exists():
             raise Unreadable(f"there is no {folder}")
         for path in self._paths(folder, index):
@@ -47,51 +57,44 @@ class TensorFolder:
 
     def _open(self, path: Path) -> None:
         try:
-            file = self._stack.enter_context(safe_open(path, framework="pt"))
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    if name in self._places:
+                        raise Unreadable(f"{self.folder} holds {name} in two files")
+                    view = file.get_slice(name)
+                    self._places[name] = Place(path, tuple(view.get_shape()), view.get_dtype())
         except (OSError, SafetensorError) as error:
             raise Unreadable(f"{path} is not a readable safetensors file: {error}") from None
-        for name in file.keys():  # noqa: SIM118 - no mapping
-            if name in self._files:
-                raise Unreadable(f"{self.folder} holds {name} in two files")
-            self._files[name] = file
 
     def _check_index(self, index: Path) -> None:
         listed = _weight_map(index) if index.is_file() else {}
-        missing = [name for name in listed if name not in self._files]
+        missing = [name for name in listed if name not in self._places]
         if missing:
             raise Unreadable(f"{index} lists {missing[0]}, which {listed[missing[0]]} does not hold")
-
-    def __enter__(self) -> TensorFolder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
     @property
     def names(self) -> list[str]:
         """All tensors, in order."""
-        return sorted(self._files)
+        return sorted(self._places)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return name in self._places
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header."""
-        return tuple(self._files[name].get_slice(name).get_shape())
+        return self._places[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
         """A tensor's dtype; raises Unreadable for one that torch does not have."""
-        code = self._files[name].get_slice(name).get_dtype()
+        code = self._places[name].code
         if code not in DTYPES:
             raise Unreadable(f"{name} in {self.folder} has dtype {code}, which is not known here")
         return DTYPES[code]
 
     def tensor(self, name: str) -> Tensor:
         """The whole tensor, in its own dtype."""
-        found: Tensor = self._files[name].get_tensor(name)
-        return found
+        with safe_open(self._places[name].path, framework="pt") as file:
+            return file.get_tensor(name).clone()
 
     def blocks(self, name: str, matrix: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
         """The tensor as a matrix (rows, columns): the first row and the rows of each block, in its own dtype."""
@@ -101,9 +104,10 @@ class TensorFolder:
             return
         per_index = max(matrix[0] // shape[0], 1)
         step = max(BLOCK // max(matrix[1] * per_index, 1), 1)
-        view = self._files[name].get_slice(name)
-        for first in range(0, shape[0], step):
-            yield first * per_index, view[first : first + step].reshape(-1, matrix[1])
+        with safe_open(self._places[name].path, framework="pt") as file:
+            view = file.get_slice(name)
+            for first in range(0, shape[0], step):
+                yield first * per_index, view[first : first + step].reshape(-1, matrix[1])
 
 
 DTYPES = {

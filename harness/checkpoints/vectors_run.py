@@ -113,12 +113,12 @@ def merged_answer(vector: Vector, out: Path) -> Answer:
     if vector.about["expect"] == "refuse":
         return Answer(vector.id, TAKEN, TAKEN_REASON.format(vector.about["why_refused"]))
     try:
-        with BaseCheckpoint(out) as merged:
-            stored = {name: _place(vector, merged, name) for name in vector.untied}
-            missing = [name for name, place in stored.items() if place is None]
-            if missing:
-                return Answer(vector.id, WRONG, f"the merged folder has no {missing[0]}")
-            return judged(vector, {n: merged.tensors.tensor(p) for n, p in stored.items() if p is not None})
+        merged = BaseCheckpoint(out)
+        stored = {name: _place(vector, merged, name) for name in vector.untied}
+        missing = [name for name, place in stored.items() if place is None]
+        if missing:
+            return Answer(vector.id, WRONG, f"the merged folder has no {missing[0]}")
+        return judged(vector, {n: merged.tensors.tensor(p) for n, p in stored.items() if p is not None})
     except Unreadable as why:
         return Answer(vector.id, WRONG, str(why))
 

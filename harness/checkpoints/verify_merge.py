@@ -47,25 +47,19 @@ def _shares(right: Update) -> dict[str, tuple[str, Update]]:
 
 
 class Verification:
-    """The three folders, open. A context manager; iterate over it for one judgement per tensor of the model."""
+    """The three folders; iterate over it for one judgement per tensor of the model."""
 
     def __init__(self, base: Path, adapter: Path, merged: Path) -> None:
         """Raises Unreadable."""
         self.base, self.merged = BaseCheckpoint(base), BaseCheckpoint(merged)
-        with AdapterFolder(adapter) as folder:
-            self.asked = questions(folder.against(self.base))
-            self.adapter_dtype = folder.dtype
+        folder = AdapterFolder(adapter)
+        self.asked = questions(folder.against(self.base))
+        self.adapter_dtype = folder.dtype
         if not set(self.base.names) & set(self.merged.names):
             ours, theirs = self.base.names[0], self.merged.names[0]
             raise Unreadable(f"base and merged checkpoint have no tensor in common: {ours!r}, {theirs!r}")
         self.names = sorted({*self.asked, *self.base.names, *self.merged.names})
-
-    def __enter__(self) -> Verification:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.base.tensors.__exit__(None, None, None)
-        self.merged.tensors.__exit__(None, None, None)
+        self.packed = self._packed()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -74,8 +68,23 @@ class Verification:
         for name in self.names:
             yield self._judge(name)
 
+    def _packed(self) -> tuple[str, ...]:
+        """Modules, each with a dot, that have whole numbers where the base has a floating-point weight: quantised."""
+        found = set()
+        for name in self.merged.tensors.names:
+            module, weight = name.rpartition(".")[0], self.base.stored(f"{name.rpartition('.')[0]}.weight")
+            if weight is None or not self.base.tensors.dtype(weight).is_floating_point:
+                continue
+            whole = not self.merged.tensors.dtype(name).is_floating_point
+            if whole and (name == f"{module}.weight" or self.base.stored(name) is None):
+                found.add(f"{module}.")
+        return tuple(sorted(found))
+
     def _judge(self, name: str) -> Judgement:
         old, new = self.base.stored(name), self._merged(name)
+        if name.startswith(self.packed) and (old is None or new is None):
+            reason = "of a module that is quantised in a format that is not read here"
+            return Judgement(name, judgement.INCONCLUSIVE, reason)
         if (old is None or new is None) and self._is_buffer(name):
             return Judgement(name, judgement.VERIFIED, "a buffer that is not always saved")
         if old is None:
@@ -84,9 +93,10 @@ class Verification:
             return Judgement(name, judgement.MISSING, "the merged checkpoint does not have this tensor")
         before, after = self.base.tensors.shape(old), self.merged.tensors.shape(new)
         stored = self.merged.tensors.dtype(new)
-        if before != after or not stored.is_floating_point:
-            return self._other_shape(name, before, after, stored)
         asked = self.asked.get(name)
+        same_kind = before == after and stored == self.base.tensors.dtype(old)
+        if before != after or not (stored.is_floating_point or (asked is None and same_kind)):
+            return self._other_shape(name, before, after, stored)
         return self._untouched(name, old, new) if asked is None else self._updated(name, old, new, asked)
 
     def _merged(self, name: str) -> str | None:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from harness.sharded.comparison import EQUAL, QUESTIONS, Row, compared
-from harness.sharded.model import AFTER, BEFORE, FSDP2, Job
+from harness.sharded.beside_one import EQUAL, QUESTIONS, Row, compared
+from harness.sharded.jobs import AFTER, BEFORE, FSDP2, Job
 from harness.subjects.resolve import BadSubject, resolve
 from oracles.implementation import AdapterSpec, Implementation
 from oracles.variants import VARIANTS

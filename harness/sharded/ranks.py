@@ -15,7 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from harness.sharded.model import AFTER, BEFORE, COLUMNS, FSDP2, ROWS, Job, adapt, answers, base, move, saved
+from harness.sharded.jobs import AFTER, BEFORE, COLUMNS, FSDP2, ROWS, Job, adapt, answers, base, move, saved
 
 PATIENCE = 120  # seconds for one job on all ranks: a rank that raised leaves the others waiting
 

@@ -50,8 +50,9 @@ def test_it_reads_merges_and_writes(vector: Vector, tmp_path: Path) -> None:
 
 def _means_the_same(vector: Vector, folder: Path) -> None:
     """The folder, read by the equations alone, has every ΔW of the vector."""
-    with BaseCheckpoint(vector.base) as base, AdapterFolder(folder) as adapter:
-        updates = {n: u for module in adapter.against(base) for n, u in module.updates().items()}
+    base = BaseCheckpoint(vector.base)
+    adapter = AdapterFolder(folder)
+    updates = {n: u for module in adapter.against(base) for n, u in module.updates().items()}
     assert updates.keys() == vector.part("delta/").keys()
     for name, update in updates.items():
         found = update.apply(vector.untied[name]) - vector.untied[name]

@@ -10,8 +10,8 @@ from torch import nn
 
 from harness.sharded import __main__ as command
 from harness.sharded import ranks
-from harness.sharded.comparison import Row, compared
-from harness.sharded.model import AFTER, BEFORE, FSDP2, Job
+from harness.sharded.beside_one import Row, compared
+from harness.sharded.jobs import AFTER, BEFORE, FSDP2, Job
 from harness.subjects.lora_lite import LoraLite
 from oracles.implementation import Adapted, AdapterSpec
 from oracles.seeding import seed_torch

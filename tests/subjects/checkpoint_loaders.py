@@ -73,8 +73,9 @@ class MergingLoader(functional.Library):
         held = {n: p.detach().contiguous().clone() for n, p in model.named_parameters(remove_duplicate=False)}
         place = Path(model_folder(held))
         try:
-            with BaseCheckpoint(place) as checkpoint, AdapterFolder(folder) as adapter:
-                return {n: u for m in adapter.against(checkpoint) for n, u in self.read(m).items()}
+            checkpoint = BaseCheckpoint(place)
+            adapter = AdapterFolder(folder)
+            return {n: u for m in adapter.against(checkpoint) for n, u in self.read(m).items()}
         finally:
             shutil.rmtree(place)
 

@@ -199,8 +199,8 @@ def _second(method: str) -> str:
 
 def _ours(merge: Merge) -> str:
     try:
-        with Verification(merge.base, merge.adapter, merge.merged) as verification:
-            found = list(verification)
+        verification = Verification(merge.base, merge.adapter, merge.merged)
+        found = list(verification)
     except Exception as error:
         return f"2: {error}"
     verdicts = sorted({j.verdict for j in found if j.verdict != judgement.VERIFIED}) or [judgement.VERIFIED]

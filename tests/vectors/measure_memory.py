@@ -3,13 +3,14 @@
     python -m tests.vectors.measure_memory --gigabytes 10 --adapted 8
 
 Writes a base, an adapter and its merge into a temporary folder, in shards of one tensor each, and verifies them. The
-memory is the process's own; the pages of the files that it maps come on top, and the system takes them back at will.
+pages of the files that a process maps are the system's to take back; they are told beside what is the process's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 import threading
 import time
@@ -23,12 +24,12 @@ from harness.checkpoints.verify_merge import Verification, exit_code
 ROWS, COLUMNS, RANK = 8192, 12288, 8
 
 
-def anonymous() -> float:
-    """Gigabytes of this process that no file stands behind."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) / 2**20
-    raise RuntimeError("no RssAnon in /proc/self/status")
+def resident() -> tuple[float, float]:
+    """Gigabytes of this process: its own, and together with the pages of files that it maps at the moment."""
+    status = Path("/proc/self/status").read_text()
+    found = [re.search(rf"{field}:\s+(\d+)", status) for field in ("RssAnon", "VmRSS")]
+    own, together = (int(match[1]) / 2**20 if match else 0.0 for match in found)
+    return own, together
 
 
 def write(home: Path, count: int, adapted: int) -> None:
@@ -77,20 +78,20 @@ def main() -> None:
 
 def measured(home: Path) -> str:
     """Verify the merge in ``home``, and what it took."""
-    peak, done = [0.0], threading.Event()
+    peak, done = [0.0, 0.0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.05):
-            peak[0] = max(peak[0], anonymous())
+            peak[:] = map(max, peak, resident())
 
     threading.Thread(target=watch, daemon=True).start()
     start, busy = time.monotonic(), time.process_time()
-    with Verification(home / "base", home / "adapter", home / "merged") as verification:
-        found = list(verification)
+    verification = Verification(home / "base", home / "adapter", home / "merged")
+    found = list(verification)
     seconds, busy = time.monotonic() - start, time.process_time() - busy
     done.set()
     size = sum(p.stat().st_size for p in (home / "base").iterdir()) / 2**30
-    took = f"{peak[0]:.2f} GB at most, {seconds:.0f} s, {busy:.0f} s of them computing"
+    took = f"{peak[0]:.2f} GB at most, {peak[1]:.2f} with mapped files, {seconds:.0f} s, {busy:.0f} of them computing"
     changed = len(verification.asked)
     return (
         f"{size:.2f} GB of base, {changed} of {len(found)} tensors adapted, exit {exit_code(found)}: {took}"

@@ -14,9 +14,10 @@ ALL = list(vectors())
 
 
 def _read(vector: Vector) -> dict[str, torch.Tensor]:
-    with BaseCheckpoint(vector.base) as base, AdapterFolder(vector.adapter) as adapter:
-        updates = {n: u for module in adapter.against(base) for n, u in module.updates().items()}
-        return {n: u.apply(vector.untied[n]) - vector.untied[n] for n, u in updates.items()}
+    base = BaseCheckpoint(vector.base)
+    adapter = AdapterFolder(vector.adapter)
+    updates = {n: u for module in adapter.against(base) for n, u in module.updates().items()}
+    return {n: u.apply(vector.untied[n]) - vector.untied[n] for n, u in updates.items()}
 
 
 @pytest.mark.parametrize("vector", [v for v in ALL if v.about["expect"] == "apply"], ids=lambda v: v.id)

@@ -30,8 +30,8 @@ def _write(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None =
 
 def _verify(vector: Vector, merged: dict[str, Tensor], folder: Path) -> list[Judgement]:
     dtype = getattr(torch, vector.about["flags"]["base_dtype"])
-    with Verification(vector.base, vector.adapter, _write(folder, merged, dtype)) as verification:
-        return list(verification)
+    verification = Verification(vector.base, vector.adapter, _write(folder, merged, dtype))
+    return list(verification)
 
 
 @pytest.mark.parametrize("vector", APPLIED, ids=lambda v: v.id)
@@ -95,8 +95,8 @@ def _small(tmp_path: Path, size: float, share: float, dtype: torch.dtype = torch
     merged = _write(
         tmp_path / "merged", {"q.weight": (W.float() + share * delta).to(torch.bfloat16).to(dtype)}
     )
-    with Verification(base, adapter, merged) as verification:
-        return next(iter(verification))
+    verification = Verification(base, adapter, merged)
+    return next(iter(verification))
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def _grid_case(tmp_path: Path, size: float, share: float) -> Judgement:
     base = _write(tmp_path / "base", {"q.weight": W.bfloat16()})
     adapter = _adapter(tmp_path / "adapter", A, B, alpha=4)
     merged = _write(tmp_path / "merged", {"q.weight": _four_bits(W + share * B @ A)})
-    with Verification(base, adapter, merged) as verification:
-        return next(iter(verification))
+    verification = Verification(base, adapter, merged)
+    return next(iter(verification))
 
 
 def test_another_adapter_is_no_scale_of_this_one(tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ def test_another_adapter_is_no_scale_of_this_one(tmp_path: Path) -> None:
     base = _write(tmp_path / "base", {"q.weight": W})
     adapter = _adapter(tmp_path / "adapter", A, B, alpha=4)
     merged = _write(tmp_path / "merged", {"q.weight": W + B.flip(1) @ A})
-    with Verification(base, adapter, merged) as verification:
-        found = list(verification)
+    verification = Verification(base, adapter, merged)
+    found = list(verification)
     assert [j.verdict for j in found] == [judgement.OTHER]
 
 
@@ -208,6 +208,55 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     merged = {n: t for n, t in vector.merged.items() if n != "layers.1.q_proj.bias"}
     found = {j.tensor: j.verdict for j in _verify(vector, merged, tmp_path)}
     assert found["layers.1.q_proj.bias"] == judgement.MISSING
+
+
+# Quantised formats that are not read
+
+PACKED = {
+    "bitsandbytes": {
+        "layers.0.q_proj.weight": torch.zeros(18, 1, dtype=torch.uint8),
+        "layers.0.q_proj.weight.absmax": torch.ones(1),
+        "layers.0.q_proj.weight.quant_map": torch.ones(16),
+        "layers.0.q_proj.weight.quant_state.bitsandbytes__nf4": torch.zeros(8, dtype=torch.uint8),
+    },
+    "GPTQ": {
+        "layers.0.q_proj.weight": None,
+        "layers.0.q_proj.qweight": torch.zeros(1, 7, dtype=torch.int32),
+        "layers.0.q_proj.scales": torch.ones(1, 7).half(),
+        "layers.0.q_proj.g_idx": torch.zeros(5, dtype=torch.int32),
+    },
+}
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_a_packed_format_is_no_accusation(form: str, tmp_path: Path) -> None:
+    vector = next(v for v in APPLIED if v.id == "lora.one_module")
+    tensors = {**{n: t.float() for n, t in vector.merged.items()}, **PACKED[form]}
+    merged = _write(tmp_path, {n: t for n, t in tensors.items() if t is not None})
+    found = list(Verification(vector.base, vector.adapter, merged))
+    assert exit_code(found) == 3
+    unsure = {j.tensor for j in found if j.verdict == judgement.INCONCLUSIVE}
+    assert unsure == set(PACKED[form])
+
+
+def test_a_tensor_that_is_missing_is_still_named_beside_a_packed_one(tmp_path: Path) -> None:
+    vector = next(v for v in APPLIED if v.id == "lora.one_module")
+    tensors = {**{n: t.float() for n, t in vector.merged.items()}, **PACKED["bitsandbytes"]}
+    del tensors["layers.1.q_proj.weight"]
+    found = list(Verification(vector.base, vector.adapter, _write(tmp_path, tensors)))
+    assert [j.tensor for j in found if j.verdict == judgement.MISSING] == ["layers.1.q_proj.weight"]
+
+
+@pytest.mark.parametrize("change", [0, 1])
+def test_whole_numbers_that_the_base_has_too_are_compared(change: int, tmp_path: Path) -> None:
+    vector = next(v for v in APPLIED if v.id == "lora.one_module")
+    ids = torch.arange(4)
+    base = _write(tmp_path / "base", {**vector.base_tensors, "position_ids": ids})
+    right = {n: t.float() for n, t in vector.merged.items()}
+    merged = _write(tmp_path / "merged", {**right, "position_ids": ids + change})
+    found = {j.tensor: j.verdict for j in Verification(base, vector.adapter, merged)}
+    assert found["position_ids"] == (judgement.CHANGED if change else judgement.VERIFIED)
+    assert exit_code(list(Verification(base, vector.adapter, merged))) == change
 
 
 # inspect

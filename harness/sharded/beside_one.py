@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from harness.sharded.model import Job
+from harness.sharded.jobs import Job
 from harness.sharded.ranks import Broke, alone, together
 from oracles.implementation import Unsupported
 
