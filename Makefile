@@ -8,7 +8,7 @@ ARGS   ?=
 PROBE  := $(VENV)/.probe-installed
 DOCS   := .venv-docs
 
-.PHONY: probe bench-audit wheel sharded gpu docs survey survey-releases faults planted
+.PHONY: probe bench-audit wheel sharded gpu docs survey faults planted survey-releases
 .PHONY: audit test lint format lock mutants bench clean
 .DEFAULT_GOAL := audit
 

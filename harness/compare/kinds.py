@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from weakref import WeakKeyDictionary
@@ -18,6 +19,7 @@ from harness.compare.outcome import NoSlot, NotOffered, OutsideDomain
 from harness.compare.rounding import Point, Quantities, coarser
 from harness.compare.thresholds import THRESHOLDS
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
+from oracles.mistakes import mistakes_of
 from oracles.seeding import seed_torch
 from oracles.variants import paper
 from reports.model import Diagnosis
@@ -81,8 +83,16 @@ class Kinds:
         return found
 
 
+SIZES = re.compile(
+    r"must match|mat1 and mat2|size mismatch|shape '", re.IGNORECASE
+)  # torch's words, no library's
+
+
 def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
-    """The subject on a layer of the case's kind. Raises NotOffered, or Refused for a layer out of the ordinary."""
+    """The subject on a layer of the case's kind. Raises NotOffered, or Refused for a layer out of the ordinary.
+
+    Sizes that do not fit are no refusal: on a plain layer they are a fault of who calls the kind one that it takes.
+    """
     if case.kind not in context.subject.layers:
         raise NotOffered(f"{case.kind} layers", "layers")
     if case.kind == "quantised" and not case.quantiser:
@@ -91,10 +101,39 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     try:
         layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
     except (SubjectRaised, Unsupported) as why:
+        if case.is_plain and is_misfit(why):
+            raise
         if case.is_plain:
             raise NotOffered(f"{case.spec.variant} on {case.kind} layers: {why}", "layers") from why
         raise Refused from why
-    return Kinds(layer, case)
+    try:
+        return Kinds(layer, case)
+    except NoSlot:
+        starts_at_the_base(
+            context, case, layer
+        )  # tensors of another shape may be a layout, or a fault that shows
+        raise
+
+
+def is_misfit(why: Exception) -> bool:
+    """Whether an exception is torch's about sizes that do not fit: no refusal, but a fault."""
+    return isinstance(why.__cause__, RuntimeError) and SIZES.search(str(why)) is not None
+
+
+def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor], Tensor]) -> None:
+    """A fresh adapter answers as the base does, where the method promises it."""
+    if not case.variant.starts_at_identity(case.spec):
+        return
+    base = case.base()
+    with torch.no_grad():
+        wanted, actual = base(case.x), layer(case.x)
+    context.demand(
+        actual.shape == wanted.shape, case, "shape of the output", tuple(wanted.shape), tuple(actual.shape)
+    )
+    rows = case.rows(case.input)
+    size = float(rows.norm() * case.weight.double().norm() + wanted.double().norm()) * case.embed_scale
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
+    context.judge(case, "output at the start", actual.double(), wanted.double(), unit * size)
 
 
 _TAKEN: WeakKeyDictionary[Implementation, dict[str, frozenset[str]]] = WeakKeyDictionary()
@@ -231,6 +270,24 @@ def explain(context: Context, case: KindCase, layer: Kinds, actual: Tensor) -> D
         if rounding.ratio(actual, output, unit) <= THRESHOLDS["formula"]:
             return diagnosis
     return None
+
+
+def explain_gradient(context: Context, case: KindCase, layer: Kinds, actual: Tensor) -> Diagnosis | None:
+    """The catalogue's cut base path, where the gradient of x is the adapter's part alone."""
+    cut = next((m for m in mistakes_of(case.variant.id) if m.id.endswith(".base_path_cut")), None)
+    if cut is None:
+        return None
+    with torch.no_grad():
+        merged, _ = paper.effective(
+            context.forward, case.weight.double(), None, layer.parameters(), case.spec
+        )
+        rows = case.rows(case.input)
+        G = cotangent(case, torch.Size((rows.shape[0], case.out_features))) * case.embed_scale
+        own = case.back(G @ (merged - case.weight.double()))
+    unit = rounding.roundoff(coarser(case.torch_dtype)) * float(G.norm() * merged.norm())
+    if rounding.ratio(actual, own, unit) > THRESHOLDS["formula"]:
+        return None
+    return Diagnosis(cut.id, cut.summary, cut.failure_mode, matched=1, tried=1, remedy=cut.remedy)
 
 
 def _faulty(context: Context, case: KindCase, layer: Kinds) -> Iterator[tuple[Diagnosis, Tensor]]:

@@ -29,7 +29,7 @@ class NemoAutomodel(Implementation):
     """``apply_lora_to_linear_modules`` with ``PeftConfig``'s defaults.
 
     A is drawn by ``lora_A_init="xavier"``, a normal distribution; ``dropout_position="post"``: dropout is applied
-    after B, to the low-rank path's output.
+    after B, to the low-rank path's output. Without target_modules it adapts the layers whose names end in _proj.
     """
 
     name = "nemo-automodel"

@@ -85,11 +85,15 @@ def code_hash() -> str:
 
 
 def key_of(run: Run) -> str:
-    """What a result is kept under: the run and the subject's file."""
-    file = ROOT / run.ref.rpartition(":")[0]
+    """What a result is kept under."""
     told = json.dumps([run.ref, run.requires, run.variant, run.only, run.here, run.profile, run.label])
-    own = _short(file) if file.is_file() else ""
-    return f"{run.variant}-" + hashlib.sha256((told + own).encode()).hexdigest()[:16]
+    return f"{run.variant}-" + hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def state_of(run: Run) -> str:
+    """What a result depends on besides: the audit's code and the subject's file."""
+    file = ROOT / run.ref.rpartition(":")[0]
+    return f"{code_hash()}-{_short(file) if file.is_file() else ''}"
 
 
 def _short(file: Path) -> str:
@@ -106,7 +110,7 @@ def kept(run: Run, keep: bool = False, folder: Path = CACHE) -> Result | None:
     except ValueError:
         return None
     asked_all = set(run.concerns) <= set(told["concerns"])
-    if not asked_all or (told["code"] != code_hash() and not keep):
+    if not asked_all or (told["state"] != state_of(run) and not keep):
         return None
     found = tuple(Found(**{**f, "asked": tuple(f["asked"])}) for f in told["findings"])
     return Result(found, told["outcomes"], told["reasons"], told["seconds"], told["error"])
@@ -120,7 +124,7 @@ def keep(run: Run, result: Result, folder: Path = CACHE) -> None:
         "requires": run.requires,
         "variant": run.variant,
         "concerns": run.concerns,
-        "code": code_hash(),
+        "state": state_of(run),
         "findings": [vars(f) for f in result.findings],
         "outcomes": result.outcomes,
         "reasons": result.reasons,

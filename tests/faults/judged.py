@@ -19,7 +19,10 @@ WORDS = {
     "missed": "missed",
     "error": "could not be audited",
 }
-SCALE = "language models that are given paper and code find 46.7 % of real discrepancies (SciCoQA, arXiv 2601.12910; another task)"
+SCALE = (
+    "language models that are given paper and code find 46.7 % of real discrepancies "
+    "(SciCoQA, arXiv 2601.12910; another task)"
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ def report(found: Sequence[Judged], outside: Sequence[Outside]) -> str:
     alarms = [j for j in found if j.alarms]
     lines += [
         "",
-        f"{whole} reports in {len({j.fault.library for j in found})} libraries: {bugs} found ({_percent(bugs, whole)}), "
+        f"{whole} reports in {len({j.fault.library for j in found})} libraries: "
+        f"{bugs} found ({_percent(bugs, whole)}), "
         f"{named} with the right name ({_percent(named, whole)}); false alarms after: {len(alarms)}.",
         f"For scale: {SCALE}.",
     ]

@@ -99,30 +99,23 @@ def _fault(entry: dict[str, Any], subjects: dict[str, Any]) -> Fault:
 
 def runs(faults: Sequence[Fault], profile: str = "quick") -> list[Run]:
     """The audits that the reports ask for, each release and variant once, with the checks of all its reports."""
-    wanted: dict[tuple[str, tuple[str, ...], str], set[str]] = {}
-    elsewhere = {fault.ref for fault in faults if not fault.here}
+    wanted: dict[tuple[str, tuple[str, ...], str, bool], set[str]] = {}
     for fault in faults:
         for release in (fault.bad, fault.good):
-            place = fault.ref, fault.requirements(release), fault.variant
-            wanted.setdefault(place, set(BROAD)).update(fault.checks)
+            wanted.setdefault(_place(fault, release), set(BROAD)).update(fault.checks)
     found = [
-        Run(
-            *place,
-            tuple(sorted(checks)),
-            only=True,
-            here=_here(checks, place[0] in elsewhere),
-            profile=profile,
-        )
-        for place, checks in wanted.items()
+        Run(ref, requires, variant, tuple(sorted(checks)), only=True, here=here, profile=profile)
+        for (ref, requires, variant, here), checks in wanted.items()
     ]
     return sorted(found, key=lambda run: not run.here)  # the quick ones first
 
 
-def _here(checks: Iterable[str], elsewhere: bool) -> bool:
-    return not elsewhere and not any(check.startswith(AGAINST_PEFT) for check in checks)
-
-
 def run_of(fault: Fault, release: str, among: Iterable[Run]) -> Run:
     """The audit of one of a fault's releases."""
-    place = fault.ref, fault.requirements(release), fault.variant
-    return next(run for run in among if (run.ref, run.requires, run.variant) == place)
+    place = _place(fault, release)
+    return next(run for run in among if (run.ref, run.requires, run.variant, run.here) == place)
+
+
+def _place(fault: Fault, release: str) -> tuple[str, tuple[str, ...], str, bool]:
+    here = fault.here and not any(check.startswith(AGAINST_PEFT) for check in fault.checks)
+    return fault.ref, fault.requirements(release), fault.variant, here

@@ -141,7 +141,7 @@ def test_what_is_kept_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.Mon
     first = audits.results([run], **ask)  # type: ignore[arg-type]
     assert audits.results([run], **ask) == first  # type: ignore[arg-type]
     assert len(asked) == 1
-    monkeypatch.setattr(audits, "code_hash", lambda: "another")
+    monkeypatch.setattr(audits, "state_of", lambda run: "another")
     assert audits.results([run], **{**ask, "keep_old": True}) == first  # type: ignore[arg-type]
     assert len(asked) == 1
     audits.results([run], **ask)  # type: ignore[arg-type]
@@ -150,7 +150,7 @@ def test_what_is_kept_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_half_a_file_is_asked_again(tmp_path: Path) -> None:
     run = Run("tests/subjects/wrapped.py:Wrapped", (), "lora")
-    (tmp_path / f"{audits.key_of(run)}.json").write_text('{"code": ', encoding="utf-8")
+    (tmp_path / f"{audits.key_of(run)}.json").write_text('{"state": ', encoding="utf-8")
     assert audits.kept(run, folder=tmp_path) is None
 
 

@@ -120,7 +120,8 @@ def _source(file: str, places: Sequence[Place]) -> tuple[str, str]:
     """(the file that will be imported, its source with the fault)."""
     package, _, inner = file.partition("/")
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     path = Path(spec.origin).parent / inner
     return str(path), planted(path.read_text(encoding="utf-8"), places)
 
@@ -156,7 +157,7 @@ def report(fates: Sequence[Fate]) -> str:
     """Totals per library, the forty side by side, and what lived or went under another name."""
     names = list(dict.fromkeys(f.library for f in fates))
     lines = [
-        "| library | planted | killed, right name | killed | told, not as a bug | lived | no such place | killed, of planted |",
+        "| library | planted | right name | killed | told, no bug | lived | no such place | killed, of planted |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [_totals(name, [f for f in fates if f.library == name]) for name in names]

@@ -33,7 +33,10 @@ WIDE = "__import__('torch').nn.init.kaiming_uniform_({arg0}, a=0)"
 SEED = "__import__('torch').manual_seed(0)"
 NO_B = "{{k: v for k, v in {0}.items() if 'lora_B' not in k and 'lora_b' not in k}}"
 HALF = "{{k: v.half() for k, v in {0}.items()}}"
-ALWAYS = "type('Always', (nn.Module,), {{'rate': %s, 'forward': lambda own, t: nn.functional.dropout(t, own.rate, True)}})()"
+ALWAYS = (
+    "type('Always', (nn.Module,), {{'rate': %s, "
+    "'forward': lambda own, t: nn.functional.dropout(t, own.rate, True)}})()"
+)
 
 
 def _scales(file: str, symbol: str, find: str, nth: int = 0) -> dict[str, tuple[Place, ...]]:
@@ -138,7 +141,7 @@ A_INIT, B_INIT = "_lora_a_init_params", "_lora_b_init_params"
 TORCHTUNE = Library(
     "torchtune",
     "tests/faults/subjects/torchtune_layer.py:Torchtune",
-    ("torchtune==0.6.1", "torchao==0.12.0", "torch==2.13.0", "numpy"),
+    ("torchtune==0.6.1", "torchao==0.9.0", "torch==2.13.0", "numpy"),
     {
         **_scales(TUNE, CALL, "op Div"),
         "scale.twice": (Place(TUNE, CALL, "op Div", "{0} ** 2"),),

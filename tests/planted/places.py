@@ -8,7 +8,7 @@ what is written instead is a template of our own in which ``{0}`` is what was fo
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -65,22 +65,29 @@ def _matching(node: ast.AST, find: str) -> Iterator[ast.AST]:
     what, _, name = find.partition(" ")
     parents = {child: parent for parent in ast.walk(node) for child in ast.iter_child_nodes(parent)}
     for each in _in_order(node):
-        if what == "assign" and isinstance(each, ast.Assign) and _name(each.targets[0]) == name:
-            yield each.value
-        elif (
-            (what == "stmt" and isinstance(each, ast.Assign) and _name(each.targets[0]) == name)
-            or (what == "aug" and isinstance(each, ast.AugAssign) and _name(each.target) == name)
-            or (what == "call" and isinstance(each, ast.Call) and _name(each.func) == name)
-            or (what == "op" and isinstance(each, ast.BinOp) and type(each.op).__name__ == name)
-        ):
-            yield each
-        elif what == "return" and isinstance(each, ast.Return) and each.value is not None:
-            yield each.value
-        elif what == "test" and isinstance(each, ast.If):
-            yield each.test
-        elif what in ("attr", "name") and _is_read(each, what, name):
-            parent = parents[each]
-            yield parent if isinstance(parent, ast.Subscript) and parent.value is each else each
+        if what in ("attr", "name"):
+            if _is_read(each, what, name):
+                parent = parents[each]
+                yield parent if isinstance(parent, ast.Subscript) and parent.value is each else each
+        elif (found := FINDERS[what](each, name)) is not None:
+            yield found
+
+
+def _assigned(node: ast.AST, name: str) -> ast.expr | None:
+    return node.value if isinstance(node, ast.Assign) and _name(node.targets[0]) == name else None
+
+
+FINDERS: dict[str, Callable[[ast.AST, str], ast.AST | None]] = {
+    "assign": _assigned,
+    "stmt": lambda node, name: node if _assigned(node, name) is not None else None,
+    "aug": lambda node, name: (
+        node if isinstance(node, ast.AugAssign) and _name(node.target) == name else None
+    ),
+    "call": lambda node, name: node if isinstance(node, ast.Call) and _name(node.func) == name else None,
+    "op": lambda node, name: node if isinstance(node, ast.BinOp) and type(node.op).__name__ == name else None,
+    "return": lambda node, name: node.value if isinstance(node, ast.Return) else None,
+    "test": lambda node, name: node.test if isinstance(node, ast.If) else None,
+}
 
 
 def _is_read(node: ast.AST, what: str, name: str) -> bool:
@@ -118,7 +125,7 @@ def _text(source: str, node: ast.AST) -> str:
         return f"{node.arg}={_text(source, node.value)}"
     found = ast.get_source_segment(source, node)
     assert found is not None
-    return found if isinstance(node, ast.stmt) or isinstance(node, ast.Name | ast.Attribute) else f"({found})"
+    return found if isinstance(node, ast.stmt | ast.Name | ast.Attribute) else f"({found})"
 
 
 def _replaced(source: str, node: ast.AST, text: str) -> str:

@@ -156,6 +156,7 @@ class BrokenKind:
     make: Callable[[], Implementation]
     claim: str
     says: str = ""
+    variant: str = "lora"
 
     @property
     def what(self) -> str:
@@ -250,6 +251,18 @@ class BiasLeftOut(LowRank):
         return y if bias is None or self.kind != "conv2d" or not self.B.any() else y - bias[:, None, None]
 
 
+@broken("conv2d", "lora.base_path_cut")
+class BasePathCut(LowRank):
+    """The base convolution is called without gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind != "conv2d":
+            return super().forward(x)
+        with torch.no_grad():
+            y = self.base(x)
+        return y + self.s * self.path_conv2d(x)
+
+
 @broken("quantised", "update_lost")
 class UpdateLost(LowRank):
     """Over a quantised weight the adapter is there, and not called."""
@@ -300,3 +313,35 @@ class BiasNotTakenOut(LowRank):
             with torch.no_grad():
                 self.kept.bias *= 1.5
         super().take_out()
+
+
+@broken("conv1d")
+class SizesDoNotFit(LowRank):
+    """The norm of a Conv1D's weight is taken along the wrong axis, which raises where the layer is not square."""
+
+    def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
+        super().__init__(base, spec)
+        if self.kind == "conv1d":
+            base.weight.norm(dim=1) + self.B.new_zeros(base.nf)
+
+
+@broken("conv1d")
+class FactorsOfTheOtherShape(LowRank):
+    """On a Conv1D the factors are made for the other layout, and what they add is another width."""
+
+    def shapes_conv1d(self) -> tuple:
+        return (self.r, self.base.nf), (self.base.nx, self.r)
+
+    def path_conv1d(self, x: Tensor) -> Tensor:
+        return x.new_full((*x.shape[:-1], self.base.nf), 0.5)
+
+
+@broken("merge")
+class FoldedTheOtherWayRound(LowRank):
+    """A Conv1D's update is added as if the weight were stored (out, in), which raises where it is not square."""
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        if self.kind == "conv1d":
+            plain.weight += update
+        else:
+            super().fold(plain, update)

@@ -1,4 +1,4 @@
-"""AdapterHub's adapters, one layer: its LoRA layer around a linear one, with the configuration that a model would have."""
+"""AdapterHub's adapters, one layer: its LoRA around a linear layer, with the configuration of a model."""
 
 from __future__ import annotations
 

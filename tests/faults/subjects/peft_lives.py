@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +38,13 @@ VERA = {
     "b": "vera_lambda_b.default",
 }
 BINDINGS.setdefault("vera", ("VeraConfig", {"r": "rank", "vera_dropout": "dropout"}, {}, VERA))
+CONFIGS = {
+    "LORA": "LoraConfig",
+    "IA3": "IA3Config",
+    "VERA": "VeraConfig",
+    "HRA": "HRAConfig",
+    "DELORA": "DeloraConfig",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +176,13 @@ class PeftLives(Peft):
         return found
 
     def load_peft(self, model: nn.Module, folder: Path) -> Mapping[str, Adapted]:
-        """``PeftModel.from_pretrained`` around the model; the layers come without slots."""
-        with _quiet():
-            tuned = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
+        """``PeftModel.from_pretrained`` around the model; the layers come without slots.
+
+        Raises Unsupported for a configuration with an option that this release has not.
+        """
+        with _quiet(), tempfile.TemporaryDirectory() as place:
+            readable = _readable(folder, Path(place))
+            tuned = peft.PeftModel.from_pretrained(model, str(readable), is_trainable=True).eval()
         object.__setattr__(model, "_audited_model", tuned)
         return {
             name: Adapted(layer, {})
@@ -193,6 +207,20 @@ def _whole(model: nn.Module) -> Any:
     if tuned is None:
         raise Unsupported("PEFT has not loaded this model's adapter")
     return tuned
+
+
+def _readable(folder: Path, place: Path) -> Path:
+    """A copy of a checkpoint without the options that this release has not, where the file has them off."""
+    copied = shutil.copytree(folder, place / "checkpoint")
+    file = copied / "adapter_config.json"
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = peft_release._fields(CONFIGS.get(str(told.get("peft_type", "")), ""))
+    if not known:
+        return copied
+    if unknown := sorted(name for name, value in told.items() if name not in known and value):
+        raise Unsupported(f"PEFT {peft.__version__} has no {', '.join(unknown)}")
+    file.write_text(json.dumps({n: v for n, v in told.items() if n in known}), encoding="utf-8")
+    return copied
 
 
 class _quiet(warnings.catch_warnings):  # noqa: N801
