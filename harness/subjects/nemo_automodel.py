@@ -29,7 +29,7 @@ class NemoAutomodel(Implementation):
     """``apply_lora_to_linear_modules`` with ``PeftConfig``'s defaults.
 
     A is drawn by ``lora_A_init="xavier"``, a normal distribution; ``dropout_position="post"``: dropout is applied
-    after B, to the low-rank path's output. Without target_modules it adapts the layers whose names end in _proj.
+    after B, to the low-rank path's output.
     """
 
     name = "nemo-automodel"
@@ -49,8 +49,10 @@ class NemoAutomodel(Implementation):
     def adapt_model(
         self, model: nn.Module, spec: AdapterSpec, targets: Sequence[str] | None = None
     ) -> Mapping[str, Adapted]:
-        """The same for a model; without targets every layer whose name ends in _proj, which it warns of."""
-        patterns = [p for t in targets or () for p in (t, f"*.{t}")]
+        """The same for a model."""
+        if targets is None:
+            raise Unsupported("NeMo Automodel knows no architectures: by default it takes every *_proj")
+        patterns = [p for t in targets for p in (t, f"*.{t}")]
         mode = model.training
         lora.apply_lora_to_linear_modules(model, _config(spec, patterns))
         model.train(mode)
