@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.survey.answers import Answer
 from harness.survey.asking import anonymous
 from harness.survey.edges import Edges
-from harness.survey.strips import NOT_ASKED, Asked, Strip
+from harness.survey.strips import NOT_ASKED, Asked, Strip, numbers
 from harness.survey.survey_pages import _markdown, _tidy
 from oracles.variants import VARIANTS
 from reports.store import text_files
@@ -53,7 +53,17 @@ def write(
     """The page at ``path``. Raises OSError."""
     template = _markdown().get_template("peft_releases.md.j2")
     methods = [m for id_ in VARIANTS if (m := method(id_, asked, strips, edges)) is not None]
-    text_files.write_text(path, _tidy(template.render(asked=asked, methods=methods, silent=silent)))
+    left = unasked([a.release for a in asked])
+    words = template.render(asked=asked, methods=methods, silent=silent, left=left)
+    text_files.write_text(path, _tidy(words))
+
+
+def unasked(releases: Sequence[str]) -> list[str]:
+    """The minor releases between the first and the last of which none was asked, as 0.7."""
+    minors = [numbers(release)[:2] for release in releases]
+    first, last = min(minors), max(minors)
+    between = range(first[1], last[1]) if first[0] == last[0] else ()
+    return [f"{first[0]}.{n}" for n in between if (first[0], n) not in minors]
 
 
 def method(id_: str, asked: Sequence[Asked], strips: Sequence[Strip], edges: Edges) -> Method | None:

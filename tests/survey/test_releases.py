@@ -76,6 +76,10 @@ def test_the_page(tmp_path: Path) -> None:
     assert "    0.9.0 0.10.0 0.11.1 0.12.0\n" in text
 
 
+def test_what_was_not_asked_is_said() -> None:
+    assert strip_page.unasked(["0.8.2", "0.9.0", "0.12.0"]) == ["0.10", "0.11"]
+
+
 def test_the_last_of_each_minor_release() -> None:
     listed = ["0.3.0", "0.4.0", "0.8.0", "0.8.2", "0.8.1", "0.10.0", "0.9.0"]
     assert releases.last_of_each_minor(listed) == ["0.4.0", "0.8.2", "0.9.0", "0.10.0"]
