@@ -85,7 +85,7 @@ clean:
 	@rm -rf $(VENV) $(DOCS) site reports/out docs/audit/variants_review_v2.md .hypothesis .pytest_cache .mypy_cache .ruff_cache
 
 survey-releases: $(STAMP)  ## PEFT through its releases, docs/peft_releases.md
-	@$(BIN)/python -m harness.survey.releases $(ARGS)
+	@$(BIN)/python -m harness.survey.peft_releases $(ARGS)
 
 wheel: $(STAMP)  ## the audit as a wheel, dist/adapter_conformance-*.whl
 	@cd packaging/adapter_conformance && ../../$(BIN)/python -m hatchling build --target wheel --directory ../../dist

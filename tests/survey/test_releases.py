@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.survey import edges, releases, strip_page
+from harness.survey import edges, strip_page
+from harness.survey import peft_releases as releases
 from harness.survey.answers import AUDIT, Answer, Shelf
 from harness.survey.strips import Asked, Run, strips_of
 from reports.judge.judgement import judge

@@ -1,4 +1,4 @@
-"""`python -m harness.survey.releases`: PEFT through its releases, and from when to when each claim held."""
+"""`python -m harness.survey.peft_releases`: PEFT through its releases, and from when to when each claim held."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BadOption(Exception):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="python -m harness.survey.releases", description=__doc__)
+    made = argparse.ArgumentParser(prog="python -m harness.survey.peft_releases", description=__doc__)
     add = made.add_argument
     add("--releases", metavar="R,...", help="these (default: the last of each minor release from 0.4 on)")
     add("--audit-profile", default="quick", choices=list(PROFILES), help="examples per check (quick)")
