@@ -86,7 +86,8 @@ def code_hash() -> str:
 
 def key_of(run: Run) -> str:
     """What a result is kept under."""
-    told = json.dumps([run.ref, run.requires, run.variant, run.only, run.here, run.profile, run.label])
+    what = [run.ref, run.requires, run.variant, run.only, run.here, run.profile, run.label, run.concerns]
+    told = json.dumps(what)
     return f"{run.variant}-" + hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
