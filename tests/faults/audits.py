@@ -270,7 +270,7 @@ def _judged(run: Run) -> tuple[Any, ...]:
     if run.variant not in subject.variants:
         raise LookupError(f"{subject.name} {subject.version} has no {run.variant}")
     profile = Profile(run.profile, PROFILES[run.profile], 0, caps=run.profile == "quick")
-    oracles = ("paper",) if run.here else ("peft", "paper")
+    oracles = ("paper",) if run.here and _package(run) == "peft" else ("peft", "paper")
     session = Session(subject, (run.variant,), oracles, profile, ref=run.ref)
     checks = [check for check in load_checks().values() if run.asks(check.id)]
     keys = [key for check in checks for key in one_oracle(session.keys(check))]
