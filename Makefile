@@ -8,7 +8,7 @@ ARGS   ?=
 PROBE  := $(VENV)/.probe-installed
 DOCS   := .venv-docs
 
-.PHONY: probe bench-audit wheel sharded gpu docs survey faults planted
+.PHONY: probe bench-audit wheel sharded gpu docs survey faults planted survey-releases
 .PHONY: audit test lint format lock mutants bench clean
 .DEFAULT_GOAL := audit
 
@@ -83,6 +83,9 @@ lock:  ## resolve requirements.in anew
 
 clean:
 	@rm -rf $(VENV) $(DOCS) site reports/out docs/audit/variants_review_v2.md .hypothesis .pytest_cache .mypy_cache .ruff_cache
+
+survey-releases: $(STAMP)  ## PEFT through its releases, docs/peft_releases.md
+	@$(BIN)/python -m harness.survey.peft_releases $(ARGS)
 
 wheel: $(STAMP)  ## the audit as a wheel, dist/adapter_conformance-*.whl
 	@cd packaging/adapter_conformance && ../../$(BIN)/python -m hatchling build --target wheel --directory ../../dist

@@ -247,7 +247,11 @@ def test_accumulation(context: Context, case: Case) -> None:
     same(context, case, "over two backward passes", contexts.gradients(layer), wanted, 2.0)
     layer.clear_gradients()
     _backward(layer, [case, second])
+    # Within one pass autograd adds up a tensor's uses in an order of its own, and beside another process call by call:
+    # what it rounds by is no number of the subject's.
+    kept = copy.copy(context.worst)
     same(context, case, "over two calls and one backward pass", contexts.gradients(layer), wanted, 2.0)
+    context.worst = kept
     layer.clear_gradients()
 
 

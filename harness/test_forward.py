@@ -13,7 +13,7 @@ from harness.compare.context import Context, Pair, Refused
 from harness.compare.lacking import nothing_lacks
 from harness.compare.layer import Layer
 from harness.compare.outcome import Deviation, ToldElsewhere
-from harness.compare.probing import effective, far_layer, mode_is_ignored
+from harness.compare.probing import by_rows, effective, far_layer, mode_is_ignored
 from harness.engine.checks import check
 from reports.model import Diagnosis
 
@@ -191,7 +191,7 @@ def test_batch_shapes(context: Context, case: Case) -> None:
                 wanted,
                 tuple(y.shape),
             )
-            rows = layer(shaped.x.reshape(-1, case.in_features))
+            rows = by_rows(layer, case, shaped.x.reshape(-1, case.in_features))
         _same(
             context,
             shaped,

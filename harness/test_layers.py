@@ -21,6 +21,7 @@ from harness.compare.kinds import (
     adapted,
     equation_at,
     explain,
+    explain_gradient,
     is_misfit,
     quantising_error,
     starts_at_the_base,
@@ -111,6 +112,8 @@ def _computes(context: Context, case: KindCase, layer: Kinds) -> None:
         except Deviation as found:
             if name == "output":
                 found.diagnosis = explain(context, case, layer, actual[name])
+            elif name == "gradient of x":
+                found.diagnosis = explain_gradient(context, case, layer, actual[name])
             raise
 
 

@@ -496,11 +496,33 @@ def test_saved(context: Context, case: LifeCase) -> None:
             _came_back(layer, last)
 
 
+ROUNDED = named(
+    "rounded_at_load",
+    "an adapter in float64 comes back rounded to float32",
+    "training that goes on in double precision goes on from other numbers",
+    "make the loaded adapter in the dtype of the file, or of the base, before its tensors are copied",
+)
+
+
+def _is_rounded(saved: Layer, loaded: Layer, but: frozenset[str]) -> bool:
+    """Whether what came back is what was saved, but for its digits beyond float32."""
+    names = [name for name in saved.names if name not in but]
+    if any(name not in loaded.names for name in names):
+        return False
+    pairs = [(saved.value(name).float(), loaded.value(name).float()) for name in names]
+    return all(torch.equal(was, now) for was, now in pairs)
+
+
 def _came_back(layer: Life, done: Done) -> None:
     """The loaded layer has the adapter's tensors bit for bit, and computes what it does alone on the base."""
     name, loaded = done.step[1], done.answer
     bases = frozenset(t.name for t in layer.case.variant.tensors if t.role == "base")
-    same_slots(layer.context, layer.case, layer.handles[name], loaded, but=bases)
+    try:
+        same_slots(layer.context, layer.case, layer.handles[name], loaded, but=bases)
+    except Deviation as found:
+        if _is_rounded(layer.handles[name], loaded, bases):
+            found.diagnosis = ROUNDED
+        raise
     with torch.no_grad():
         y = loaded(layer.case.x).double()
     alone = State((name,), layer.states[0].composed)

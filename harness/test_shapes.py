@@ -8,9 +8,9 @@ from torch import nn
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare.context import Context
-from harness.compare.layer import SubjectRaised, adapt
+from harness.compare.layer import SubjectRaised, adapt, answering
 from harness.compare.outcome import Deviation, ModeMissing, Unverified
-from harness.compare.probing import mode_is_ignored
+from harness.compare.probing import far_layer, mode_is_ignored
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
 from reports.model import Diagnosis
@@ -82,9 +82,34 @@ def _loose(context: Context, case: Case) -> tuple[list[str], list[str]]:
 def test_frozen_base(context: Context, case: Case) -> None:
     """Nothing is trainable but the adapter's tensors: the base weight and bias are frozen."""
     loose, there = _loose(context, case)
-    context.demand(
-        not loose or bool(there), case, "trainable parameters outside the adapter", "none", ", ".join(loose)
-    )
+    if not loose or there:
+        return
+    diagnosis = None if _gets_a_gradient(context, case, loose) else ASKS_IN_VAIN
+    what = "trainable parameters outside the adapter"
+    raise Deviation(case, what, "none", ", ".join(loose), diagnosis=diagnosis)
+
+
+def _gets_a_gradient(context: Context, case: Case, names: list[str]) -> bool:
+    """Whether a backward pass leaves a gradient on any of these parameters."""
+    layer = far_layer(context, case)
+    layer.clear_gradients()
+    y = layer(case.x)
+    if y.requires_grad:
+        with answering(layer.who, "the backward pass"):
+            y.sum().backward()
+    return any(dict(layer.module.named_parameters())[name].grad is not None for name in names)
+
+
+ASKS_IN_VAIN = Diagnosis(
+    "shapes.asks_in_vain",
+    "the base layer's parameters are marked as trainable, and get no gradient",
+    "who counts or lists what is trained by requires_grad gets the whole model",
+    matched=1,
+    tried=1,
+    source="check",
+    documented_by=("not track gradients", "no gradients? (of|for|to) the (base|original)"),
+    remedy="call requires_grad_(False) on the base layer when the adapter is made",
+)
 
 
 RANK_ZERO = Diagnosis(

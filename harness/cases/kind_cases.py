@@ -222,7 +222,7 @@ def _conv2d(case: KindCase) -> nn.Module:
 
 def _int8_weight_only(linear: nn.Linear) -> nn.Module:
     """torchao's eight-bit weights, dequantised in the forward pass."""
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import-not-found]
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     held = nn.Sequential(linear)
     quantize_(held, Int8WeightOnlyConfig())
@@ -231,7 +231,7 @@ def _int8_weight_only(linear: nn.Linear) -> nn.Module:
 
 def _bitsandbytes(linear: nn.Linear) -> nn.Module:
     """bitsandbytes' four-bit layer, quantised as it is moved."""
-    from bitsandbytes import nn as bnb  # type: ignore[import-not-found]
+    from bitsandbytes import nn as bnb
 
     layer = bnb.Linear4bit(
         linear.in_features, linear.out_features, linear.bias is not None, linear.weight.dtype

@@ -19,6 +19,7 @@ from harness.compare.outcome import NoSlot, NotOffered, OutsideDomain
 from harness.compare.rounding import Point, Quantities, coarser
 from harness.compare.thresholds import THRESHOLDS
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
+from oracles.mistakes import mistakes_of
 from oracles.seeding import seed_torch
 from oracles.variants import paper
 from reports.model import Diagnosis
@@ -268,6 +269,24 @@ def explain(context: Context, case: KindCase, layer: Kinds, actual: Tensor) -> D
         if rounding.ratio(actual, output, unit) <= THRESHOLDS["formula"]:
             return diagnosis
     return None
+
+
+def explain_gradient(context: Context, case: KindCase, layer: Kinds, actual: Tensor) -> Diagnosis | None:
+    """The catalogue's cut base path, where the gradient of x is the adapter's part alone."""
+    cut = next((m for m in mistakes_of(case.variant.id) if m.id.endswith(".base_path_cut")), None)
+    if cut is None:
+        return None
+    with torch.no_grad():
+        merged, _ = paper.effective(
+            context.forward, case.weight.double(), None, layer.parameters(), case.spec
+        )
+        rows = case.rows(case.input)
+        G = cotangent(case, torch.Size((rows.shape[0], case.out_features))) * case.embed_scale
+        own = case.back(G @ (merged - case.weight.double()))
+    unit = rounding.roundoff(coarser(case.torch_dtype)) * float(G.norm() * merged.norm())
+    if rounding.ratio(actual, own, unit) > THRESHOLDS["formula"]:
+        return None
+    return Diagnosis(cut.id, cut.summary, cut.failure_mode, matched=1, tried=1, remedy=cut.remedy)
 
 
 def _faulty(context: Context, case: KindCase, layer: Kinds) -> Iterator[tuple[Diagnosis, Tensor]]:

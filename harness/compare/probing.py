@@ -31,9 +31,16 @@ def effective(layer: Layer, case: Case, dtype: torch.dtype | None = None) -> tup
     """(W' (out, in), b' (out,)) of a layer, in float64, by its outputs at the identity and at zero."""
     dtype = dtype or case.torch_dtype
     with torch.no_grad():
-        zero = layer(torch.zeros(1, case.in_features, dtype=dtype)).double()[0]
-        eye = layer(torch.eye(case.in_features, dtype=dtype)).double()
+        zero = by_rows(layer, case, torch.zeros(1, case.in_features, dtype=dtype)).double()[0]
+        eye = by_rows(layer, case, torch.eye(case.in_features, dtype=dtype)).double()
     return (eye - zero).mT, zero
+
+
+def by_rows(layer: Layer, case: Case, rows: Tensor) -> Tensor:
+    """What the layer answers rows (n, in), given to it in as many dimensions as the case's x has: (n, out)."""
+    leading = (1,) * (len(case.batch) - 1)
+    y = layer(rows.reshape(*leading, *rows.shape))
+    return y.reshape(*y.shape[len(leading) :]) if y.shape[: len(leading)] == leading else y
 
 
 def without_adapter(case: Case, values: dict[str, Tensor]) -> Tensor:

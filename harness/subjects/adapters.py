@@ -31,6 +31,7 @@ class OneLayer(PreTrainedModel):
     """The smallest model that the library's plugin interface describes: its query projection is the base layer."""
 
     config_class = PretrainedConfig
+    base_model_prefix = "blocks"  # which load_adapter looks for in front of names
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__(PretrainedConfig(hidden_size=1))

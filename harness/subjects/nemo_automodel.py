@@ -49,8 +49,10 @@ class NemoAutomodel(Implementation):
     def adapt_model(
         self, model: nn.Module, spec: AdapterSpec, targets: Sequence[str] | None = None
     ) -> Mapping[str, Adapted]:
-        """The same for a model; without targets every layer whose name ends in _proj, which it warns of."""
-        patterns = [p for t in targets or () for p in (t, f"*.{t}")]
+        """The same for a model."""
+        if targets is None:
+            raise Unsupported("NeMo Automodel knows no architectures: by default it takes every *_proj")
+        patterns = [p for t in targets for p in (t, f"*.{t}")]
         mode = model.training
         lora.apply_lora_to_linear_modules(model, _config(spec, patterns))
         model.train(mode)

@@ -56,6 +56,10 @@ class Survey:
         return unanswered.dead(self.asked)
 
     @property
+    def at_home(self) -> list[Asked]:
+        return unanswered.at_home(self.asked)
+
+    @property
     def never_failed(self) -> list[Asked]:
         return unanswered.never_failed(self.asked)
 

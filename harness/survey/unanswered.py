@@ -12,6 +12,8 @@ from reports.order import rank
 
 ANSWERED = ("pass", "fail", "declared", "error")
 FAILED = ("fail", "error")
+AT_HOME = {"peft", "lora_lite"}  # a reference itself, and this repository's own library
+MANY = 5
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,11 @@ class Asked:
     answered: tuple[str, ...]
     failed: tuple[str, ...]
     why: str
+
+    @property
+    def who(self) -> str:
+        """The libraries that answer, by name where they are few."""
+        return ", ".join(self.answered) if len(self.answered) <= MANY else f"{len(self.answered)} libraries"
 
 
 def asked(audits: Mapping[str, Audit], checks: Mapping[str, CheckInfo]) -> list[Asked]:
@@ -60,6 +67,11 @@ def _reason(claim: Claim) -> str:
 def dead(found: Iterable[Asked]) -> list[Asked]:
     """Those that no library answers."""
     return [a for a in found if not a.answered]
+
+
+def at_home(found: Iterable[Asked]) -> list[Asked]:
+    """Those that nobody answers but a reference itself, or this repository's own library."""
+    return [a for a in found if a.answered and AT_HOME.issuperset(a.answered)]
 
 
 def never_failed(found: Iterable[Asked]) -> list[Asked]:

@@ -128,9 +128,25 @@ def _masks(variant: str) -> list[Mistake]:
     ]
 
 
+# Where dropout is, as a docstring says it: that it is not there states nothing.
+DROPS = r"drop(?:(?!\bnot\b|\bnever\b|n't|\bno\b).){0,80}\b"
+PLACES_IN_WORDS = {
+    "everything": (rf"{DROPS}(entire|whole) (input|layer)", rf"{DROPS}(base|frozen) (path|layer)"),
+    "update": (rf"{DROPS}after B\b", rf"{DROPS}(path|branch|update|adapter)('s)? output"),
+}
+
+
 def _places(variant: str) -> list[Mistake]:
     return [
-        Mistake(f"{variant}.{name}", summary, failure, {"place": place}, "drop the adapter branch's input")
+        Mistake(
+            f"{variant}.{name}",
+            summary,
+            failure,
+            {"place": place},
+            "drop the adapter branch's input",
+            documented=PLACES_IN_WORDS.get(place, ()),
+            severity="major" if place in PLACES_IN_WORDS else None,
+        )
         for name, place, summary, failure in (
             (
                 "dropout_on_output",
@@ -170,6 +186,8 @@ def more_dropouts(variant: str) -> list[Mistake]:
             "training sees a damaged base model",
             {"place": "everything"},
             "drop the adapter branch's input only, and give the base layer x itself",
+            documented=PLACES_IN_WORDS["everything"],
+            severity="major",
         ),
         Mistake(
             f"{variant}.dropout_on_delta_w",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.compare.offered import why_not
-from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
+from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
 from tests.life_table import TWELVE
 from tests.subjects import kinds, lives
 from tests.subjects.judged import audit
@@ -72,6 +72,39 @@ class WrongOnLives(OnLives):
             return self.adapted(x) if self.active else self.base(x)
 
     layer = Layer
+
+
+class Gate(nn.Module):
+    """y ⊙ l for x of three dimensions; rows (n, in) come out as (n, n, out)."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.l = nn.Parameter(torch.ones(base.out_features, dtype=base.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        return y * self.l.view(1, 1, -1).repeat(x.shape[0], 1, 1)
+
+
+class InThreeDimensions(Implementation):
+    """A library that was written for (batch, tokens, features)."""
+
+    name, version = "three", "1"
+    variants = frozenset({"ia3"})
+
+    def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
+        if spec.feedforward:
+            raise Unsupported("outputs alone")
+        layer = Gate(base)
+        return Adapted(layer, {"l": Slot(layer.l)})
+
+
+def test_a_number_of_dimensions_that_is_answered_in_another_shape_is_one_finding() -> None:
+    """The weight is read off, and the shapes are compared, in the dimensions that are taken."""
+    wanted = ("forward.effective_weight", "forward.batch_shapes", "forward.base_kept", "forward.inputs")
+    found = audit(InThreeDimensions(), ["ia3"], checks=lambda c: c.id in wanted, profile=TWELVE)
+    assert {c.check: c.outcome for c in found.run.claims if c.outcome != "pass"} == {"forward.inputs": "fail"}
 
 
 @pytest.mark.parametrize(("subject", "aspect"), [(OnKinds(), "layers"), (OnLives(), "lifecycle")])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+from torch import nn
 
 from harness.cases.profiles import Profile
 from harness.engine.checks import Check
 from oracles import registry
-from oracles.implementation import AdapterSpec, Implementation
+from oracles.implementation import Adapted, AdapterSpec, Implementation
 from tests.remote.subjects import gated
 from tests.subjects import (
     functional,
@@ -132,3 +135,20 @@ def test_what_nearest_leaves_out_is_told() -> None:
     told = [f.title for f in found.findings]
     assert any("alpha" in title and "dropout" in title for title in told), told
     assert {c.outcome for c in found.run.claims if c.aspect == "dropout"} == {"not_applicable"}
+
+
+class LosesTheMagnitude(wrapped.Library):
+    """What is loaded has the base's norms in the magnitude's place."""
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        found, fresh = super().load(base, spec, path), self.adapt(copy.deepcopy(base), spec)
+        found.slots["m"].put(fresh.slots["m"].canonical() + 3.0)
+        return found
+
+
+def test_a_lost_tensor_is_not_told_as_other_dropout() -> None:
+    """What drops the same features of another adapter is the other adapter's matter."""
+    asked = ("save_load.round_trip", "save_load.dropout")
+    found = audit(LosesTheMagnitude(), ["dora"], checks=lambda c: c.id in asked, profile=FAST)
+    outcomes = {claim.check: claim.outcome for claim in found.run.claims}
+    assert outcomes == {"save_load.round_trip": "fail", "save_load.dropout": "not_applicable"}

@@ -7,9 +7,7 @@ import pytest
 from harness.cases import kind_cases
 from harness.compare.kinds import CATALOGUE
 from harness.engine.checks import load_checks
-from harness.engine.session import claims_for
-from reports.model import Claim
-from tests.life_table import TWELVE
+from tests.life_table import TWELVE, asked
 from tests.subjects.judged import audit
 from tests.subjects.kinds import BROKEN_KINDS, BrokenKind, Library, fake_quantiser
 from tests.subjects.wrapped import Library as LinearOnly
@@ -19,18 +17,6 @@ from tests.subjects.wrapped import Library as LinearOnly
 def _own_quantiser(monkeypatch: pytest.MonkeyPatch) -> None:
     """No library that quantises has to be installed for the tests."""
     monkeypatch.setattr(kind_cases, "QUANTISERS", {"own": fake_quantiser})
-
-
-def asked(broken: BrokenKind) -> Claim:
-    """The claim that should find it out."""
-    found = claims_for(
-        broken.make(),
-        variants=["lora"],
-        oracles=("paper",),
-        checks=lambda c: c.id == broken.claim,
-        profile=TWELVE,
-    )
-    return found[0]
 
 
 @pytest.mark.parametrize("broken", BROKEN_KINDS, ids=lambda b: b.name)

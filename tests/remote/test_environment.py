@@ -15,7 +15,7 @@ from harness.subjects.remote import environment, worker
 from harness.subjects.remote.environment import BadEnvironment, Metadata, metadata_of
 from harness.subjects.remote.process import ARRAYS, IMPLEMENTATION, Command, NoWorker, start
 from harness.subjects.remote.proxy import remote_subject
-from harness.subjects.resolve import BadSubject, Place, resolve
+from harness.subjects.resolve import SHIPPED, BadSubject, Place, resolve
 from tests.remote.served import SUBJECTS
 from tests.subjects.judged import QUICK, once
 
@@ -234,3 +234,9 @@ def test_a_dtype_that_torch_lacks_is_not_laid_at_the_librarys_door() -> None:
     (claim,) = once(served, ["lora"], lambda c: c.id == "dtype.taken", QUICK)
     assert claim.outcome != "pass"
     assert "float16" in (claim.reason or "")
+
+
+def test_a_shipped_subject_does_not_stand_in_for_the_library_of_its_name(tmp_path: Path) -> None:
+    """A library that tries `import hqq` must not be given hqq.py; beside anybody else's file may be its library."""
+    assert worker.beside(str(SHIPPED / "keras.py")) == []
+    assert worker.beside(str(tmp_path / "mine.py")) == [str(tmp_path.resolve())]

@@ -454,3 +454,20 @@ class LoadingThawsTheBase(wrapped.Library):
         adapted = super().load(base, spec, path)
         adapted.module.requires_grad_(True)
         return adapted
+
+
+# --- what is trainable
+
+
+@layer("lora", "shapes.frozen_base", "Partial", "init step0 forward merge save_load")
+class AsksInVain(wrapped.Lora):
+    """The base keeps requires_grad and gets no gradient: its weight is detached in every call."""
+
+    def build(self) -> None:
+        super().build()
+        self.base.requires_grad_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = None if self.base.bias is None else self.base.bias.detach()
+        y = fn.linear(x, self.base.weight.detach(), b)
+        return (y + self.branch(x)).to(y.dtype)

@@ -376,6 +376,17 @@ class SavedWhileMerged(Library):
         super().save(twin, path)
 
 
+@library("lora", "saved", "rounded_at_load", 1)
+class LoadsInSingle(Library):
+    """What is loaded is made in float32 first."""
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path) -> Adapted:  # type: ignore[no-untyped-def]
+        found = super().load(base, spec, path)
+        for slot in found.slots.values():
+            slot.put(slot.canonical().float().to(slot.tensor.dtype))
+        return found
+
+
 @library("lora", "saved")
 class SavesTheActiveOne(Library):
     """Whichever handle is saved, the file holds the adapter that is active."""

@@ -156,6 +156,7 @@ class BrokenKind:
     make: Callable[[], Implementation]
     claim: str
     says: str = ""
+    variant: str = "lora"
 
     @property
     def what(self) -> str:
@@ -248,6 +249,18 @@ class BiasLeftOut(LowRank):
         y = super().forward(x)
         bias = getattr(self.base, "bias", None)
         return y if bias is None or self.kind != "conv2d" or not self.B.any() else y - bias[:, None, None]
+
+
+@broken("conv2d", "lora.base_path_cut")
+class BasePathCut(LowRank):
+    """The base convolution is called without gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind != "conv2d":
+            return super().forward(x)
+        with torch.no_grad():
+            y = self.base(x)
+        return y + self.s * self.path_conv2d(x)
 
 
 @broken("quantised", "update_lost")

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.survey import releases, strip_page
+from harness.survey import edges, strip_page
+from harness.survey import peft_releases as releases
 from harness.survey.answers import AUDIT, Answer, Shelf
 from harness.survey.strips import Asked, Run, strips_of
 from reports.judge.judgement import judge
 from reports.store import audit_json
 from tests.reports.runs import claim, run
 
-MERGE, INIT, SCALE = "merge.weight[ia3-paper]", "init.identity[ia3-paper]", "scale.effective[ia3-paper]"
+MERGE, INIT, SCALE = "merge.weight[ia3-peft]", "init.identity[ia3-peft]", "scale.effective[ia3-peft]"
 # release -> outcomes of the merge, the start and the scale
 OUTCOMES = {
     "0.9.0": ("fail", "pass", "fail"),
@@ -40,8 +41,8 @@ ALL = [asked(release) for release in OUTCOMES]
 
 def test_strips() -> None:
     """A change is one between holding and failing; a release that does not offer it is none."""
-    found = {claim.partition("-")[0]: s for s in strips_of(ALL) for claim in s.claims}
-    merge, start, scale = (found[id_.partition("-")[0]] for id_ in (MERGE, INIT, SCALE))
+    found = {claim: s for s in strips_of(ALL) for claim in s.claims}
+    merge, start, scale = (found[id_] for id_ in (MERGE, INIT, SCALE))
     assert (merge.states, start.states, scale.states) == ("xxoo", "oo-o", "xxxx")
     assert [merge.changes, start.changes, scale.changes] == [True, False, False]
     assert [start.holds, scale.fails] == [True, True]
@@ -50,16 +51,34 @@ def test_strips() -> None:
     assert merge.why == "the bias is lost"
 
 
+def test_edges(tmp_path: Path) -> None:
+    """Only what lies between is asked, once; what is not offered there is passed over."""
+    listed = ["0.9.0", "0.10.0", "0.10.1", "0.10.2", "0.11.0", "0.11.1", "0.12.0"]
+    answers = {"0.10.1": "fail", "0.10.2": "not_applicable", "0.11.0": "pass"}
+    kept: dict[str, tuple[str, str]] = {}
+    judge = lambda claim: answers.__getitem__  # noqa: E731
+    assert edges.edges_of(strips_of(ALL), listed, judge, kept) == {MERGE: [("0.10.1", "0.11.0")]}
+    edges.save(kept, tmp_path)
+    again = edges.load(tmp_path)
+    never = lambda claim: pytest.fail("it was asked again")  # noqa: E731
+    assert edges.edges_of(strips_of(ALL), listed, never, again) == edges.known(strips_of(ALL), again)
+
+
 def test_the_page(tmp_path: Path) -> None:
     """What changes is shown, what holds is counted, what never holds is listed."""
-    strip_page.write(ALL, strips_of(ALL), [], tmp_path / "page.md")
+    strip_page.write(ALL, strips_of(ALL), {MERGE: [("0.10.0", "0.11.0")]}, [], tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     assert (
-        "`merge.weight` | `xxoo` | fails 0.9.0 to 0.10.0, holds 0.11.1 to 0.12.0 | the bias is lost |" in text
+        "`merge.weight` | `xxoo` | fails 0.9.0 to 0.10.0, holds 0.11.1 to 0.12.0 | 0.10.0 / 0.11.0 | the bias is lost |"
+        in text
     )
     assert "init.identity" not in text
     assert "- `scale.effective` `xxxx`" in text
     assert "    0.9.0 0.10.0 0.11.1 0.12.0\n" in text
+
+
+def test_what_was_not_asked_is_said() -> None:
+    assert strip_page.unasked(["0.8.2", "0.9.0", "0.12.0"]) == ["0.10", "0.11"]
 
 
 def test_the_last_of_each_minor_release() -> None:

@@ -127,6 +127,13 @@ def test_the_lists_of_checks() -> None:
     assert dead["dropout.active"] == "`merge` is not offered"
     assert dead["save_load.round_trip"] == "asked of no library"
     assert "training.sgd" not in dead
+    assert found.at_home == []  # somebody else answers what is answered
+
+
+def test_what_a_reference_alone_answers_is_told() -> None:
+    found = unanswered.asked({"peft": AUDIT}, CHECKS)
+    assert "training.sgd" in [a.check for a in unanswered.at_home(found)]
+    assert [a.who for a in found if a.check == "training.sgd"] == ["peft"]
 
 
 def test_no_line_of_a_library_is_quoted(docs: Path) -> None:

@@ -1361,7 +1361,7 @@ def loaded(implementation, arrays, subject, attribute):
     of_arrays = None
     if Path(arrays).is_file() and importlib.util.find_spec("numpy") is not None:
         of_arrays = load_interface(arrays, "array_implementation").ArrayImplementation
-    sys.path.append(str(Path(subject).resolve().parent))
+    sys.path.extend(beside(subject))
     module = load_file(subject, "audited_" + Path(subject).stem)
     if attribute and not hasattr(module, attribute):
         raise BadMessage("it has no attribute %r" % attribute)
@@ -1484,6 +1484,12 @@ def watch(parent):
         time.sleep(2)
         if os.getppid() != parent:
             os._exit(0)
+
+
+def beside(subject):
+    """The subject's folder, where its library may lie; of a shipped one none: its neighbours have libraries' names."""
+    folder = Path(subject).resolve().parent
+    return [] if folder == Path(__file__).resolve().parents[1] else [str(folder)]
 
 
 def main():

@@ -1,4 +1,4 @@
-"""`python -m harness.survey.releases`: PEFT through its releases, and from when to when each claim held."""
+"""`python -m harness.survey.peft_releases`: PEFT through its releases, and from when to when each claim held."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from rich.console import Console
 
 from harness import bisect
 from harness.cases.profiles import PROFILES
+from harness.engine.session import load_references
 from harness.subjects import releases
-from harness.survey import strip_page
+from harness.survey import edges, strip_page
 from harness.survey.answers import Answer, Shelf
 from harness.survey.asking import Stopped, Ways, ask
 from harness.survey.questions import ROOT, Question, audit_key
-from harness.survey.strips import Asked, numbers, strips_of
+from harness.survey.strips import Asked, Strip, numbers, strips_of
 from reports.errors import ReportsError
 
 PAGE = ROOT / "docs" / "peft_releases.md"
@@ -33,13 +34,14 @@ class BadOption(Exception):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="python -m harness.survey.releases", description=__doc__)
+    made = argparse.ArgumentParser(prog="python -m harness.survey.peft_releases", description=__doc__)
     add = made.add_argument
     add("--releases", metavar="R,...", help="these (default: the last of each minor release from 0.4 on)")
     add("--audit-profile", default="quick", choices=list(PROFILES), help="examples per check (quick)")
     add("--limit", type=float, default=60, metavar="MINUTES", help="the longest for one release (60)")
     add("--offline", action="store_true", help="make no connection to set an environment up")
     add("--pages", action="store_true", help="ask nothing, write the page from what there is")
+    add("--edges", action="store_true", help="ask releases between those that answer differently, too")
     add("--page", type=Path, default=PAGE, metavar="FILE", help="what is written (docs/peft_releases.md)")
     return made
 
@@ -66,9 +68,30 @@ def main(argv: Sequence[str] | None = None, shelf: Shelf | None = None) -> int:
     if not found:
         print("releases: no release has been asked yet, so there is nothing to write", file=sys.stderr)
         return 4
-    strip_page.write(found, strips_of(found), silent, options.page)
+    strips, kept = strips_of(found), edges.load(shelf.folder / "peft")
+    if options.edges:
+        try:
+            _search_edges(strips, kept, shelf, options)
+        except bisect.CannotSearch as error:
+            console.print(f"an edge cannot be found: {error}")
+    strip_page.write(found, strips, edges.known(strips, kept), silent, options.page)
     console.print(f"written: {options.page}, {len(found)} releases")
     return int(bool(silent))
+
+
+def _search_edges(
+    strips: Sequence[Strip], kept: dict[str, edges.Edge], shelf: Shelf, options: argparse.Namespace
+) -> None:
+    """Ask for the edges that are not known, and keep them. Raises CannotSearch."""
+
+    def judge(claim: str) -> bisect.Judge:
+        load_references()
+        return bisect.judged(claim, options.audit_profile, options.offline)
+
+    try:
+        edges.edges_of(strips, bisect.releases_of("peft"), judge, kept)
+    finally:
+        edges.save(kept, shelf.folder / "peft")
 
 
 def question(release: str, profile: str) -> Question:
