@@ -109,9 +109,8 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     try:
         return Kinds(layer, case)
     except NoSlot:
-        starts_at_the_base(
-            context, case, layer
-        )  # tensors of another shape may be a layout, or a fault that shows
+        # Tensors of another shape may be a layout of the library's own, or a fault that shows in the output.
+        starts_at_the_base(context, case, layer)
         raise
 
 

@@ -86,7 +86,8 @@ def code_hash() -> str:
 
 def key_of(run: Run) -> str:
     """What a result is kept under."""
-    told = json.dumps([run.ref, run.requires, run.variant, run.only, run.here, run.profile, run.label])
+    what = [run.ref, run.requires, run.variant, run.only, run.here, run.profile, run.label, run.concerns]
+    told = json.dumps(what)
     return f"{run.variant}-" + hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -269,7 +270,7 @@ def _judged(run: Run) -> tuple[Any, ...]:
     if run.variant not in subject.variants:
         raise LookupError(f"{subject.name} {subject.version} has no {run.variant}")
     profile = Profile(run.profile, PROFILES[run.profile], 0, caps=run.profile == "quick")
-    oracles = ("paper",) if run.here else ("peft", "paper")
+    oracles = ("paper",) if run.here and _package(run) == "peft" else ("peft", "paper")
     session = Session(subject, (run.variant,), oracles, profile, ref=run.ref)
     checks = [check for check in load_checks().values() if run.asks(check.id)]
     keys = [key for check in checks for key in one_oracle(session.keys(check))]

@@ -100,7 +100,7 @@ def report(found: Sequence[Judged], outside: Sequence[Outside]) -> str:
     alarms = [j for j in found if j.alarms]
     lines += [
         "",
-        f"{whole} reports in {len({j.fault.library for j in found})} libraries: "
+        f"{whole} reports in {len({j.fault.library for j in found if j.fate != 'error'})} libraries: "
         f"{bugs} found ({_percent(bugs, whole)}), "
         f"{named} with the right name ({_percent(named, whole)}); false alarms after: {len(alarms)}.",
         f"For scale: {SCALE}.",

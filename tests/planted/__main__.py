@@ -138,7 +138,7 @@ def judged(library: str, fault: Fault, sound: Result, broken: Result) -> Fate:
     own = [f for f in broken.findings if set(killers) & set(f.asked)]
     right = re.compile(fault.right, re.IGNORECASE | re.DOTALL)
     for word, findings in (
-        ("named", [f for f in own if f.tag == "BUG" and right.search(f.text)]),
+        ("named", [f for f in own if f.tag == "BUG" and right.search(f.title)]),
         ("killed", [f for f in own if f.tag == "BUG"]),
         ("told", own),
     ):

@@ -14,7 +14,7 @@ class Fault:
     right: str
 
 
-SCALE = "scale|scaling|alpha"
+SCALE = "scale|scaling|alpha|α"
 UPDATE = "forward\\.|step0\\.|scale\\.|training\\.|lifecycle\\.output"
 FAULTS = (
     Fault("scale.one", "the update is not scaled", SCALE),
@@ -52,7 +52,7 @@ FAULTS = (
     Fault(
         "forward.stale",
         "in evaluation the A of the first evaluation is used",
-        "stale|written last|earlier|evaluat",
+        "stale|written last|old ones",
     ),
     Fault("dropout.in_place", "the dropout changes the caller's x", "input|in.place|pure|changes its"),
     Fault("dropout.output", "the dropout acts on the update, not on its input", "dropout"),
