@@ -19,7 +19,7 @@ from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
 from harness.compare.outcome import Deviation, NotApplicable, OutsideDomain, ToldElsewhere
 from harness.compare.probing import coefficient, without_adapter
 from harness.compare.saving import load, offered, same_output, same_slots, saved
-from harness.compare.thresholds import BASE_CHANGED, ROUNDOFFS, SAME_UPDATE
+from harness.compare.thresholds import BASE_CHANGED, ROUNDOFFS, SAME_FUNCTION, SAME_UPDATE
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
 from oracles.variants import VARIANTS, Variant
@@ -184,7 +184,7 @@ def _computes_alike(saved: Layer, loaded: Layer, case: Case) -> bool:
         each.train(False)
     with torch.no_grad():
         wanted, actual = saved(case.x).double(), loaded(case.x).double()
-    return float((actual - wanted).norm()) <= 1e-3 * float(wanted.norm())
+    return float((actual - wanted).norm()) <= SAME_FUNCTION * float(wanted.norm())
 
 
 @check(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.cases.layer_cases import Case
+from harness.compare.abilities import abilities_of
 from harness.compare.context import Context
-from harness.compare.layer import BadAnswer, Layer
+from harness.compare.layer import SUBJECTS, BadAnswer, Layer
 from harness.compare.thresholds import SAME_FUNCTION, Closeness
 
 
@@ -37,8 +38,10 @@ def effective(layer: Layer, case: Case, dtype: torch.dtype | None = None) -> tup
 
 
 def by_rows(layer: Layer, case: Case, rows: Tensor) -> Tensor:
-    """What the layer answers rows (n, in), given to it in as many dimensions as the case's x has: (n, out)."""
-    leading = (1,) * (len(case.batch) - 1)
+    """What the layer answers rows (n, in): (n, out). Who takes no matrix gets them in as many dimensions as x has."""
+    subject = SUBJECTS.get(layer.who)
+    flat = subject is None or 2 in abilities_of(subject, case.spec.variant).inputs
+    leading = () if flat else (1,) * (len(case.batch) - 1)
     y = layer(rows.reshape(*leading, *rows.shape))
     return y.reshape(*y.shape[len(leading) :]) if y.shape[: len(leading)] == leading else y
 

@@ -259,7 +259,7 @@ def test_no_save_is_a_finding_and_no_bug():
     assert found(run(claim("targets.default", detail="adapt_model", **lacking))) == ()
 
 
-def test_no_save_is_one_finding_whatever_needs_it():
+def test_no_save_is_one_finding_of_the_aspect_that_needs_it():
     because = {"outcome": "not_applicable", "cause": "not_offered"}
     finding = only(
         run(
@@ -268,7 +268,7 @@ def test_no_save_is_one_finding_whatever_needs_it():
             claim("save_load.roles", detail="load", reason="x offers no load", **because),
         )
     )
-    assert len(finding.claims) == 3
+    assert len(finding.claims) == 2
     assert finding.title == "Save and load cannot be verified: the subject offers no save or no load"
 
 
