@@ -91,8 +91,8 @@ class Vector:
         return {**self.untied, **{n: self.untied[n] + d for n, d in deltas.items()}}
 
     def build(self, dtype: torch.dtype | None = None) -> ChainModel:
-        """The base as a module, in its own dtype or another."""
-        return ChainModel(self.model, self.base_tensors, dtype)
+        """The base as a module of its own, in its own dtype or another."""
+        return ChainModel(self.model, {n: t.clone() for n, t in self.base_tensors.items()}, dtype)
 
 
 def vectors(home: Path = HOME) -> Iterator[Vector]:
