@@ -196,7 +196,7 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_tensor_that_nobody_adapts_must_not_change(tmp_path: Path) -> None:
     vector = next(v for v in APPLIED if v.id == "lora.one_module")
-    merged = vector.merged
+    merged = dict(vector.merged)
     merged["head.weight"] = merged["head.weight"] + 0.25
     found = {j.tensor: j.verdict for j in _verify(vector, merged, tmp_path)}
     assert found.pop("head.weight") == judgement.CHANGED
