@@ -105,13 +105,16 @@ class Life:
 
     def _read(self, name: str) -> None:
         spec, known = self.case.spec_of(name), {**self.handles[name].values(), **self.left[name]}
-        values = completed(known, self.case.weight.double(), spec)
+        try:
+            values = completed(known, self.case.weight.double(), spec)
+        except NoSlot as lacking:
+            raise _told_of(lacking.detail or "") from None
         for tensor in self.case.variant.tensors:
             wanted = tensor.shape(self.case.out_features, self.case.in_features, spec)
             if tensor.role == "parameter" and tuple(values[tensor.name].shape) != wanted:
                 if any(o.mode and o.of(spec) for o in self.case.variant.options):
                     raise ToldElsewhere("the mode is ignored, which shapes.modes reports", "shapes.modes")
-                raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
+                raise _told_of(tensor.name)
         self.held[name] = Held(spec, values)
         self._kept.append(self.held[name])
 
@@ -410,3 +413,11 @@ def life(context: Context, case: LifeCase, watched: Collection[str] = ()) -> Ite
             lambda: Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="audit-")))
         )
         yield Life(context, case, made, watched)
+
+
+def _told_of(tensor: str) -> ToldElsewhere:
+    """A life cannot be followed without a tensor of the method: that is one finding, of the shapes."""
+    return ToldElsewhere(
+        f"the subject has no slot {tensor!r} of the canonical shape, which shapes.canonical reports",
+        "shapes.canonical",
+    )
