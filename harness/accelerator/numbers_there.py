@@ -14,6 +14,7 @@ from harness.cases.regimes import REGIMES, regimes
 from harness.compare import rounding
 from harness.compare.layer import Layer, adapt, answering
 from harness.compare.thresholds import THRESHOLDS
+from harness.subjects.resolve import in_a_line
 from oracles.implementation import AdapterSpec, Implementation
 from oracles.seeding import seed_torch
 from oracles.variants import VARIANTS, Variant
@@ -77,7 +78,7 @@ def measure(subject: Implementation, variant: str, precision: Precision, device:
                     if not ratio <= worst.ratio:  # NaN is the worst of all
                         worst = Measured(ratio, f"{name}, in {case.in_features}, out {case.out_features}")
     except Exception as error:
-        return Measured(trouble=" ".join(f"{type(error).__name__}: {error}".split())[:200])
+        return Measured(trouble=in_a_line(error))
     return worst
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness.sharded.jobs import AFTER, BEFORE, COLUMNS, FSDP2, ROWS, Job, adapt, answers, base, move, saved
+from harness.subjects.resolve import in_a_line
 
 PATIENCE = 120  # seconds for one job on all ranks: a rank that raised leaves the others waiting
 
@@ -75,11 +76,7 @@ def _rank(job: Job, rank: int, ranks: int, folder: str, told: Any) -> None:
             save_file({n: t.contiguous() for n, t in found.items()}, Path(folder, "found.safetensors"))
         told.put(("done", unsaved))
     except BaseException as error:
-        told.put(("raised", _said(error)))
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        told.put(("raised", in_a_line(error)))
 
 
 def _asked(job: Job, rank: int, ranks: int, folder: Path) -> tuple[dict[str, Tensor], str]:
@@ -100,7 +97,7 @@ def _asked(job: Job, rank: int, ranks: int, folder: Path) -> tuple[dict[str, Ten
     try:
         file = saved(job, model, folder / f"saved{rank}")
     except Exception as error:
-        return found, _said(error)
+        return found, in_a_line(error)
     return {**found, **{f"file {n}": t for n, t in file.items()}}, ""
 
 

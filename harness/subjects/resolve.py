@@ -147,7 +147,7 @@ def _imported(name: str, ref: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise BadSubject(f"--subject {ref!r}: importing {name} raised {_said(error)}") from error
+        raise BadSubject(f"--subject {ref!r}: importing {name} raised {in_a_line(error)}") from error
 
 
 def _from_file(path: str, ref: str) -> ModuleType:
@@ -167,11 +167,12 @@ def _from_file(path: str, ref: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise BadSubject(f"--subject {ref!r}: running {path} raised {_said(error)}") from error
+        raise BadSubject(f"--subject {ref!r}: running {path} raised {in_a_line(error)}") from error
     return module
 
 
-def _said(error: BaseException) -> str:
+def in_a_line(error: BaseException) -> str:
+    """The exception's kind and its words, in one bounded line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -188,7 +189,7 @@ def _instance(found: Any, ref: str) -> Implementation:
             found = found()
         except (Exception, SystemExit) as error:
             raise BadSubject(
-                f"--subject {ref!r}: creating {found.__name__}() raised {_said(error)}"
+                f"--subject {ref!r}: creating {found.__name__}() raised {in_a_line(error)}"
             ) from error
     if isinstance(found, ArrayImplementation):
         found = from_arrays(found)
