@@ -28,7 +28,7 @@ class Scale(torch.autograd.Function):
     def forward(y: Tensor, h: Tensor, B: Tensor, g: Tensor, b: Tensor | None) -> Tensor:
         scaled = (g[:, None] * B).t()
         v = h @ scaled if b is None else torch.addmm((1 - g) * b, h, scaled)
-        return torch.addcmul(v, y, g)
+        return v.addcmul_(y, g)  # in place: a fresh tensor of this size costs more than the sum
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -39,9 +39,10 @@ class Scale(torch.autograd.Function):
         y, h, B, g, b = ctx.saved_tensors
         with full_precision(dout):
             both = (h.t() @ dout).t()  # quicker than the product the other way round
-            dg = (dout * y).sum(0) + (B * both).sum(1)
+            wide = dout * y
+            dg = wide.sum(0) + (B * both).sum(1)
             dg = dg if b is None else dg - b * dout.sum(0)
-            dy = dout * g if ctx.needs_input_grad[0] else None
+            dy = wide.copy_(dout).mul_(g) if ctx.needs_input_grad[0] else None
             return dy, dout @ (g[:, None] * B), g[:, None] * both, dg, None
 
 
