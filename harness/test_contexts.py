@@ -377,7 +377,6 @@ def test_autocast_dtype(context: Context, case: Case) -> None:
     against=("paper",),
     examples=EXAMPLES,
     follows=WRONG_BEFORE,
-    diagnose=False,
 )
 def test_autocast(context: Context, case: Case) -> None:
     """Under ``torch.autocast("cpu", torch.bfloat16)`` output and gradients are the float64 ones up to bf16 rounding.

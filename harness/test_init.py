@@ -143,7 +143,7 @@ def value_noise(ours: Layer, tensor: Canonical, exact: Tensor, case: Case) -> fl
     applies=_has_random,
     examples=2,
     against=("peft",),
-    follows=("step0.nothing_trains", "init.pairs", "init.deterministic", "init.seeded", "init.each_layer"),
+    follows=("step0.nothing_trains", "init.pairs", "init.seeded", "init.each_layer"),
 )
 def test_distribution(context: Context, case: Case) -> None:
     """Random tensors follow the reference's law: exact support, second moment, and a Kolmogorov-Smirnov test.

@@ -121,3 +121,50 @@ def test_a_start_is_not_laid_to_what_has_nothing_to_do_with_it() -> None:
     told = {claim.split("[")[0]: f.title for f in found.findings for claim in f.claims}
     assert "trainable" in told["shapes.frozen_base"], told
     assert "trainable" not in told["init.distribution"], told
+
+
+class BothFromOneLaw(wrapped.Lora):
+    """A and B are both drawn from N(0, 0.05²)."""
+
+    def build(self) -> None:
+        super().build()
+        nn.init.normal_(self.B, std=0.05)
+
+    def start_a(self, A: Tensor) -> None:
+        nn.init.normal_(A, std=0.05)
+
+
+def test_the_law_of_one_tensor_is_told_beside_the_start_of_another() -> None:
+    """That B does not start at zero says nothing of A, whose law is another one than the references'."""
+
+    def asked(check: Check) -> bool:
+        return check.info.aspect in ("init", "step0", "shapes")
+
+    found = audit(wrapped.Library({"lora": BothFromOneLaw}), ["lora"], checks=asked)
+    told = {claim.split("[")[0]: f.title for f in found.findings for claim in f.claims}
+    assert told["init.deterministic"].startswith("B starts at random values"), told
+    assert "Gaussian" in told["init.distribution"], told
+
+
+class OnePlusAndBiasAlone(wrapped.Ia3):
+    """y = (1 + l) ⊙ (x Wᵀ) + b: what changes the output without the bias changes no gradient of the gate."""
+
+    def build(self) -> None:
+        super().build()
+        nn.init.zeros_(self.l)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.linear(x, self.base.weight) * (1 + self.l)
+        return (y if self.base.bias is None else y + self.base.bias).to(x.dtype)
+
+
+def test_of_two_mistakes_what_both_change_is_no_third() -> None:
+    """Autocast shows both: it is told with them, and not as a fault of its own."""
+
+    def asked(check: Check) -> bool:
+        return check.info.aspect in ("init", "forward") or check.id == "contexts.autocast"
+
+    found = audit(wrapped.Library({"ia3": OnePlusAndBiasAlone}), ["ia3"], checks=asked)
+    told = [f.title for f in found.findings if any("contexts.autocast[" in claim for claim in f.claims)]
+    assert told
+    assert not any("autocast" in title for title in told), told
