@@ -33,6 +33,9 @@ RATE = 0.4
 WHOLE = "x, whole"
 DROPPING = Domain(dtypes=("float32",), sizes=(2, 5), batches=((16,),), dropout=RATE, tall=True)
 ROUNDS = 8
+OUTSIDE_SPAN = (
+    1e-2  # of what dropout changes: rounding is 1e-6 of it, and what the base path drops most of it
+)
 
 
 def _has_dropout(variant: Variant) -> bool:
@@ -111,7 +114,7 @@ def _has_no_effect(layer: Layer, case: Case) -> bool:
     """Whether the output stays the same when the adapter's parameters do not."""
     before = evaluated(layer, case)
     layer.write(case.but(seed=case.seed + 1).far(dict.fromkeys(layer.names)))
-    return torch.equal(before, evaluated(layer, case))
+    return rounding.same_values(before, evaluated(layer, case))
 
 
 def far_reference(context: Context, case: Case) -> Layer:
@@ -162,7 +165,7 @@ def _steady(layer: Layer, case: Case) -> bool:
     """Whether three calls in evaluation mode answer alike; the layer stays in it, since turns may do something."""
     layer.train(False)
     first = _in_evaluation(layer, case)
-    return all(torch.equal(first, _in_evaluation(layer, case)) for _ in range(2))
+    return all(rounding.same_values(first, _in_evaluation(layer, case)) for _ in range(2))
 
 
 def _in_evaluation(layer: Layer, case: Case) -> Tensor:
@@ -185,7 +188,8 @@ def test_placement(context: Context, case: Case) -> None:
     """What the adapter branch was given is read back from its contribution: every entry is 0 or x/(1 − p).
 
     The contribution is linear in the branch's input, c = x_d Mᵀ with M = W' − W₀ of full column rank here, so
-    x_d = c pinv(Mᵀ); the base path keeps x. The mask is drawn per entry.
+    x_d = c pinv(Mᵀ); the base path keeps x. The mask is drawn per entry. At full rank PiSSA leaves nothing of the base
+    path: that it keeps x is asked at rank 1 again.
     """
     layer, theirs = dropping(context, case), context.reference(case)
     theirs.train()
@@ -196,6 +200,20 @@ def test_placement(context: Context, case: Case) -> None:
     if actual != wanted:
         told = ignored_dropout(context.variant) if actual == WHOLE else None
         raise Deviation(case, f"the branch's input at p = {RATE}", wanted, actual, diagnosis=told)
+    _base_path(context, context.abilities.fitted(case.but(rank=1)))
+
+
+def _base_path(context: Context, case: Case) -> None:
+    """Raise Deviation unless what dropout changes lies in the span of the columns of M, which at rank 1 leaves room."""
+    layer = dropping(context, case)
+    layer.train(False)
+    weight, bias = effective(layer, case)
+    layer.train()
+    M = weight - case.variant.weight_beneath(case.weight.double(), layer.values())
+    change = trained(layer, case, 0) - (case.x.double() @ weight.mT + bias)
+    outside = change - change @ torch.linalg.pinv(M.mT) @ M.mT
+    kept = float(outside.norm()) <= OUTSIDE_SPAN * float(change.norm())
+    context.demand(kept, case, f"x of the base path at p = {RATE}", "whole", "with entries dropped")
 
 
 def read_mask(layer: Layer, case: Case, seed: int) -> Tensor | None:

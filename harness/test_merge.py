@@ -243,7 +243,7 @@ def _merged_again(context: Context, layer: Layer) -> nn.Linear:
 def _as_before(context: Context, case: Case, layer: Layer, values: dict[str, Tensor], before: Tensor) -> None:
     """Raise Deviation unless the adapted layer holds ``values`` and answers ``before``."""
     for name, value in values.items():
-        held = name in layer.names and torch.equal(layer.value(name), value)
+        held = name in layer.names and rounding.same_values(layer.value(name), value)
         context.demand(held, case, f"{name} after a merge", "as before", "changed")
     with torch.no_grad():
         after = layer(case.x).double()
@@ -330,7 +330,7 @@ def test_detach(context: Context, case: Case) -> None:
     found = _detached(context, case, far_layer(context, case))
     with torch.no_grad():
         context.demand(
-            torch.equal(found(case.x), before),
+            rounding.same_values(found(case.x), before),
             case,
             "the output after detach",
             "bitwise the base's",

@@ -248,7 +248,7 @@ class Context:
         above the floor: a ratio of at most one may be an overestimate.
         """
         if not bool(torch.isfinite(exact).all()):
-            raise OracleRefused(f"{self.oracle.name} has no finite {name} here")
+            raise OracleRefused("what it would be compared with is NaN or infinite here")
         threshold = THRESHOLDS[kind]
         ratio = rounding.ratio(actual, exact, floor)
         if ratio > 1 and noise is not None:

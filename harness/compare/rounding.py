@@ -158,6 +158,13 @@ def floor(name: str, exact: Quantities, at: Point) -> float:
     return own + norm(at.cotangent) * (norm(exact["output"]) + norm(at.x) * norm(at.W)) / size
 
 
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values: NaN, which nothing equals, where the other has NaN."""
+    if torch.equal(a, b):
+        return True
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
 def ratio(actual: Tensor, exact: Tensor, scale: float) -> float:
     """``‖actual − exact‖_F / scale``; infinite for NaN, for shapes that differ, or where any error is too much."""
     if actual.shape != exact.shape or not bool(torch.isfinite(actual).all()):

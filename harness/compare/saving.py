@@ -67,7 +67,7 @@ def same_slots(
     """Raise Deviation unless every slot came back, bit for bit."""
     for name in [n for n in before.names if n not in but]:
         context.demand(name in after.names, case, f"{name} after loading", "there", "missing")
-        same = torch.equal(before.value(name), after.value(name))
+        same = rounding.same_values(before.value(name), after.value(name))
         gap = "another shape"
         if before.value(name).shape == after.value(name).shape:
             gap = f"up to {float((before.value(name) - after.value(name)).abs().max()):.3g} away"

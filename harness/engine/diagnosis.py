@@ -45,9 +45,9 @@ class Stage:
 
 
 STAGES = (
+    Stage(("roles",), frozenset({"roles"})),  # what does not train has no gradient in the function either
     Stage(("function",), frozenset({"output", "gradient"})),
     Stage(("start", "law"), frozenset({"start"})),
-    Stage(("roles",), frozenset({"roles"})),
     Stage(("dropout",), frozenset({"dropout"})),
     Stage(("dtype",), frozenset({"dtype"})),
 )

@@ -25,6 +25,7 @@ from reports.render.console import Console
 from reports.store import audit_json
 
 NAMES = {"failed": "claims that do not hold"}
+LETTERS = {"passed": ".", "failed": "F", "skipped": "s"}
 KEEP_EVERY = 50  # claims between two partial audit.json, for a run that is killed
 
 
@@ -79,11 +80,13 @@ class Collector:
                 audit_json.write_partial(self._run(), self.built.outputs.audit_json)
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """With the audit's own progress on the terminal, pytest's letters would be noise."""
+        """Beside the audit's own bar, and where the review itself is printed, pytest's letters would be noise."""
         if self.console is None or not hasattr(report, "audit_claim") or self.config.option.verbose > 0:
             return None
         # Under a name of its own a failing claim is a line of ours, not a page of pytest's.
-        return NAMES.get(report.outcome, report.outcome), "", report.outcome.upper()
+        bare = self.console.has_bar or self.built.outputs.report == "-"
+        letter = "" if bare else LETTERS.get(report.outcome, "")
+        return NAMES.get(report.outcome, report.outcome), letter, report.outcome.upper()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the claim that travels with a test's report."""

@@ -41,10 +41,15 @@ class Console:
         self._progress: Progress | None = None
         self._total = total
 
+    @property
+    def has_bar(self) -> bool:
+        """Whether progress is shown: on a terminal."""
+        return self._rich.is_terminal
+
     def claim_done(self, claim: Claim) -> None:
         """Count a claim, and move the bar on."""
         self._counts[claim.outcome] += 1
-        if not self._rich.is_terminal or not self._total:
+        if not self.has_bar or not self._total:
             return
         if self._progress is None:
             self._progress = self._bar()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from torch import Tensor, nn
 
+from harness.cases.layer_cases import Case
 from harness.cases.profiles import Profile
+from harness.compare.context import Context
+from harness.compare.outcome import Deviation
 from harness.engine.checks import Check
 from harness.engine.session import claims_for, load_checks
 from oracles.equation import Equation
+from oracles.implementation import AdapterSpec
 from oracles.mistakes import Mistake, catalogue, mistaken, mistakes_of
 from oracles.variants import VARIANTS
 from reports.model import Claim
@@ -47,13 +50,6 @@ ASKED = (
 UNNAMED = {"delora.norm_not_saved", "vera.matrices_not_saved"}
 
 
-# What no check can see yet, and why. One that is caught after all fails here, and is taken off the list.
-NOT_YET = {
-    "pissa.dropout_on_everything": "dropout.placement takes as many ranks as inputs, to read the mask back: nothing is "
-    "left of the base path then",
-}
-
-
 def claims(subject: Equation, variant: str) -> Iterator[Claim]:
     """The claims in the order of ASKED, against PEFT or, where it is not asked, the equations."""
     for id_ in ASKED:
@@ -65,16 +61,7 @@ def claims(subject: Equation, variant: str) -> Iterator[Claim]:
             )  # fmt: skip
 
 
-def entries() -> list[Any]:
-    """Every entry; those that cannot be seen yet are expected to fail, and nothing else is."""
-    return [pytest.param(m, id=m.id, marks=_expected(m.id)) for m in catalogue()]
-
-
-def _expected(id_: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.xfail(strict=True, reason=NOT_YET[id_])] if id_ in NOT_YET else []
-
-
-@pytest.mark.parametrize("entry", entries())
+@pytest.mark.parametrize("entry", [pytest.param(m, id=m.id) for m in catalogue()])
 def test_caught_and_named(entry: Mistake) -> None:
     """Some claim fails, and a failing one is explained by this entry."""
     named: set[str] = set()
@@ -168,3 +155,32 @@ def test_of_two_mistakes_what_both_change_is_no_third() -> None:
     told = [f.title for f in found.findings if any("contexts.autocast[" in claim for claim in f.claims)]
     assert told
     assert not any("autocast" in title for title in told), told
+
+
+def test_what_is_nan_is_not_told_again_by_what_compares_it_with_itself() -> None:
+    """A scale rounded down to zero makes PiSSA's factors infinite: the call is as pure, the file as right as before."""
+
+    def asked(check: Check) -> bool:
+        return check.id in (
+            "forward.random_parameters",
+            "forward.pure",
+            "save_load.round_trip",
+            "forward.eval_mode",
+        )
+
+    found = audit(mistaken("pissa.integer_scale"), ["pissa"], checks=asked)
+    bugs = {claim.split("[")[0] for f in found.findings if f.tag == "BUG" for claim in f.claims}
+    assert bugs == {"forward.random_parameters"}, bugs
+    untold = [f for f in found.findings if "cannot be verified" in f.title]
+    assert len(untold) <= 1, [f.title for f in untold]
+
+
+def test_a_file_whose_bytes_are_never_the_same_is_not_one_that_holds_alpha() -> None:
+    """safetensors writes what lies beside the tensors in another order every time; alpha is in none of them."""
+    check = load_checks()["save_load.other_settings"]
+    case = Case(AdapterSpec("dora", rank=2, alpha=3.0), 5, 6, True, (4,), "float32", 0)
+    for _ in range(6):
+        with pytest.raises(Deviation) as found:
+            check.function(Context(Equation(), Equation(), VARIANTS["dora"]), case)
+        assert found.value.diagnosis is not None
+        assert found.value.diagnosis.mistake == "save_load.alpha_not_stored"
