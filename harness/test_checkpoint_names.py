@@ -72,9 +72,9 @@ def test_pattern_keys(context: Context, case: AwkwardCase) -> None:
     read_as_meant(context, case)
 
 
-@_on("saved_names", "of two modules that are called alike one is saved whole wrongly")
+@_on("saved_names", "a module that is saved whole is lost where its name is part of another's")
 def test_saved_names(context: Context, case: AwkwardCase) -> None:
-    """A module that modules_to_save names is loaded and saved also where its name is part of another's."""
+    """A module that modules_to_save names is loaded and saved whole, its name part of another's or not."""
     read_as_meant(context, case)
 
 

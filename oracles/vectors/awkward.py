@@ -179,24 +179,25 @@ def _pattern_keys() -> Iterator[Awkward]:
 # Names
 
 
+HEADS = ["head", "head_1", "head_1_a", "head_1_a_x"]
+NORMS = ["norm", "out_norm", "my_out_norm", "in_my_out_norm"]
+
+
 def _saved_names() -> Iterator[Awkward]:
-    """Modules that the file holds whole, of which one's name is part of another's."""
-    base = base_of("heads", ["layers.0.q_proj", "head", "head_2", "norm", "out_norm", "score"])
+    """Modules that the file holds whole, each one's name part of the next one's."""
+    base = base_of("heads", ["layers.0.q_proj", *HEADS, *NORMS, "score"])
+    plain = _holding("plain.saved_names", base, [NORMS[-1], "score"])
+    for name, modules in (("beginnings", HEADS), ("endings", NORMS)):
+        yield Awkward(_holding(f"saved_names.{name}", base, modules), plain)
+        yield Awkward(_holding(f"saved_names.{name}_longest_first", base, modules[::-1]), plain)
 
-    def holding(name: str, modules: Sequence[str]) -> Draft:
-        draft = lora(_draft(name, base, SAVED), ["layers.0.q_proj"], 3, 7.0, modules_to_save=list(modules))
-        for module in modules:
-            saved(draft, module)
-        return draft
 
-    plain = holding("plain.saved_names", ["out_norm", "score"])
-    for name, modules in (
-        ("beginning_first", ["head", "head_2"]),
-        ("beginning_last", ["head_2", "head"]),
-        ("ending_first", ["norm", "out_norm"]),
-        ("ending_last", ["out_norm", "norm"]),
-    ):
-        yield Awkward(holding(f"saved_names.{name}", modules), plain)
+def _holding(name: str, base: Config, modules: Sequence[str]) -> Draft:
+    """LoRA on the base's first module; these ones whole."""
+    draft = lora(_draft(name, base, SAVED), _names(base)[:1], 3, 7.0, modules_to_save=list(modules))
+    for module in modules:
+        saved(draft, module)
+    return draft
 
 
 def _named(topic: str, modules_of: Callable[[str], Mapping[str, list[str]]]) -> Iterator[Awkward]:
@@ -221,6 +222,9 @@ def _odd_names() -> Iterator[Awkward]:
 def _own_words() -> Iterator[Awkward]:
     """Modules that are called as the method calls a tensor of its own."""
     yield from _named("own_words", lambda word: {"tensor": [f"net.{word}.q_proj", f"net.{word}_proj"]})
+    base = base_of("own_words_saved", ["encoder.q_proj", "encoder.o_proj", "lora_head", "score"])
+    plain = _holding("plain.own_words.saved", base, ["score"])
+    yield Awkward(_holding("own_words.saved", base, ["lora_head"]), plain)
 
 
 def _many_targets() -> Iterator[Awkward]:
