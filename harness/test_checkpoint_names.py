@@ -6,21 +6,19 @@ beside it, which has the same option on ordinary names, is read, saved and read 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from harness.cases.layer_cases import Domain
 from harness.compare.awkward_checkpoints import AwkwardCase, drawn, has, read_as_meant
 from harness.compare.context import Context
 from harness.engine.checks import check
-from oracles.vectors.awkward import LISTED, METHODS
 
 ALL = 20  # more than a variant has of any topic: each is asked
-LORA = ("lora",)
 ANOTHER = "the checkpoint runs as another model than the one that was saved"
 
 
-def _on(topic: str, title: str, variants: Collection[str] = LORA) -> Callable[[Any], Any]:
+def _on(topic: str, title: str) -> Callable[[Any], Any]:
     return check(
         "checkpoints",
         "critical",
@@ -28,7 +26,7 @@ def _on(topic: str, title: str, variants: Collection[str] = LORA) -> Callable[[A
         failure_mode=ANOTHER,
         domain=Domain(strategy=drawn(topic)),
         against=("paper",),
-        applies=has(variants),
+        applies=has(topic),
         examples=ALL,
         may_refuse=True,
         whole=True,
@@ -78,19 +76,19 @@ def test_saved_names(context: Context, case: AwkwardCase) -> None:
     read_as_meant(context, case)
 
 
-@_on("odd_names", "a module is lost because of what it is called", METHODS)
+@_on("odd_names", "a module is lost because of what it is called")
 def test_odd_names(context: Context, case: AwkwardCase) -> None:
     """A module may have "weight", or the name of an adapter, in its name."""
     read_as_meant(context, case)
 
 
-@_on("own_words", "a module that is called as a tensor of the method is taken for one", METHODS)
+@_on("own_words", "a module that is called as a tensor of the method is taken for one")
 def test_own_words(context: Context, case: AwkwardCase) -> None:
     """A module of the base may be called as the file calls a tensor of the adapter."""
     read_as_meant(context, case)
 
 
-@_on("many_targets", "a long list of target modules is not kept as it was given", LISTED)
+@_on("many_targets", "a long list of target modules is not kept as it was given")
 def test_many_targets(context: Context, case: AwkwardCase) -> None:
     """A list of two dozen names is for these modules, and for none whose name merely ends like one of them."""
     read_as_meant(context, case)

@@ -23,7 +23,7 @@ from harness.compare.layer import SubjectRaised
 from harness.compare.outcome import Deviation, ToldElsewhere
 from oracles.implementation import AdapterSpec, Unsupported
 from oracles.variants import Variant
-from oracles.vectors.awkward import TOPICS
+from oracles.vectors.awkward import TOPICS, methods_of
 from oracles.vectors.corpus import Vector
 from oracles.vectors.unreadable import Unreadable
 from oracles.vectors.writer import write_vectors
@@ -75,9 +75,9 @@ def drawn(topic: str) -> Strategy:
     return lambda variant: st.sampled_from([c for c in corpus(topic) if c.spec.variant == variant.id])
 
 
-def has(variants: Collection[str]) -> Callable[[Variant], bool]:
+def has(topic: str) -> Callable[[Variant], bool]:
     """Whether a variant has any."""
-    return lambda variant: variant.id in variants
+    return lambda variant: variant.id in methods_of(topic)
 
 
 def read_as_meant(context: Context, case: AwkwardCase) -> None:

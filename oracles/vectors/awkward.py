@@ -15,30 +15,10 @@ from typing import Any
 
 from oracles.vectors.bases import chain_of, linear
 from oracles.vectors.chain import Config
-from oracles.vectors.delora import delora
-from oracles.vectors.dora import dora
 from oracles.vectors.draft import Draft, saved
 from oracles.vectors.faults import NAMES, PATTERN, SAVED
-from oracles.vectors.hra import hra
-from oracles.vectors.ia3 import ia3
-from oracles.vectors.lora import lora
-from oracles.vectors.pissa import pissa
-
-Write = Callable[[Draft, Sequence[str]], Draft]
-METHODS: dict[str, Write] = {
-    "lora": lambda draft, modules: lora(draft, modules, 3, 7.0),
-    "pissa": lambda draft, modules: pissa(draft, modules, 2, 5.0),
-    "dora": dora,
-    "ia3": lambda draft, modules: ia3(draft, modules, modules[1:2]),
-    "hra": lambda draft, modules: hra(draft, modules, 4),
-    "delora": delora,
-}
-# The methods' own words in PEFT's files, which a module may be called as well.
-WORDS = {"lora": "lora_A", "pissa": "lora_B", "dora": "lora_magnitude_vector", "ia3": "ia3_l", "hra": "hra_u",
-         "delora": "delora_A"}  # fmt: skip
-
-# Lists are read alike for all methods, but for (IA)³'s second one; one tensor a module suffices for the others.
-LISTED = ("lora", "ia3", "hra")
+from oracles.vectors.lora import METHOD, lora
+from oracles.vectors.methods import modules as method_files
 
 
 @dataclass(frozen=True)
@@ -203,11 +183,12 @@ def _holding(name: str, base: Config, modules: Sequence[str]) -> Draft:
 def _named(topic: str, modules_of: Callable[[str], Mapping[str, list[str]]]) -> Iterator[Awkward]:
     """For each method the modules that ``modules_of`` its word gives, beside ordinary ones."""
     ordinary = base_of("ordinary", ["encoder.q_proj", "encoder.o_proj"])
-    for method, write in METHODS.items():
-        plain = write(_draft(f"plain.{topic}.{method}", ordinary), _names(ordinary))
-        for name, modules in modules_of(WORDS[method]).items():
-            base = base_of(f"{topic}_{name}_{method}", [*modules, *_names(ordinary)])
-            yield Awkward(write(_draft(f"{topic}.{name}.{method}", base), modules), plain)
+    for method in method_files():
+        plain = method.SAMPLE(_draft(f"plain.{topic}.{method.METHOD.id}", ordinary), _names(ordinary))
+        for name, modules in modules_of(method.WORD).items():
+            base = base_of(f"{topic}_{name}_{method.METHOD.id}", [*modules, *_names(ordinary)])
+            draft = _draft(f"{topic}.{name}.{method.METHOD.id}", base)
+            yield Awkward(method.SAMPLE(draft, modules), plain)
 
 
 def _odd_names() -> Iterator[Awkward]:
@@ -233,10 +214,10 @@ def _many_targets() -> Iterator[Awkward]:
     bases = {"alike": ["sub_blocks.0.q", "sub_blocks.1.k"], "apart": ["head", "tail"]}
     for name, others in bases.items():
         base = base_of(f"many_{name}", [*modules, *others])
-        for method in LISTED:
-            write = METHODS[method]
-            plain = write(_draft(f"plain.many_targets.{name}.{method}", base), modules[:3])
-            yield Awkward(write(_draft(f"many_targets.{name}.{method}", base), modules), plain)
+        for method in method_files():
+            plain = method.SAMPLE(_draft(f"plain.many_targets.{name}.{method.METHOD.id}", base), modules[:3])
+            draft = _draft(f"many_targets.{name}.{method.METHOD.id}", base)
+            yield Awkward(method.SAMPLE(draft, modules), plain)
 
 
 TOPICS: Mapping[str, Callable[[], Iterator[Awkward]]] = {
@@ -251,3 +232,9 @@ TOPICS: Mapping[str, Callable[[], Iterator[Awkward]]] = {
     "own_words": _own_words,
     "many_targets": _many_targets,
 }
+FOR_ALL = ("odd_names", "own_words", "many_targets")
+
+
+def methods_of(topic: str) -> frozenset[str]:
+    """The methods that have folders of a topic."""
+    return frozenset(m.METHOD.id for m in method_files()) if topic in FOR_ALL else frozenset({METHOD.id})
