@@ -19,7 +19,7 @@ from harness.checkpoints.adapter_folder import AdapterFolder
 from harness.checkpoints.base_checkpoint import BaseCheckpoint
 from harness.compare.checkpoint_vectors import VectorCase, effective_tensors, is_near, load_from, same_tensors
 from harness.compare.context import Context
-from harness.compare.layer import SubjectRaised
+from harness.compare.layer import SubjectRaised, said
 from harness.compare.outcome import Deviation, ToldElsewhere
 from oracles.implementation import AdapterSpec, Unsupported
 from oracles.variants import Variant
@@ -145,7 +145,7 @@ def _same_meaning(context: Context, case: AwkwardCase, vector: Vector, folder: P
         modules = AdapterFolder(folder).against(BaseCheckpoint(vector.base))
     except Unreadable as why:
         raise Deviation(
-            case, "the saved folder", "a readable adapter for its base", "none", note=str(why)
+            case, "the saved folder", "a readable adapter for its base", "none", note=said(why)
         ) from None
     changed: dict[str, Tensor] = {
         n: update.apply(vector.untied[n]) for module in modules for n, update in module.updates().items()
