@@ -34,13 +34,13 @@ def _on(topic: str, title: str) -> Callable[[Any], Any]:
     )
 
 
-@_on("block_numbers", "layers_to_transform takes another number in a module's name for its block's")
+@_on("block_numbers", "layers_to_transform chooses other modules where a block has lists of its own")
 def test_block_numbers(context: Context, case: AwkwardCase) -> None:
     """In a block that has lists of its own, such as experts, the block's number is the first one in a name."""
     read_as_meant(context, case)
 
 
-@_on("layers_pattern", "layers_pattern fits a part of a name")
+@_on("layers_pattern", "layers_pattern chooses other modules where it is part of another list's name")
 def test_layers_pattern(context: Context, case: AwkwardCase) -> None:
     """layers_pattern names a list of blocks by a whole part of its name: "layers" is not "prelayers"."""
     read_as_meant(context, case)
@@ -52,19 +52,19 @@ def test_root_list(context: Context, case: AwkwardCase) -> None:
     read_as_meant(context, case)
 
 
-@_on("block_zero", "block 0 is taken for no choice of blocks")
+@_on("block_zero", "the choice of block 0 is refused or not kept")
 def test_block_zero(context: Context, case: AwkwardCase) -> None:
     """The first block alone can be chosen by layers_to_transform, as a number and in a list, as any other."""
     read_as_meant(context, case)
 
 
-@_on("own_patterns", "a module's rank and alpha are not each looked up in a pattern of its own")
+@_on("own_patterns", "a rank and an alpha that stand under different keys are not both applied")
 def test_own_patterns(context: Context, case: AwkwardCase) -> None:
     """A module whose rank stands under one key and its alpha under another gets both."""
     read_as_meant(context, case)
 
 
-@_on("pattern_keys", "a key of rank_pattern or alpha_pattern is for other modules than it says")
+@_on("pattern_keys", "a key of rank_pattern or alpha_pattern is not applied to the modules that it says")
 def test_pattern_keys(context: Context, case: AwkwardCase) -> None:
     """A key is an expression for a module's name or for its ending at a dot, behind ^ for all of it."""
     read_as_meant(context, case)
@@ -82,13 +82,13 @@ def test_odd_names(context: Context, case: AwkwardCase) -> None:
     read_as_meant(context, case)
 
 
-@_on("own_words", "a module that is called as a tensor of the method is taken for one")
+@_on("own_words", "a module is lost because it is called as a tensor of the method")
 def test_own_words(context: Context, case: AwkwardCase) -> None:
     """A module of the base may be called as the file calls a tensor of the adapter."""
     read_as_meant(context, case)
 
 
-@_on("many_targets", "a long list of target modules is not kept as it was given")
+@_on("many_targets", "an adapter with a long list of target modules is not loaded or saved as it is")
 def test_many_targets(context: Context, case: AwkwardCase) -> None:
     """A list of two dozen names is for these modules, and for none whose name merely ends like one of them."""
     read_as_meant(context, case)
