@@ -22,7 +22,7 @@ from harness.compare.checkpoint_vectors import (
     same_tensors,
 )
 from harness.compare.context import Context
-from harness.compare.layer import BadAnswer
+from harness.compare.layer import BadAnswer, said
 from harness.compare.outcome import Deviation
 from harness.engine.checks import check
 from oracles.vectors.unreadable import Unreadable
@@ -221,7 +221,7 @@ def test_written(context: Context, case: VectorCase) -> None:
             updates = {n: u for module in adapter.against(base) for n, u in module.updates().items()}
         except Unreadable as why:
             raise Deviation(
-                case, "the saved folder", "a readable adapter for its base", "none", note=str(why)
+                case, "the saved folder", "a readable adapter for its base", "none", note=said(why)
             ) from None
     changed = {n: u.apply(case.vector.untied[n]) for n, u in updates.items()}
     same_tensors(context, case, {**case.vector.untied, **changed}, case.vector.merged)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from harness.cases.layer_cases import Domain
-from harness.cases.tiny_models import ARCHITECTURES, EXPECTED, ModelCase, heads, logits
+from harness.cases.tiny_models import ARCHITECTURES, EXPECTED, MANY, ModelCase, heads, logits
 from harness.compare import rounding
 from harness.compare.adapted_model import (
     AdaptedModel,
@@ -29,7 +29,7 @@ from harness.compare.adapted_model import (
 )
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised
-from harness.compare.outcome import NoSlot, Unverified
+from harness.compare.outcome import Deviation, NoSlot, ToldElsewhere, Unverified
 from harness.compare.thresholds import ROUNDOFFS
 from harness.engine.checks import check
 from oracles.implementation import AdapterSpec, Unsupported
@@ -117,8 +117,8 @@ def test_default(context: Context, case: ModelCase) -> None:
 @check(
     "targets",
     "minor",
-    title="there are no default targets for an architecture that PEFT has them for",
-    failure_mode="settings that work with PEFT ask for targets here",
+    title="without targets an architecture is refused that PEFT adapts by default",
+    failure_mode="settings that work with PEFT fail here until targets are given",
     domain=Domain(strategy=on_each(RARE)),
     against=("peft",),
     examples=2 * len(RARE),
@@ -155,6 +155,56 @@ def test_explicit(context: Context, case: ModelCase) -> None:
     """Targets given as endings of names select the layers that PEFT selects: whole parts of a name, in every block."""
     theirs = reference_places(context, case)
     same_places(context, case, subject_on(context, case), theirs, "layers adapted for these targets")
+
+
+def long_lists(variant: Variant) -> st.SearchStrategy[ModelCase]:
+    """Each long list of targets; (IA)³ on either side."""
+    sides = (False, True) if variant.side else (False,)
+    return st.sampled_from([
+        ModelCase(spec_of(variant, other_side=side), MANY.id, targets)
+        for targets in MANY.endings for side in sides
+    ])  # fmt: skip
+
+
+@check(
+    "targets",
+    "major",
+    title="a long list of targets selects other layers than it names",
+    failure_mode="a layer that was not asked for is adapted, or one that was is not, where a short list is right",
+    domain=Domain(strategy=long_lists),
+    against=("paper",),
+    examples=4,
+    may_refuse=True,
+    whole=True,
+    diagnose=False,
+)
+def test_long_list(context: Context, case: ModelCase) -> None:
+    """Two dozen targets select the layers whose names they are, or end at a dot, and no other one."""
+    try:
+        as_named(context, case)
+    except (Deviation, SubjectRaised) as found:
+        short_list(context, dataclasses.replace(case, targets=(case.targets or ())[:2]))
+        if isinstance(found, SubjectRaised):
+            what = f"adapt_model with {len(case.targets or ())} targets"
+            raise Deviation(case, what, "these layers adapted", "an error", note=str(found)) from found
+        raise
+
+
+def as_named(context: Context, case: ModelCase) -> None:
+    """Raise Deviation unless the targets select what they name in a plain torch model."""
+    ours, targets = adapted_by(context.subject, case), case.targets or ()
+    meant = {n for n in MANY.layers if any(n == t or n.endswith(f".{t}") for t in targets)}
+    same_places(context, case, ours, Places(frozenset(meant), 0), "layers adapted for these targets")
+
+
+def short_list(context: Context, case: ModelCase) -> None:
+    """Raises Unsupported where the subject will not have such a model, ToldElsewhere where a few targets go wrong."""
+    try:
+        as_named(context, case)
+    except SubjectRaised as error:
+        raise Unsupported(str(error)) from error
+    except Deviation as found:
+        raise ToldElsewhere(f"a short list is not as named either: {found}", "targets.explicit") from found
 
 
 @check(

@@ -22,7 +22,12 @@ from oracles import registry
 from oracles.variants import VARIANTS
 from refs.vocabulary import ASPECTS
 from tests.models import test_checks as models
-from tests.subjects import broken_alone, broken_contexts, checkpoint_loaders  # noqa: F401  (they fill the table)
+from tests.subjects import (  # noqa: F401  (they fill the table)
+    awkward_loaders,
+    broken_alone,
+    broken_contexts,
+    checkpoint_loaders,
+)
 from tests.subjects.broken import BROKEN
 from tests.subjects.broken_lives import BROKEN_LIVES
 from tests.subjects.kinds import BROKEN_KINDS

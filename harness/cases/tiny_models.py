@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from oracles.implementation import AdapterSpec
 from oracles.variants import VARIANTS, Variant
+from oracles.vectors.awkward import base_of
+from oracles.vectors.bases import base_tensors
+from oracles.vectors.chain import ChainModel
 
 Sharing = Literal["", "module", "weight"]
 VOCABULARY, BATCH, LENGTH = 32, 2, 5
@@ -30,7 +33,8 @@ class Architecture:
     """A model class of transformers and a tiny config for it.
 
     ``endings``: targets worth asking for by name. ``pair``: two linear layers of a block whose weights have the same
-    shape, by their endings. ``conv1d``: its linear layers are GPT-2's transposed ones, no ``nn.Linear``.
+    shape, by their endings. ``conv1d``: its linear layers are GPT-2's transposed ones, no ``nn.Linear``. ``layers``:
+    of a plain torch model instead, the names of its linear layers.
     """
 
     id: str
@@ -41,6 +45,7 @@ class Architecture:
     pair: tuple[str, str]
     encoder_decoder: bool = False
     conv1d: bool = False
+    layers: tuple[str, ...] = ()
 
 
 COMMON = {
@@ -185,6 +190,13 @@ ARCHITECTURES: dict[str, Architecture] = {
 }  # fmt: skip
 # Every adapter library is expected to know these; of the others it may say that it has no defaults for them.
 EXPECTED = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "t5", "t5_gated", "bert")
+# Long lists of targets: of full names, two of which are, but for the dot, the endings of other layers' names, and of
+# endings at a dot.
+BLOCKS = tuple(f"blocks.{i}.{n}" for i in range(11) for n in ("q", "k"))
+MANY = Architecture(
+    "many_blocks", "", "", {}, (BLOCKS, tuple(name.removeprefix("blocks.") for name in BLOCKS)), ("q", "k"),
+    layers=(*BLOCKS, "sub_blocks.0.q", "sub_blocks.1.k", "tail.2.k_q", "tail.k"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -208,7 +220,7 @@ class ModelCase:
 
     @property
     def kind(self) -> Architecture:
-        return ARCHITECTURES[self.architecture]
+        return MANY if self.architecture == MANY.id else ARCHITECTURES[self.architecture]
 
     @property
     def given_targets(self) -> list[str] | None:
@@ -248,7 +260,7 @@ class ModelCase:
         """The case in plain values, for a witness."""
         spec = {k: v for k, v in dataclasses.asdict(self.spec).items() if k in ("rank", "alpha")}
         modes = {m: True for m in self.variant.modes if self.variant.option(m).of(self.spec)}
-        targets = "default" if self.targets is None else list(self.targets)
+        targets = "default" if self.targets is None else shortened(self.targets)
         sharing = {"sharing": self.sharing} if self.sharing else {}
         return {
             "architecture": self.architecture,
@@ -261,6 +273,11 @@ class ModelCase:
         }
 
 
+def shortened(targets: Sequence[str]) -> list[str]:
+    """A list of targets for a witness, a long one by its first few and their number."""
+    return list(targets) if len(targets) <= 6 else [*targets[:4], f"... ({len(targets)})"]
+
+
 def blank(architecture: str) -> nn.Module:
     """A fresh model of that architecture in training mode."""
     return _frozen(architecture).thaw()
@@ -268,11 +285,21 @@ def blank(architecture: str) -> nn.Module:
 
 @functools.cache
 def _frozen(architecture: str) -> Frozen:
+    if architecture == MANY.id:
+        return Frozen(plain_model(MANY.layers))
     import transformers  # slow to import, and not for those who ask no model
 
     kind = ARCHITECTURES[architecture]
     config = getattr(transformers, kind.config)(**kind.settings)
     return Frozen(getattr(transformers, kind.model)(config).train())
+
+
+def plain_model(layers: Sequence[str]) -> nn.Module:
+    """Linear layers of these names, in training mode."""
+    base = base_of(MANY.id, layers)
+    model = ChainModel(base, base_tensors(base)).train()
+    model.config = {"model_type": "custom"}  # type: ignore[assignment]
+    return model
 
 
 @functools.lru_cache(maxsize=64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,9 +84,14 @@ def loaded(context: Context, case: VectorCase) -> nn.Module:
 
 
 def _load(context: Context, case: VectorCase) -> nn.Module:
-    model = case.vector.build(torch.float32)
-    context.calling("load_peft", context.subject.load_peft, model, case.vector.adapter)
-    return model
+    return load_from(context, case.vector, case.vector.adapter)[0]
+
+
+def load_from(context: Context, vector: Vector, folder: Path) -> tuple[nn.Module, Collection[str]]:
+    """The vector's base in float32 with a folder's adapter, by the subject; and the layers that it says it adapted."""
+    model = vector.build(torch.float32)
+    layers = context.calling("load_peft", context.subject.load_peft, model, folder)
+    return model, layers if isinstance(layers, Mapping) else ()
 
 
 def same_model(context: Context, case: VectorCase, model: nn.Module) -> None:
@@ -107,9 +113,16 @@ def same_model(context: Context, case: VectorCase, model: nn.Module) -> None:
 
 
 def same_tensors(
-    context: Context, case: VectorCase, found: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+    context: Context,
+    case: VectorCase,
+    found: Mapping[str, Tensor],
+    exact: Mapping[str, Tensor],
+    vector: Vector | None = None,
 ) -> None:
-    """Raise Deviation at the first tensor that is not the expected one, with the wrong reading that it equals."""
+    """Raise Deviation at the first tensor that is not the expected one, with the wrong reading that it equals.
+
+    ``vector``: whose readings these are, where it is not the case's own.
+    """
     for name, right in exact.items():
         if found[name].shape != right.shape:
             expected, actual = where_worst(found[name], right)
@@ -117,7 +130,7 @@ def same_tensors(
         try:
             context.judge(case, f"weights of {name}", found[name].double(), right, _floor(right))
         except Deviation as deviation:
-            told = reading_like(case.vector, found)
+            told = reading_like(vector or case.vector, found)
             deviation.diagnosis = told
             raise deviation.with_note(told.summary if told else "equals no known reading") from None
 
@@ -152,12 +165,13 @@ def reading_like(vector: Vector, found: Mapping[str, Tensor]) -> Diagnosis | Non
     """The wrong reading that all tensors of a model equal."""
     for wrong in vector.about["wrong_readings"]:
         reading = vector.reading(wrong["id"])
-        if all(n in found and _near(found[n].double(), reading[n]) for n in reading if n in found):
+        if all(n in found and is_near(found[n].double(), reading[n]) for n in reading if n in found):
             return _diagnosis(wrong["id"], wrong["sentence"])
     return None
 
 
-def _near(actual: Tensor, exact: Tensor) -> bool:
+def is_near(actual: Tensor, exact: Tensor) -> bool:
+    """Whether a tensor is the expected one but for what single precision does."""
     gap = float(torch.linalg.vector_norm(actual - exact)) if actual.shape == exact.shape else float("inf")
     return gap <= THRESHOLDS["formula"] * _floor(exact)
 
@@ -165,7 +179,7 @@ def _near(actual: Tensor, exact: Tensor) -> bool:
 def _logits_like(vector: Vector, i: int, actual: Tensor) -> str:
     """The sentence of the wrong reading whose logits these are."""
     for wrong in vector.about["wrong_readings"]:
-        if _near(actual, run(vector.model, vector.reading(wrong["id"]), vector.inputs[i])):
+        if is_near(actual, run(vector.model, vector.reading(wrong["id"]), vector.inputs[i])):
             return str(wrong["sentence"])
     return "equals no known reading"
 
@@ -195,7 +209,9 @@ __all__ = [
     "drawn",
     "effective_tensors",
     "has",
+    "is_near",
     "is_refused",
+    "load_from",
     "loaded",
     "reading_like",
     "same_model",

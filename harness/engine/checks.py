@@ -33,6 +33,7 @@ class Check:
     modes: bool
     diagnose: bool
     may_refuse: bool = False
+    whole: bool = False
 
     @property
     def id(self) -> str:
@@ -101,13 +102,15 @@ def check(
     modes: bool = False,
     diagnose: bool = True,
     may_refuse: bool = False,
+    whole: bool = False,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register ``test_name(context, case)`` as the check ``aspect.name``; pytest then runs it once per claim.
 
     ``against``: the oracles it can be asked of (None: every one that is there); ("paper",) marks what follows from
     the equation being a function of its inputs. ``modes``: asked once per mode of the variant. ``diagnose``:
     whether the mistakes catalogue is searched for what explains a failure. ``may_refuse``: most cases are options that
-    a library need not have; to refuse them openly is no missing mode.
+    a library need not have; to refuse them openly is no missing mode. ``whole``: its few cases are each another
+    question, and cheap, so that a profile that caps fixed numbers asks them all.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -124,6 +127,7 @@ def check(
             modes,
             diagnose,
             may_refuse,
+            whole,
         )
         if id_ in CHECKS:
             raise BadCheck(f"check {id_} is registered twice: the second would take the first one's place")

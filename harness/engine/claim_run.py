@@ -159,7 +159,8 @@ class ClaimRun:
         fixed = self.check.examples
         if fixed == EXAMPLES:
             return self.profile.examples
-        return min(fixed, self.profile.examples // 2) if self.profile.caps else fixed
+        capped = self.profile.caps and not self.check.whole
+        return min(fixed, self.profile.examples // 2) if capped else fixed
 
     def _outcome(self, context: Context) -> dict[str, object]:
         if broken := self.broken_wrapper(self.variant.id):

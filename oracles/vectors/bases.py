@@ -54,7 +54,10 @@ def embedding(name: str, number: int, dim: int) -> Config:
     return {"name": name, "kind": "embedding", "number": number, "dim": dim}
 
 
-def _model(name: str, layers: list[Config], shape: list[int], dtype: str = "float32", **more: Any) -> Config:
+def chain_of(
+    name: str, layers: list[Config], shape: list[int], dtype: str = "float32", **more: Any
+) -> Config:
+    """A base of these layers, tanh in between, for inputs of ``shape``."""
     kind = "tokens" if layers[0]["kind"] == "embedding" else "numbers"
     chain: list[Config] = []
     for layer in layers:
@@ -86,7 +89,7 @@ def _mlp(name: str, dtype: str = "float32") -> Config:
         linear("layers.1.k_proj", 9, 6, bias=False),
         linear("head", 6, 3),
     ]
-    return _model(name, layers, [2, 5], dtype)
+    return chain_of(name, layers, [2, 5], dtype)
 
 
 def _experts(name: str, layout: str, parameters: list[tuple[str, int, int]], count: int) -> Config:
@@ -94,7 +97,7 @@ def _experts(name: str, layout: str, parameters: list[tuple[str, int, int]], cou
         {"name": p, "shape": [count, o, i] if layout == "out_in" else [count, i, o]} for p, i, o in parameters
     ]
     stack = {"name": "mlp.experts", "kind": "experts", "layout": layout, "parameters": shaped}
-    return _model(
+    return chain_of(
         name, [linear("up", 4, parameters[0][1]), stack, linear("head", parameters[-1][2], 3)], [5, 4]
     )
 
@@ -110,7 +113,7 @@ def _language(name: str, tied: bool) -> Config:
     more: Config = (
         {"tie_word_embeddings": True, "tied": {"lm_head.weight": "embed_tokens.weight"}} if tied else {}
     )
-    return _model(name, layers, [3], **more)
+    return chain_of(name, layers, [3], **more)
 
 
 def _fused() -> Config:
@@ -121,7 +124,7 @@ def _fused() -> Config:
         linear("mlp.gate_up_proj", 6, 14, bias=False),
         linear("mlp.down_proj", 14, 3),
     ]
-    chain = _model("fused", layers, [2, 5])
+    chain = chain_of("fused", layers, [2, 5])
     chain["layers"] = [la for i, la in enumerate(chain["layers"]) if not (la is TANH and i == 1)]
     return chain
 
@@ -139,7 +142,7 @@ def _names() -> Config:
         linear("lora_A.q_proj", 5, 7),
         linear("my_base_model.q_proj", 7, 5),
     ]
-    return _model("names", layers, [2, 5])
+    return chain_of("names", layers, [2, 5])
 
 
 def _wrapped() -> Config:
@@ -151,7 +154,7 @@ def _wrapped() -> Config:
         linear("model.model.layers.0.q_proj", 5, 7),
         linear("head", 7, 3),
     ]
-    return _model("wrapped", layers, [2, 5])
+    return chain_of("wrapped", layers, [2, 5])
 
 
 def _conv() -> Config:
@@ -163,7 +166,7 @@ def _conv() -> Config:
         flat,
         linear("head", 16, 3),
     ]
-    return _model("conv", layers, [2, 2, 6, 7])
+    return chain_of("conv", layers, [2, 2, 6, 7])
 
 
 def _gpt() -> Config:
@@ -173,14 +176,14 @@ def _gpt() -> Config:
         conv1d("h.1.c_fc", 4, 7),
         linear("head", 7, 3),
     ]
-    return _model("gpt", layers, [2, 5])
+    return chain_of("gpt", layers, [2, 5])
 
 
 _BASES = (
     _mlp("mlp"),
     _mlp("mlp_bf16", "bfloat16"),
     _mlp("mlp_fp16", "float16"),
-    _model("deep", [*_deep("model.layers.", (0, 1, 2, 10, 11)), linear("head", 5, 3)], [2, 5]),
+    chain_of("deep", [*_deep("model.layers.", (0, 1, 2, 10, 11)), linear("head", 5, 3)], [2, 5]),
     _gpt(),
     _language("language", tied=False),
     _language("tied", tied=True),

@@ -135,4 +135,7 @@ def _refused() -> Iterator[Draft]:
     yield spoiled("delora_without_lambda", "DeLoRA's λ is missing", drop(INITIAL), make)
 
 
+# An adapter on any modules, and the word in its file that a module may be called as well.
+SAMPLE = delora
+WORD = "delora_A"
 VECTORS = {"equation": _equation, "refused": _refused}

@@ -191,6 +191,9 @@ def _refused() -> Iterator[Draft]:
     yield spoiled("dora_flag_off", "a magnitude, and use_dora is false", switched_off, make)
 
 
+# An adapter on any modules, and the word in its file that a module may be called as well.
+SAMPLE = dora
+WORD = "lora_magnitude_vector"
 VECTORS = {
     "patterns": _patterns,
     "conv1d": _conv1d,

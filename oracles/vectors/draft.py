@@ -40,11 +40,13 @@ class Draft:
     why: str = ""  # what is wrong with a folder that has to be refused
     dtype: torch.dtype = torch.float32
     files: dict[str, bytes | None] = field(default_factory=dict)  # a file's bytes instead; None: no such file
+    described: Config | None = None  # the base, where it is none of the corpus'
+    without_readings: bool = False  # the wrong ones are not worked out
 
     @property
     def model(self) -> Config:
         """The base's description."""
-        return BASES[self.base]
+        return self.described or BASES[self.base]
 
     def layer(self, module: str) -> Config:
         """A layer of the base."""

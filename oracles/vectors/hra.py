@@ -102,4 +102,7 @@ def _refused() -> Iterator[Draft]:
     yield spoiled("hra_other_rank", "fewer reflections than the rank", fewer, lambda d: hra(d, QK[:3], 4))
 
 
+# An adapter on any modules, and the word in its file that a module may be called as well.
+SAMPLE = hra
+WORD = "hra_u"
 VECTORS = {"equation": _equation, "refused": _refused}

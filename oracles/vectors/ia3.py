@@ -134,4 +134,7 @@ def _refused() -> Iterator[Draft]:
     yield spoiled("ia3_missing", "a gate is missing", drop("ia3_l"), make)
 
 
+# An adapter on any modules, and the word in its file that a module may be called as well.
+SAMPLE = lambda draft, modules: ia3(draft, modules, modules[1:2])  # noqa: E731
+WORD = "ia3_l"
 VECTORS = {"equation": _equation, "refused": _refused}

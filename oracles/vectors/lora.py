@@ -407,6 +407,9 @@ def _shards() -> Iterator[Draft]:
         yield lora(draft, QK, 3, 7.0, rslora=rslora)
 
 
+# An adapter on any modules, and the word in its file that a module may be called as well.
+SAMPLE = lambda draft, modules: lora(draft, modules, 3, 7.0)  # noqa: E731
+WORD = "lora_A"
 VECTORS = {
     "scale": _scale,
     "patterns": _patterns,

@@ -14,7 +14,7 @@ from oracles.vectors.meaning import Method
 
 @cache
 def modules() -> tuple[Any, ...]:
-    """Each method's module, with its ``METHOD`` and its ``VECTORS``."""
+    """Each method's module, with its ``METHOD``, its ``VECTORS``, and for names its ``SAMPLE`` and ``WORD``."""
     names = [f"oracles.vectors.{variant}" for variant in VARIANTS]
     return tuple(importlib.import_module(name) for name in names if find_spec(name))
 

@@ -62,4 +62,7 @@ def _residual() -> Iterator[Draft]:
     yield lora(converted, QK, 6, 5.0 * 2**0.5, rslora=True)
 
 
+# An adapter on any modules, and the word in its file that a module may be called as well.
+SAMPLE = lambda draft, modules: pissa(draft, modules, 2, 5.0)  # noqa: E731
+WORD = "lora_B"
 VECTORS = {"residual": _residual}

@@ -111,4 +111,7 @@ def _refused() -> Iterator[Draft]:
     yield spoiled("vera_without_shared", why, without_shared, lambda draft: vera(draft, QK, 3))
 
 
+# An adapter on any modules, and the word in its file that a module may be called as well.
+SAMPLE = vera
+WORD = "vera_lambda_b"
 VECTORS = {"equation": _equation, "refused": _refused}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,16 @@ def write_corpus(home: Path) -> list[str]:
     """Bases, inputs and vectors into ``home``, replacing what an earlier run left there; the vectors' ids."""
     for part in ("bases", "inputs", "vectors"):
         shutil.rmtree(home / part, ignore_errors=True)
-    for config in BASES.values():
+    return write_vectors(home, BASES.values(), drafts())
+
+
+def write_vectors(home: Path, bases: Iterable[Config], among: Iterable[Draft]) -> list[str]:
+    """These vectors and their bases into the empty folder ``home``; the vectors' ids."""
+    for config in bases:
         _write_base(home / "bases" / config["name"], config)
         held = {f"input/{i}": x for i, x in enumerate(inputs(config))}
         _write_tensors(home / "inputs" / f"{config['name']}.safetensors", held)
-    names = [_write_vector(home / "vectors" / draft.id, draft) for draft in drafts()]
+    names = [_write_vector(home / "vectors" / draft.id, draft) for draft in among]
     _write_json(home / "corpus.json", {"format": 1, "version": VERSION, "vectors": names})
     return names
 

@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 CODE = ("harness", "oracles", "reports/judge")
 CACHE = platformdirs.user_cache_path("adapter-conformance") / "faults"
 FORK = multiprocessing.get_context("fork")
+# Packages that libraries use where they find them.
+LOOKED_FOR = ("torchao", "bitsandbytes")
 # Left out of every run: what takes longest and is about torch, or asks the references of each other.
 SLOW = ("contexts.compile", "init.distribution")
 # Asked only where a report is about them: whole models and whole checkpoints take longest after those.
@@ -294,7 +296,10 @@ def one_oracle(keys: Iterable[Any]) -> list[Any]:
 def _put_in_front(run: Run) -> None:
     """The packages of the subject's environment before the audit's own; torch is the audit's, being there already."""
     if run.here and (python := _interpreter(run)) is not None:
-        sys.path.insert(0, str(next(python.parents[1].glob("lib/python*/site-packages"))))
+        own = next(python.parents[1].glob("lib/python*/site-packages"))
+        sys.path.insert(0, str(own))
+        # A library looks for these by itself; what it would find is the audit's, of any release.
+        sys.modules.update({name: None for name in LOOKED_FOR if not (own / name).is_dir()})  # type: ignore[misc]
 
 
 def _interpreter(run: Run) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,15 @@ def test_an_audit_that_cannot_be_made_is_a_result() -> None:
     assert nowhere.error is not None
     assert "nowhere.py" in nowhere.error
     assert lacks.error == f"LookupError: peft {__import__('peft').__version__} has no none"
+
+
+def test_packages_that_the_environment_lacks_are_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what a library looks for by itself, the audit's own packages are not what it finds."""
+    (tmp_path / "lib/python3.11/site-packages/bitsandbytes").mkdir(parents=True)
+    monkeypatch.setattr(audits, "_interpreter", lambda run: tmp_path / "bin" / "python")
+    monkeypatch.setattr(sys, "modules", {"bitsandbytes": sys, "torchao": sys})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    audits._put_in_front(Run("subject.py:Lib", ("lib==1.0",), "lora"))
+    assert (sys.modules["torchao"], sys.modules["bitsandbytes"]) == (None, sys)

@@ -7,7 +7,12 @@ import pytest
 from harness.cases.profiles import Profile
 from harness.engine.checks import Check
 from harness.subjects.lora_lite import LoraLite
-from tests.subjects import broken_alone, broken_contexts, checkpoint_loaders  # noqa: F401  (they fill the table)
+from tests.subjects import (  # noqa: F401  (they fill the table)
+    awkward_loaders,
+    broken_alone,
+    broken_contexts,
+    checkpoint_loaders,
+)
 from tests.subjects.broken import BROKEN, Broken
 from tests.subjects.judged import audit
 

@@ -15,7 +15,12 @@ from harness.cases.profiles import Profile
 from harness.engine.checks import CHECKS, load_checks
 from oracles.implementation import Implementation
 from tests.models import test_checks as models
-from tests.subjects import broken_alone, broken_contexts, checkpoint_loaders  # noqa: F401  (they fill the table)
+from tests.subjects import (  # noqa: F401  (they fill the table)
+    awkward_loaders,
+    broken_alone,
+    broken_contexts,
+    checkpoint_loaders,
+)
 from tests.subjects.broken import BROKEN
 from tests.subjects.judged import once
 

@@ -220,7 +220,41 @@ class NothingIsFine(LoraLite):
         return {} if targets and not names & set(targets) else super().adapt_model(model, spec, targets)
 
 
+class ShortensLists(LoraLite):
+    """Of a long list of targets the last parts of the names are kept."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        if targets and len(targets) >= 20:
+            targets = sorted({target.rpartition(".")[2] for target in targets})
+        return super().adapt_model(model, spec, targets)
+
+
+class RefusesLongLists(LoraLite):
+    """A long list of targets is too long."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        if targets and len(targets) >= 20:
+            raise ValueError("too many targets")
+        return super().adapt_model(model, spec, targets)
+
+
+class NoPlainModels(LoraLite):
+    """Takes models of transformers alone, as it may."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        model.config.to_dict()
+        return super().adapt_model(model, spec, targets)
+
+
 BROKEN = [
+    (ShortensLists, "long_list", "lora"),
+    (RefusesLongLists, "long_list", "ia3"),
     (NothingIsFine, "nothing_named", "lora"),
     (MissesOne, "default", "lora"),
     (NoRareDefaults, "coverage", "lora"),
@@ -256,6 +290,7 @@ def test_a_broken_subject_is_caught(subject: type[LoraLite], check: str, variant
         "default",
         "coverage",
         "explicit",
+        "long_list",
         "heads",
         "shared",
         "model_forward",
@@ -273,6 +308,10 @@ def test_a_library_may_have_no_defaults_for_a_rare_architecture() -> None:
     assert ask(NoConv1D(), "coverage").outcome == "pass"
     assert ask(NoConv1D(), "default").outcome == "pass"
     assert CHECKS["targets.coverage"].info.severity == "minor"
+
+
+def test_a_library_may_take_models_of_transformers_alone() -> None:
+    assert ask(NoPlainModels(), "long_list").outcome == "not_applicable"
 
 
 def test_sides_pass_and_are_asked_of_ia3_alone() -> None:
@@ -320,5 +359,5 @@ def test_a_fresh_model_is_tied_within_and_shares_nothing_without(architecture: s
 def test_no_check_of_whole_models_is_explained_by_a_layers_mistake() -> None:
     load_checks()
     adapted: list[Check] = [c for c in CHECKS.values() if c.id.startswith("targets.")]
-    assert len(adapted) == 10
+    assert len(adapted) == 11
     assert not any(c.diagnose for c in adapted)

@@ -1,0 +1,167 @@
+"""Checkpoints with awkward names and options as cases of a claim: read as they mean, saved, and read again."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from harness.checkpoints.adapter_folder import AdapterFolder
+from harness.checkpoints.base_checkpoint import BaseCheckpoint
+from harness.compare.checkpoint_vectors import VectorCase, effective_tensors, is_near, load_from, same_tensors
+from harness.compare.context import Context
+from harness.compare.layer import SubjectRaised, said
+from harness.compare.outcome import Deviation, ToldElsewhere
+from oracles.implementation import AdapterSpec, Unsupported
+from oracles.variants import Variant
+from oracles.vectors.awkward import TOPICS, methods_of
+from oracles.vectors.corpus import Vector
+from oracles.vectors.unreadable import Unreadable
+from oracles.vectors.writer import write_vectors
+
+Strategy = Callable[[Variant], st.SearchStrategy["AwkwardCase"]]
+OPTIONS = ("target_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+           "modules_to_save", "feedforward_modules")  # fmt: skip
+FEW = 6
+
+
+@dataclass(frozen=True)
+class AwkwardCase(VectorCase):
+    """A folder, and the plain one with the same option on ordinary names."""
+
+    plain: Vector
+
+    def describe(self) -> dict[str, Any]:
+        """The options that the file has, and the names of the model's layers, for a witness."""
+        file = self.vector.adapter / "adapter_config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        layers = [layer["name"] for layer in self.vector.model["layers"] if "name" in layer]
+        options = {name: _few(config[name]) for name in OPTIONS if config.get(name) not in (None, [], {})}
+        return {"checkpoint": self.vector.id, **options, "layers of the model": _few(layers)}
+
+
+def _few(value: Any) -> Any:
+    if not isinstance(value, list) or len(value) <= FEW:
+        return value
+    return [*value[:FEW], f"... ({len(value)})"]
+
+
+@cache
+def corpus(topic: str) -> tuple[AwkwardCase, ...]:
+    """The folders of one topic, written once into a temporary folder of this process."""
+    home = Path(tempfile.mkdtemp(prefix="audit-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    found = list(TOPICS[topic]())
+    drafts = {draft.id: draft for each in found for draft in (each.draft, each.plain)}.values()
+    write_vectors(home, {draft.base: draft.model for draft in drafts}.values(), drafts)
+    return tuple(_case(Vector(home, each.draft.id), Vector(home, each.plain.id)) for each in found)
+
+
+def _case(vector: Vector, plain: Vector) -> AwkwardCase:
+    return AwkwardCase(AdapterSpec(vector.about["flags"]["method"]), vector, plain)
+
+
+def drawn(topic: str) -> Strategy:
+    """A variant's folders of one topic."""
+    return lambda variant: st.sampled_from([c for c in corpus(topic) if c.spec.variant == variant.id])
+
+
+def has(topic: str) -> Callable[[Variant], bool]:
+    """Whether a variant has any."""
+    return lambda variant: variant.id in methods_of(topic)
+
+
+def read_as_meant(context: Context, case: AwkwardCase) -> None:
+    """Raise Deviation unless the folder is read, saved and read again as what it means.
+
+    Raises Unsupported where the library refuses the plain folder beside it too, and ToldElsewhere where it reads that
+    one wrongly too: then it is not the names.
+    """
+    try:
+        _round_trip(context, case, case.vector)
+    except (Deviation, SubjectRaised) as found:
+        _demand_plain(context, case)
+        if isinstance(found, SubjectRaised):
+            raise Deviation(
+                case, "the answer", "the adapter that the file means", "an error", note=str(found)
+            ) from found
+        raise
+
+
+def _demand_plain(context: Context, case: AwkwardCase) -> None:
+    """Whether the plain folder is read, saved and read again."""
+    try:
+        _round_trip(context, case, case.plain)
+    except SubjectRaised as refusal:
+        raise Unsupported(str(refusal)) from refusal
+    except Deviation as found:
+        raise ToldElsewhere(f"not on ordinary names either: {found}", "checkpoints") from found
+
+
+def _round_trip(context: Context, case: AwkwardCase, vector: Vector) -> None:
+    model = _read(context, case, vector, vector.adapter)
+    with tempfile.TemporaryDirectory(prefix="audit-") as place:
+        folder = Path(place) / "saved"
+        try:
+            context.calling("save_peft", context.subject.save_peft, model, folder)
+        except Unsupported:
+            return  # `checkpoints.written` says so
+        _same_meaning(context, case, vector, folder)
+        _read(context, case, vector, folder)
+
+
+def _read(context: Context, case: AwkwardCase, vector: Vector, folder: Path) -> nn.Module:
+    """The vector's base with the folder's adapter; raises Deviation unless every layer is what it should be."""
+    model, layers = load_from(context, vector, folder)
+    saved = "" if folder == vector.adapter else " once it is saved and read again"
+    meant = _adapted(vector)
+    if extra := sorted(set(layers) & set(_layers(vector)) - meant):
+        what = f"layers that get an adapter{saved}"
+        raise Deviation(
+            case, what, _listed(meant), _listed(set(layers)), note=f"extra: {', '.join(extra[:4])}"
+        )
+    found = effective_tensors(vector, model)
+    changed = {n for n, t in found.items() if not is_near(t.double(), vector.untied[n])}
+    right = set(vector.part("delta/"))
+    note = f"missing: {_listed(right - changed)}; extra: {_listed(changed - right)}"
+    what = f"tensors that the adapter changes{saved}"
+    context.demand(changed == right, case, what, _listed(right), _listed(changed), note)
+    same_tensors(context, case, found, {n: vector.merged[n] for n in found}, vector)
+    return model
+
+
+def _same_meaning(context: Context, case: AwkwardCase, vector: Vector, folder: Path) -> None:
+    """Raise Deviation unless the saved folder means the vector's update."""
+    try:
+        modules = AdapterFolder(folder).against(BaseCheckpoint(vector.base))
+    except Unreadable as why:
+        raise Deviation(
+            case, "the saved folder", "a readable adapter for its base", "none", note=said(why)
+        ) from None
+    changed: dict[str, Tensor] = {
+        n: update.apply(vector.untied[n]) for module in modules for n, update in module.updates().items()
+    }
+    same_tensors(context, case, {**vector.untied, **changed}, vector.merged, vector)
+
+
+def _layers(vector: Vector) -> list[str]:
+    return [layer["name"] for layer in vector.model["layers"] if "name" in layer]
+
+
+def _adapted(vector: Vector) -> set[str]:
+    """The modules that the file holds tensors for."""
+    return {name.rpartition(".")[0] for name in vector.part("delta/")}
+
+
+def _listed(names: Collection[str]) -> str:
+    some = sorted(names)
+    return ", ".join(some[:4]) + (f", ... ({len(some)})" if len(some) > 4 else "") if some else "none"
