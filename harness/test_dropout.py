@@ -327,7 +327,6 @@ def test_dtypes(context: Context, case: Case) -> None:
         "forward.input_gradient",
         "shapes.roles",
     ),
-    diagnose=False,
 )
 def test_gradients(context: Context, case: Case) -> None:
     """With the mask fixed by the seed, ∂⟨G, y⟩ of every parameter and of x is that of y with this mask, x_d = m ⊙ x.

@@ -620,7 +620,6 @@ ROUNDED = Diagnosis(
     examples=6,
     applies=lambda variant: any(t.exact for t in variant.tensors),
     follows=("init.deterministic", "dtype.output"),
-    diagnose=False,
 )
 def test_half(context: Context, case: Case) -> None:
     """Over a bf16 or fp16 base, tensors that the reference sets are right to the rounding of the dtype they are in."""
