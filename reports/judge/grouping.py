@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from reports.model import CheckInfo, Claim, Declaration, Diagnosis
@@ -89,11 +90,15 @@ class Grouping:
         return tuple(("mistake", mistake) for mistake in named)
 
     def _inherited(self, claim: Claim, seen: frozenset[str]) -> tuple[Key, ...]:
-        """The defects that every broken claim which explains this one shows; what only some show explains it not."""
+        """The defect that the broken claims which explain this one show: the one that most of them do.
+
+        What only some show explains it not, unless each of them shows a mistake that is known by name: several at once.
+        """
         parents = [p for p in self._parents(claim) if p.check not in seen]
         shown = [self._defects(p, seen | {claim.check}) for p in parents]
-        common = [key for key in (shown[0] if shown else ()) if all(key in keys for keys in shown)]
-        return tuple(common[:1])
+        often = Counter(key for keys in shown for key in keys).most_common(1)
+        known = all(key[0] == "mistake" for keys in shown for key in keys)
+        return tuple(key for key, times in often if known or times == len(shown))
 
     def _parents(self, claim: Claim) -> list[Claim]:
         """Failing claims that explain this one: of a check that it follows, against the same oracle.

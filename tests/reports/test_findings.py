@@ -80,7 +80,13 @@ def test_a_consequence_joins_only_where_all_that_it_follows_is_explained():
     split = info("training.sgd", "critical", "SGD ends elsewhere.", "", FORWARD, "init.identity")
     parents = claim(FORWARD, outcome="fail", diagnosis=a), claim("init.identity", outcome="fail", diagnosis=b)
     made = run(*parents, child, checks={**CHECKS, "training.sgd": split})
-    assert [f.title for f in found(made) if f.mistake is None] == ["SGD ends elsewhere."]
+    assert {f.mistake: len(f.claims) for f in found(made)} == {
+        "lora.a": 2,
+        "lora.b": 1,
+    }  # both are known by name
+    parents = parents[0], claim("init.identity", outcome="fail")
+    made = run(*parents, child, checks={**CHECKS, "training.sgd": split})
+    assert "SGD ends elsewhere." in [f.title for f in found(made)]
 
 
 def test_nothing_follows_a_matter_of_taste():
