@@ -34,8 +34,6 @@ RATE = 0.4
 WHOLE = "x, whole"
 DROPPING = Domain(dtypes=("float32",), sizes=(2, 5), batches=((16,),), dropout=RATE, tall=True)
 ROUNDS = 8
-    1e-2  # of what dropout changes: rounding is 1e-6 of it, and what the base path drops most of it
-)
 
 
 def _has_dropout(variant: Variant) -> bool:
