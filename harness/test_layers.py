@@ -233,7 +233,7 @@ def _folds(context: Context, case: KindCase) -> None:
 
     Folded in place and unmerged, where that is offered, the layer computes that, too.
     """
-    if not takes(context, case.kind):
+    if not takes(context, case):
         raise NotOffered(f"{case.spec.variant} on {case.kind} layers", "layers")
     need(context.subject, case.spec, ("merge",))
     layer = adapted(context, case)
@@ -282,7 +282,9 @@ def _unfolds(context: Context, case: KindCase) -> None:
         before = case.outputs(layer(case.x)).double()
     try:
         context.calling("merge_in_place", subject.merge_in_place, layer.adapted)
-    except (SubjectRaised, Unsupported):
+    except (SubjectRaised, Unsupported) as why:
+        if is_crash(why):
+            raise
         return  # what is refused has changed nothing that unmerging would take out
     context.calling("unmerge", subject.unmerge, layer.adapted)
     with torch.no_grad():

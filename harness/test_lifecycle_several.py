@@ -6,9 +6,6 @@ Fixed sequences, each a few calls: what random ones (`harness/test_lifecycle.py`
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +18,7 @@ from harness.compare.life import Done, Life, life
 from harness.compare.life_faults import named
 from harness.compare.life_kept import as_before, came_back, listed
 from harness.compare.offered import need
-from harness.compare.outcome import Deviation
+from harness.compare.outcome import Deviation, ToldElsewhere
 from harness.compare.saved_files import stored
 from harness.compare.thresholds import ROUNDOFFS
 from harness.engine.checks import check
@@ -159,7 +156,6 @@ def test_trainable(context: Context, case: LifeCase) -> None:
     need(context.subject, case.spec, SEVERAL)
     with life(context, case) as layer:
         for done in layer.run():
-            layer.judge(f"output {done.after}", layer.output())
             _only_active_want_gradients(layer, done)
 
 
@@ -221,6 +217,7 @@ ALIKE_MIXED = named(
                 ("save_and_load", FIRST),
                 ("add_adapter", SECOND),
                 ("save_and_load", FIRST),
+                ("save_and_load", SECOND),
                 ("add_adapter", ALIKE),
                 ("save_and_load", FIRST),
                 ("save_and_load", ALIKE),
@@ -235,28 +232,31 @@ ALIKE_MIXED = named(
 def test_saved_alone(context: Context, case: LifeCase) -> None:
     """The file of an adapter holds its own tensors alone, whatever others there are and however they are called."""
     need(context.subject, case.spec, (*SEVERAL, "save", "load"))
-    own: Counter[Any] = Counter()
+    own = 0
     with life(context, case) as layer:
         for done in layer.run():
             if done.name != "save_and_load" or done.path is None:
                 continue
-            held = Counter((str(t.dtype), tuple(t.shape)) for t in stored(done.path).tensors.values())
+            held, alike = len(stored(done.path).tensors), ALIKE in layer.handles
             own = own or held
-            alike = ALIKE in layer.handles
             if held != own:
                 raise Deviation(
-                    case, f"tensors in what is saved of {done.step[1]}", f"its own {own.total()}", str(held.total()),
+                    case, f"tensors in what is saved of {done.step[1]}", f"its own {own}", str(held),
                     diagnosis=SAVED_BESIDE if alike else None,
                 )  # fmt: skip
-            _unless_mixed_up(layer, alike, lambda done=done: came_back(layer, done))
+            _comes_back(layer, done, alike)
 
 
-def _unless_mixed_up(layer: Life, alike: bool, question: Any) -> None:
-    """Ask; where it fails once two names are alike, that is why."""
+def _comes_back(layer: Life, done: Done, alike: bool) -> None:
+    """What is loaded is what was saved; where it is not, two names that are alike are why if it was before."""
     try:
-        question()
+        came_back(layer, done)
     except Deviation as found:
-        found.diagnosis = ALIKE_MIXED if alike else found.diagnosis
+        if not alike:
+            raise ToldElsewhere(
+                "adapters do not come back, however they are called", "lifecycle.saved"
+            ) from None
+        found.diagnosis = ALIKE_MIXED
         raise
 
 
@@ -282,6 +282,19 @@ def _unless_mixed_up(layer: Life, alike: bool, question: Any) -> None:
 def test_names(context: Context, case: LifeCase) -> None:
     """Adding, switching, training and deleting hold for an adapter and another one whose name contains its name."""
     need(context.subject, case.spec, SEVERAL)
+    try:
+        _kept_apart(context, case.calling(ALIKE, SECOND))
+    except (Deviation, SubjectRaised):
+        raise ToldElsewhere("adapters are mixed up, however they are called", "lifecycle.output") from None
+    try:
+        _kept_apart(context, case)
+    except (Deviation, SubjectRaised) as error:
+        raise Deviation(
+            case, f"adapters called {FIRST} and {ALIKE}", "kept apart", str(error), diagnosis=ALIKE_MIXED
+        ) from None
+
+
+def _kept_apart(context: Context, case: LifeCase) -> None:
     with life(context, case, ("training_step", "delete_adapter")) as layer:
         for done in layer.run():
             layer.judge(f"output {done.after}", layer.output())
@@ -297,11 +310,14 @@ def _keeps_its_values(layer: Life, done: Done, name: str) -> None:
     )
 
 
-OTHER_RANK = named(
-    "other_rank",
-    "an adapter of another rank is taken beside the first one, and does not fit it",
-    "the model fails, or computes something else, at its first call after a second adapter was added",
-    "give each adapter tensors of its own rank, or refuse a rank that does not fit when it is added",
+HIGHER, LOWER = (
+    named(
+        f"{which}_rank",
+        f"an adapter of a {which} rank is taken beside the first one, and does not fit it",
+        "the model fails, or computes something else, at its first call after a second adapter was added",
+        "give each adapter tensors of its own rank, or refuse a rank that does not fit when it is added",
+    )
+    for which in ("higher", "lower")
 )
 
 
@@ -322,29 +338,36 @@ OTHER_RANK = named(
 def test_other_rank(context: Context, case: LifeCase) -> None:
     """A second adapter of a higher or a lower rank acts, and leaves the first one alone; or is refused."""
     need(context.subject, case.spec, SEVERAL)
-    for second in _of_other_ranks(case):
-        with life(context, case.beside(second), ("add_adapter",)) as layer:
-            _fits_or_is_refused(layer, second.rank)
-
-
-def _of_other_ranks(case: LifeCase) -> Iterator[Any]:
-    sizes = case.variant, case.out_features, case.in_features
-    step = 2 if not offered_rank(*sizes, case.spec.rank + 1) else 1
-    for rank in (case.spec.rank + step, case.spec.rank - step):
-        if rank > 0 and offered_rank(*sizes, rank):
-            yield dataclasses.replace(case.others[0], rank=rank)
-
-
-def _fits_or_is_refused(layer: Life, rank: int) -> None:
-    """The steps of the case; an exception at the first of them is a refusal."""
-    before, values = layer.output(), layer.layer.values()
     try:
-        done = layer.take(layer.case.steps[0])
-    except SubjectRaised:
-        done = None
-    if done is not None:
-        _acts(layer, rank)
-    _first_is_as_it_was(layer, before, values)
+        _fits_or_is_refused(context, case, case.spec.rank)
+    except Deviation:
+        raise ToldElsewhere(
+            "a second adapter of the same rank is not right, either", "lifecycle.output"
+        ) from None
+    for rank in _other_ranks(case):
+        _fits_or_is_refused(context, case, rank)
+
+
+def _other_ranks(case: LifeCase) -> list[int]:
+    """The next higher rank that is offered on this layer, and the next lower one."""
+    own, sizes = case.spec.rank, (case.variant, case.out_features, case.in_features)
+    found = (next((r for r in ranks if offered_rank(*sizes, r)), 0)
+             for ranks in (range(own + 1, own + 3), range(own - 1, 0, -1)))  # fmt: skip
+    return [rank for rank in found if rank]
+
+
+def _fits_or_is_refused(context: Context, case: LifeCase, rank: int) -> None:
+    """The steps of the case with b of this rank; an exception at the first of them is a refusal."""
+    second = dataclasses.replace(case.others[0], rank=rank)
+    with life(context, case.beside(second)) as layer:
+        before, values = layer.output(), layer.layer.values()
+        try:
+            taken = layer.take(layer.case.steps[0]) is not None
+        except SubjectRaised:
+            taken = False
+        if taken:
+            _acts(layer, rank)
+        _first_is_as_it_was(layer, before, values)
 
 
 def _acts(layer: Life, rank: int) -> None:
@@ -361,7 +384,7 @@ def _acts(layer: Life, rank: int) -> None:
             f"an adapter of rank {rank} beside one of rank {layer.case.spec.rank}",
             "refused, or right",
             str(error),
-            diagnosis=OTHER_RANK,
+            diagnosis=HIGHER if rank > layer.case.spec.rank else LOWER,
         ) from None
 
 

@@ -76,6 +76,11 @@ class LifeCase(Case):
         """The same case with another spec for b."""
         return dataclasses.replace(self, others=(second, *self.others[1:]))
 
+    def calling(self, name: str, other: str) -> LifeCase:
+        """The same case with one name in the place of another one."""
+        steps = tuple(tuple(other if part == name else part for part in step) for step in self.steps)
+        return dataclasses.replace(self, steps=steps)
+
     def describe(self) -> dict[str, Any]:
         """The layer's case, the second spec where it matters, and the sequence as calls."""
         told = super().describe()

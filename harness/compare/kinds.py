@@ -90,8 +90,7 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     """
     if case.kind not in context.subject.layers:
         raise NotOffered(f"{case.kind} layers", "layers")
-    if case.kind == "quantised" and not case.quantiser:
-        raise OutsideDomain("no library that quantises is installed here: torchao or bitsandbytes")
+    _can_be_made(case)
     seed_torch(case.seed)
     try:
         layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
@@ -126,12 +125,21 @@ def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor
 _TAKEN: WeakKeyDictionary[Implementation, dict[tuple[str, str], bool]] = WeakKeyDictionary()
 
 
-def takes(context: Context, kind: str) -> bool:
-    """Whether the subject adapts layers of a kind with this variant, asked once with the plainest of them."""
-    known, key = _TAKEN.setdefault(context.subject, {}), (context.variant.id, kind)
+def takes(context: Context, case: KindCase) -> bool:
+    """Whether the subject adapts layers of a kind with this variant, asked once with the plainest of them.
+
+    Raises OutsideDomain where no library that quantises is installed.
+    """
+    _can_be_made(case)
+    known, key = _TAKEN.setdefault(context.subject, {}), (context.variant.id, case.kind)
     if key not in known:
-        known[key] = _is_taken(context, kind)
+        known[key] = _is_taken(context, case.kind)
     return known[key]
+
+
+def _can_be_made(case: KindCase) -> None:
+    if case.kind == "quantised" and not case.quantiser:
+        raise OutsideDomain("no library that quantises is installed here: torchao or bitsandbytes")
 
 
 def _is_taken(context: Context, kind: str) -> bool:

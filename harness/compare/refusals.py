@@ -8,6 +8,7 @@ number of arguments) is no answer to the question.
 from __future__ import annotations
 
 import dis
+import os
 import re
 from types import TracebackType
 
@@ -51,7 +52,7 @@ def _by_a_statement(error: BaseException) -> bool | None:
     while trace.tb_next is not None:
         trace = trace.tb_next
     code = trace.tb_frame.f_code
-    if code.co_filename.startswith((TORCH, "<")):
+    if code.co_filename.startswith((TORCH + os.sep, "<")):
         return False
     operation = dis.opname[code.co_code[trace.tb_lasti]] if trace.tb_lasti >= 0 else ""
     return operation.startswith(("RAISE", "RERAISE"))
