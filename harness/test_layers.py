@@ -28,7 +28,7 @@ from harness.compare.kinds import (
 )
 from harness.compare.layer import SubjectRaised
 from harness.compare.offered import need, offers
-from harness.compare.outcome import Deviation, NotOffered
+from harness.compare.outcome import Deviation, NotOffered, OutsideDomain
 from harness.compare.refusals import is_crash
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
@@ -164,6 +164,54 @@ def _computes(context: Context, case: KindCase, layer: Kinds) -> None:
             elif name == "gradient of x":
                 found.diagnosis = explain_gradient(context, case, layer, actual[name])
             raise
+
+
+def _leaf_of(kind: str) -> dict[str, Any]:
+    return {
+        "title": "where the output of a layer of this kind is made to want a gradient the adapter fails, or is another",
+        "failure_mode": "training with gradient checkpointing, for which a hook makes the embedding's output want a "
+        "gradient, fails or follows another trajectory",
+        "domain": Domain(strategy=of_kind(kind)),
+        "against": ("paper",),
+        "examples": FEW // 2,
+        "follows": (f"layers.{kind}", "contexts.leaf_output"),
+        "diagnose": False,
+    }
+
+
+@check("layers", "major", **_leaf_of("conv1d"))
+def test_leaf_conv1d(context: Context, case: KindCase) -> None:
+    """On a Conv1D, a hook that calls requires_grad_() on the base's output, a leaf of the graph, changes nothing."""
+    _leaf_changes_nothing(context, case)
+
+
+@check("layers", "major", **_leaf_of("embedding"))
+def test_leaf_embedding(context: Context, case: KindCase) -> None:
+    """The same of an embedding, which transformers' enable_input_require_grads hooks in this way."""
+    _leaf_changes_nothing(context, case)
+
+
+@check("layers", "major", **_leaf_of("conv2d"))
+def test_leaf_conv2d(context: Context, case: KindCase) -> None:
+    """The same of a convolution."""
+    _leaf_changes_nothing(context, case)
+
+
+def _leaf_changes_nothing(context: Context, case: KindCase) -> None:
+    if getattr(context.subject, "elsewhere", None) is not None:
+        raise OutsideDomain("a hook on the base layer is not sent to a subject in a process of its own")
+    wanted, base = _far_from_the_start(context, case, None), case.base()
+    base.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+    for name, value in _far_from_the_start(context, case, base).items():
+        unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
+        size = unit * float(wanted[name].norm())
+        context.judge(case, f"{name} where the base's output wants a gradient", value, wanted[name], size)
+
+
+def _far_from_the_start(context: Context, case: KindCase, base: Any) -> rounding.Quantities:
+    layer = adapted(context, case, base)
+    layer.write(case.far(dict.fromkeys(layer.names)))
+    return layer.observe(case, wants_gradient=False)
 
 
 def _merge_of(kind: str, option: str | None = None) -> dict[str, Any]:

@@ -65,9 +65,9 @@ class Kinds:
         values = {name: self.value(name) for name in self.names} | self.left
         return completed(values, self.case.weight.double(), self.case.spec)
 
-    def observe(self, case: KindCase) -> Quantities:
-        """Output as rows, and the gradients of <G, y> by the tensors and by x; float64."""
-        x = case.x.requires_grad_(case.input.is_floating_point())
+    def observe(self, case: KindCase, *, wants_gradient: bool = True) -> Quantities:
+        """Output as rows, and the gradients of <G, y> by the tensors and, where it wants one, by x; float64."""
+        x = case.x.requires_grad_(wants_gradient and case.input.is_floating_point())
         self.layer.clear_gradients()
         y = self.layer(x)
         rows = case.outputs(y)

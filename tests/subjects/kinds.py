@@ -415,3 +415,37 @@ class GroupedNotFolded(LowRank):
 
     def merged(self) -> nn.Module:
         return copy.deepcopy(self.base) if getattr(self.base, "groups", 1) > 1 else super().merged()
+
+
+class AddsInPlace(LowRank):
+    """On layers of one kind the update is added to the base's output in place."""
+
+    where = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind != self.where or self.kept is not None:
+            return super().forward(x)
+        y = self.base(x)
+        y += self.s * getattr(self, f"path_{self.kind}")(x)
+        return y
+
+
+@broken("leaf_conv1d")
+class AddsInPlaceOnConv1D(AddsInPlace):
+    """On a Conv1D the update is added to the base's output in place, which autograd refuses where that is a leaf."""
+
+    where = "conv1d"
+
+
+@broken("leaf_embedding")
+class AddsInPlaceOnEmbeddings(AddsInPlace):
+    """The same on an embedding."""
+
+    where = "embedding"
+
+
+@broken("leaf_conv2d")
+class AddsInPlaceOnConvolutions(AddsInPlace):
+    """The same on a convolution."""
+
+    where = "conv2d"
