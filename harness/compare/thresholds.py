@@ -55,6 +55,9 @@ SAME_UPDATE = 1e-3  # what is left of a merged update when a multiple of the rig
 SAME_DRAWS = 1e-4  # outputs under the same masks, relative to the largest entry
 MASK_ENTRY = 0.1  # how near 0 or 1/(1 − p) a kept-factor x_d / x has to be to be one
 MASK_SHARE = 0.9  # of the entries, that are
+MOVED_SHARE = (
+    0.5  # of the entries with a gradient, that small steps move: in float32 all, in half precision hardly any
+)
 WHOLE_MASK = 1e-6  # how near one every kept-factor is where nothing was dropped
 
 
