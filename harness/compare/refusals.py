@@ -28,9 +28,9 @@ NOT_OWN_WORDS = re.compile(
 
 def is_crash(why: BaseException) -> bool:
     """Whether what a call ended in is no refusal. ``why``: what the audit made of it, or the exception itself."""
-    if isinstance(why, Unsupported):
-        return False
     error = why.__cause__ if isinstance(why.__cause__, BaseException) and hasattr(why, "who") else why
+    if isinstance(error, Unsupported | ImportError):  # what is not installed is not offered
+        return False
     if isinstance(error, CRASHES):
         return True
     own = _by_a_statement(error)
