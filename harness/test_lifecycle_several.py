@@ -152,11 +152,12 @@ TRAINABLE = named(
     diagnose=False,
 )
 def test_trainable(context: Context, case: LifeCase) -> None:
-    """Of adapters that are not active nothing wants a gradient: an optimiser over what does cannot move them."""
+    """Once it is said which are active, nothing of the others wants a gradient, so that no optimiser moves it."""
     need(context.subject, case.spec, SEVERAL)
     with life(context, case) as layer:
         for done in layer.run():
-            _only_active_want_gradients(layer, done)
+            if done.name == "set_adapters":
+                _only_active_want_gradients(layer, done)
 
 
 def _only_active_want_gradients(layer: Life, done: Done) -> None:
