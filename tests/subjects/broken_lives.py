@@ -472,7 +472,7 @@ class NameTakenAgain(Layer):
 
 @layer("lora delora", "trainable", "inactive_trainable", 5)
 class EveryAdapterTrainable(Layer):
-    """What is not active takes no part, and stays trainable."""
+    """Switching leaves requires_grad of every tensor on."""
 
     def switch(self, names: Sequence[str]) -> None:
         super().switch(names)
