@@ -203,7 +203,7 @@ def test_frozen_input(context: Context, case: Case) -> None:
     "gradient, fails or follows another trajectory",
     domain=SMALL,
     against=("paper",),
-    examples=EXAMPLES,
+    examples=EXAMPLES // 4,
     follows=(*WRONG_BEFORE, "contexts.frozen_input"),
     diagnose=False,
 )

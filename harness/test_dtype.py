@@ -217,7 +217,7 @@ COARSE = Diagnosis(
     failure_mode="at learning rates as small as the references' most entries are not trained",
     domain=Domain(dtypes=HALF, sizes=(4, 9), ranks=(2, 4), batches=((4,),)),
     against=("paper",),
-    examples=4,
+    examples=2,
     follows=("dtype.gradients", "dtype.forward", "forward.gradients"),
     diagnose=False,
 )

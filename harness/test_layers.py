@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.cases.kind_cases import KindCase, of_kind
+from harness.cases.kind_cases import KindCase, of_kind, shapes_with
 from harness.cases.layer_cases import Domain
 from harness.compare import rounding
 from harness.compare.context import Context
@@ -37,7 +37,7 @@ from reports.model import Diagnosis
 AFFECTED = ("forward.random_parameters", "forward.gradients", "forward.modes")
 
 
-FEW = 4  # cases of one shape
+FEW = 3  # cases of one shape
 
 
 def _of(kind: str, option: str | None = None) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _leaf_of(kind: str) -> dict[str, Any]:
         "gradient, fails or follows another trajectory",
         "domain": Domain(strategy=of_kind(kind)),
         "against": ("paper",),
-        "examples": FEW // 2,
+        "examples": 1,  # whatever the values
         "follows": (f"layers.{kind}", "contexts.leaf_output"),
         "diagnose": False,
     }
@@ -221,7 +221,7 @@ def _merge_of(kind: str, option: str | None = None) -> dict[str, Any]:
         "failure_mode": "deployment runs another model than the one that was trained and evaluated",
         "domain": Domain(strategy=of_kind(kind, option)),
         "against": ("paper",),
-        "examples": FEW if option is None else FEW // 2,
+        "examples": 2 * len(shapes_with(kind, option)),
         "follows": (computes, "merge.weight", *(() if option is None else (f"layers.merge_{kind}",))),
         "diagnose": False,
         "may_refuse": True,

@@ -27,7 +27,7 @@ SEVERAL = ("add_adapter", "set_adapters")
 TWO: tuple[Step, ...] = (("add_adapter", SECOND),)
 FOLD: Step = ("merge_in_place",)
 FOLDED = ROUNDOFFS["folded layer"]
-FEW = 4  # cases: the sequences hardly vary
+FEW = 3  # cases: the sequences hardly vary
 WEIGHT_DECAY, LEARNING_RATE = 0.1, 1e-3
 
 
@@ -226,7 +226,7 @@ ALIKE_MIXED = named(
         )
     ),
     against=("paper",),
-    examples=2,
+    examples=1,
     follows=("lifecycle.saved", "lifecycle.output", "lifecycle.others", "save_load.round_trip"),
     diagnose=False,
 )
@@ -276,7 +276,7 @@ def _comes_back(layer: Life, done: Done, alike: bool) -> None:
         )
     ),
     against=("paper",),
-    examples=FEW,
+    examples=2,
     follows=("lifecycle.output", "lifecycle.inactive", "lifecycle.others"),
     diagnose=False,
 )  # fmt: skip

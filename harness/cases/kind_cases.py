@@ -314,6 +314,12 @@ def options_of(shape: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name for name, usual in OPTIONS.items() if shape.get(name, usual) != usual)
 
 
+def shapes_with(kind: str, option: str | None = None) -> list[dict[str, Any]]:
+    """The table's shapes of a kind with this option alone, or without any; quantised ones once for all libraries."""
+    wanted = () if option is None else (option,)
+    return [shape for shape in SHAPES[kind] if options_of(shape) == wanted]
+
+
 def of_kind(kind: str, option: str | None = None) -> Callable[[Variant], st.SearchStrategy[KindCase]]:
     """Layers of a kind, in every shape that the table has of them with this option alone, or without any."""
     wanted = () if option is None else (option,)
