@@ -30,7 +30,6 @@ LOOKED_FOR = ("torchao", "bitsandbytes")
 # Left out of every run: what takes longest and is about torch, or asks the references of each other.
 SLOW = ("contexts.compile", "init.distribution")
 # Asked only where a report is about them: whole models and whole checkpoints take longest after those.
-OPTIONAL = ("torchao", "bitsandbytes")  # what PEFT uses where it is installed
 ON_REQUEST = ("targets.", "checkpoints.", "merge.model")
 
 
@@ -254,7 +253,6 @@ def _child(mouth: Any, run: Run, prepare: Prepare) -> None:
     try:
         os.chdir(ROOT)
         _put_in_front(run)
-        _hide_what_it_has_not(run)
         prepare(run)
         mouth.send(_judged(run))
     except BaseException as error:
@@ -302,16 +300,6 @@ def _put_in_front(run: Run) -> None:
         sys.path.insert(0, str(own))
         # A library looks for these by itself; what it would find is the audit's, of any release.
         sys.modules.update({name: None for name in LOOKED_FOR if not (own / name).is_dir()})  # type: ignore[misc]
-
-
-def _hide_what_it_has_not(run: Run) -> None:
-    """Libraries of the audit that a release would use where it finds them: another version than it was made for."""
-    python = _interpreter(run) if run.here else None
-    for name in OPTIONAL if python is not None else ():
-        if not any(python.parents[1].glob(f"lib/python*/site-packages/{name}")):
-            for loaded in [n for n in sys.modules if n.partition(".")[0] == name]:
-                del sys.modules[loaded]
-            sys.modules[name] = None  # type: ignore[assignment]
 
 
 def _interpreter(run: Run) -> Path | None:
