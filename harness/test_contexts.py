@@ -199,6 +199,36 @@ def test_frozen_input(context: Context, case: Case) -> None:
 @check(
     "contexts",
     "critical",
+    title="where the base layer's output is made to want a gradient the layer computes or trains otherwise",
+    failure_mode="training with gradient checkpointing, for which a hook makes a frozen layer's output want a "
+    "gradient, fails or follows another trajectory",
+    domain=SMALL,
+    against=("paper",),
+    examples=EXAMPLES // 4,
+    follows=(*WRONG_BEFORE, "contexts.frozen_input"),
+    diagnose=False,
+)
+def test_leaf_output(context: Context, case: Case) -> None:
+    """A forward hook that calls requires_grad_() on the base's output, a leaf of the graph then, changes nothing.
+
+    x needs no gradient. transformers' enable_input_require_grads hooks an embedding this way.
+    """
+    if getattr(context.subject, "elsewhere", None) is not None:
+        raise OutsideDomain("a hook on the base layer is not sent to a subject in a process of its own")
+    wanted = observe(far_layer(context, case), case, wants_gradient=False)
+    context.layer(case)  # seeds as the next line does, and leaves out what may be refused
+    seed_torch(case.seed)
+    base = case.base()
+    base.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+    layer = adapt(context.subject, base, case.spec)
+    layer.write(contexts.parameters(layer, case))
+    found = observe(layer, case, wants_gradient=False)
+    same(context, case, "where a hook makes the base's output want a gradient", found, wanted)
+
+
+@check(
+    "contexts",
+    "critical",
     title="over a base layer in evaluation mode the adapter computes another function",
     failure_mode="an adapter that is attached to a model that was evaluated before is another adapter",
     domain=SMALL,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 
 import torch
+from torch import Tensor
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Pair, double, plain
 from harness.compare.lacking import nothing_lacks
-from harness.compare.outcome import Deviation, OutsideDomain
-from harness.compare.probing import coefficient, without_adapter
+from harness.compare.layer import Layer, answering
+from harness.compare.outcome import Deviation, OutsideDomain, ToldElsewhere
+from harness.compare.probing import coefficient, far_layer, without_adapter
+from harness.compare.thresholds import MOVED_SHARE
 from harness.engine.checks import check
 from reports.model import Diagnosis
 
@@ -186,6 +189,74 @@ def test_gradients(context: Context, case: Case) -> None:
             floor = unit * rounding.floor(name, exact, at)
             measured = functools.partial(lambda n: noise()[n], name)
             context.judge(case, name, actual[name], exact[name], floor, "precision gradient", noise=measured)
+
+
+STEPS, RATE = 10, 1e-4  # the usual learning rate of an adapter's training is as large or ten times as large
+COARSE = Diagnosis(
+    "dtype.coarse_parameters",
+    "over a half-precision base the adapter's parameters are kept in half precision, where small steps are lost",
+    "at learning rates as small as the references' entries of order one never move, and a GradScaler refuses float16 "
+    "gradients",
+    matched=1,
+    tried=1,
+    source="check",
+    remedy="keep the adapter's parameters in float32 over a half-precision base, and cast what they compute",
+    agrees_with="microsoft/LoRA, whose factors have the dtype of the weight; PEFT keeps them in float32 by default",
+    documented_by=(
+        r"(adapter|parameter|factor|weight|tensor)s?\W.{0,80}(dtype|precision) of the (base|weight|layer|model)",
+        r"(same|base's|weight's|layer's|model's) (dtype|precision)",
+        r"(half|low)\W?precision.{0,80}(lost|coarse|round|learning rate)",
+    ),
+)
+
+
+@check(
+    "dtype",
+    "major",
+    title="over a half-precision base small steps do not move the adapter's parameters",
+    failure_mode="at learning rates as small as the references' most entries are not trained",
+    domain=Domain(dtypes=HALF, sizes=(4, 9), ranks=(2, 4), batches=((4,),)),
+    against=("paper",),
+    examples=2,
+    follows=("dtype.gradients", "dtype.forward", "forward.gradients"),
+    diagnose=False,
+)
+def test_small_steps(context: Context, case: Case) -> None:
+    """Over a bf16 or fp16 base, ten steps of Adam with a learning rate of 1e-4 move the entries that have a gradient.
+
+    Most of them, of each tensor: in float32 all of them move.
+    """
+    layer = far_layer(context, case)
+    trained = [n for n in layer.names if layer.raw(n).requires_grad and layer.raw(n).is_leaf]
+    if not trained or not layer(case.x).requires_grad:
+        raise ToldElsewhere("no gradient reaches the adapter", "forward.gradients")
+    before, wanted = layer.values(), _adam(layer, case, trained)
+    for name in trained:
+        moved = (layer.value(name) != before[name]) & wanted[name]
+        if int(moved.sum()) < MOVED_SHARE * int(wanted[name].sum()):
+            raise Deviation(
+                case,
+                f"entries of {name}, of order one, that {STEPS} steps of Adam with a learning rate of {RATE:g} move",
+                f"most of {int(wanted[name].sum())}",
+                f"{int(moved.sum())} ({name} is {layer.raw(name).dtype})",
+                diagnosis=COARSE if layer.raw(name).dtype in (torch.bfloat16, torch.float16) else None,
+            )
+
+
+def _adam(layer: Layer, case: Case, trained: list[str]) -> dict[str, Tensor]:
+    """Train on a constant cotangent; of each tensor, which entries have had a gradient in every step."""
+    optimiser = torch.optim.Adam([layer.raw(name) for name in trained], lr=RATE)
+    pulled = {name: torch.ones_like(layer.value(name), dtype=torch.bool) for name in trained}
+    for _ in range(STEPS):
+        layer.clear_gradients()
+        y = layer(case.x)
+        with answering(layer.who, "the backward pass"):
+            y.backward(case.cotangent.to(y.dtype))
+        for name in trained:
+            pulled[name] &= layer.gradient(name) != 0
+        optimiser.step()
+    layer.clear_gradients()
+    return pulled
 
 
 @check(

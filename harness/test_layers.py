@@ -12,24 +12,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.cases.kind_cases import KINDS, KindCase, of_kind
+from harness.cases.kind_cases import KindCase, of_kind, shapes_with
 from harness.cases.layer_cases import Domain
 from harness.compare import rounding
-from harness.compare.context import Context, Refused
+from harness.compare.context import Context
 from harness.compare.kinds import (
     Kinds,
     adapted,
     equation_at,
     explain,
     explain_gradient,
-    is_misfit,
     quantising_error,
     starts_at_the_base,
-    taken_by,
+    takes,
 )
 from harness.compare.layer import SubjectRaised
 from harness.compare.offered import need, offers
-from harness.compare.outcome import Deviation, NotOffered
+from harness.compare.outcome import Deviation, NotOffered, OutsideDomain
+from harness.compare.refusals import is_crash
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
 from reports.model import Diagnosis
@@ -37,13 +37,18 @@ from reports.model import Diagnosis
 AFFECTED = ("forward.random_parameters", "forward.gradients", "forward.modes")
 
 
-def _of(kind: str) -> dict[str, Any]:
+FEW = 3  # cases of one shape
+
+
+def _of(kind: str, option: str | None = None) -> dict[str, Any]:
+    few = {} if option is None else {"examples": FEW, "may_refuse": True}
     return {
         "failure_mode": "layers of this kind run and train as another model than the references' would",
-        "domain": Domain(strategy=of_kind(kind)),
+        "domain": Domain(strategy=of_kind(kind, option)),
         "against": ("paper",),
-        "follows": AFFECTED,
+        "follows": (*AFFECTED, *(() if option is None else (f"layers.{kind}",))),
         "diagnose": False,
+        **few,
     }
 
 
@@ -55,13 +60,57 @@ def test_conv1d(context: Context, case: KindCase) -> None:
 
 @check("layers", "critical", title="on an embedding the adapter is not the equation's", **_of("embedding"))
 def test_embedding(context: Context, case: KindCase) -> None:
-    """On an embedding, with padding, scaled or tied to a head, it is that of a linear layer on one-hot vectors."""
+    """On an embedding, with padding or without, it is that of a linear layer on one-hot vectors."""
+    _starts_and_computes(context, case)
+
+
+@check(
+    "layers",
+    "critical",
+    title="on an embedding whose output is scaled the adapter is not the equation's",
+    **_of("embedding", "embed_scale"),
+)
+def test_embedding_scale(context: Context, case: KindCase) -> None:
+    """On an embedding that multiplies its output by a constant, the adapter's part is multiplied with it."""
+    _starts_and_computes(context, case)
+
+
+@check(
+    "layers",
+    "critical",
+    title="on an embedding whose weight a head shares the adapter is not the equation's, or changes the head",
+    **_of("embedding", "tied"),
+)
+def test_embedding_tied(context: Context, case: KindCase) -> None:
+    """On an embedding that is tied to a head, it is that of a linear layer on one-hot vectors; the head stays."""
     _starts_and_computes(context, case)
 
 
 @check("layers", "critical", title="on a convolution the adapter is not the equation's", **_of("conv2d"))
 def test_conv2d(context: Context, case: KindCase) -> None:
-    """On a convolution of any stride, padding, dilation and groups, it is that of a linear layer on its patches."""
+    """On a convolution of any kernel, stride and padding, it is that of a linear layer on its patches."""
+    _starts_and_computes(context, case)
+
+
+@check(
+    "layers",
+    "critical",
+    title="on a dilated convolution the adapter is not the equation's",
+    **_of("conv2d", "dilation"),
+)
+def test_conv2d_dilation(context: Context, case: KindCase) -> None:
+    """On a convolution with dilation, it is that of a linear layer on its patches."""
+    _starts_and_computes(context, case)
+
+
+@check(
+    "layers",
+    "critical",
+    title="on a convolution with groups the adapter is not the equation's",
+    **_of("conv2d", "groups"),
+)
+def test_conv2d_groups(context: Context, case: KindCase) -> None:
+    """On a convolution with groups, it is that of a linear layer on its patches, each group on its own channels."""
     _starts_and_computes(context, case)
 
 
@@ -117,35 +166,132 @@ def _computes(context: Context, case: KindCase, layer: Kinds) -> None:
             raise
 
 
-@check(
-    "layers",
-    "critical",
-    title="on another kind of layer the merged layer is not the adapted one",
-    failure_mode="deployment runs another model than the one that was trained and evaluated",
-    domain=Domain(strategy=of_kind(*KINDS)),
-    against=("paper",),
-    follows=("layers.conv1d", "layers.embedding", "layers.conv2d", "layers.quantised", "merge.weight"),
-    diagnose=False,
-)
-def test_merge(context: Context, case: KindCase) -> None:
-    """Where merging is offered, the folded layer computes what the adapted one does; no further off where quantised.
+def _leaf_of(kind: str) -> dict[str, Any]:
+    return {
+        "title": "where the output of a layer of this kind is made to want a gradient the adapter fails, or is another",
+        "failure_mode": "training with gradient checkpointing, for which a hook makes the embedding's output want a "
+        "gradient, fails or follows another trajectory",
+        "domain": Domain(strategy=of_kind(kind)),
+        "against": ("paper",),
+        "examples": 1,  # whatever the values
+        "follows": (f"layers.{kind}", "contexts.leaf_output"),
+        "diagnose": False,
+    }
+
+
+@check("layers", "major", **_leaf_of("conv1d"))
+def test_leaf_conv1d(context: Context, case: KindCase) -> None:
+    """On a Conv1D, a hook that calls requires_grad_() on the base's output, a leaf of the graph, changes nothing."""
+    _leaf_changes_nothing(context, case)
+
+
+@check("layers", "major", **_leaf_of("embedding"))
+def test_leaf_embedding(context: Context, case: KindCase) -> None:
+    """The same of an embedding, which transformers' enable_input_require_grads hooks in this way."""
+    _leaf_changes_nothing(context, case)
+
+
+@check("layers", "major", **_leaf_of("conv2d"))
+def test_leaf_conv2d(context: Context, case: KindCase) -> None:
+    """The same of a convolution."""
+    _leaf_changes_nothing(context, case)
+
+
+def _leaf_changes_nothing(context: Context, case: KindCase) -> None:
+    if getattr(context.subject, "elsewhere", None) is not None:
+        raise OutsideDomain("a hook on the base layer is not sent to a subject in a process of its own")
+    wanted, base = _far_from_the_start(context, case, None), case.base()
+    base.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+    for name, value in _far_from_the_start(context, case, base).items():
+        unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
+        size = unit * float(wanted[name].norm())
+        context.judge(case, f"{name} where the base's output wants a gradient", value, wanted[name], size)
+
+
+def _far_from_the_start(context: Context, case: KindCase, base: Any) -> rounding.Quantities:
+    layer = adapted(context, case, base)
+    layer.write(case.far(dict.fromkeys(layer.names)))
+    return layer.observe(case, wants_gradient=False)
+
+
+def _merge_of(kind: str, option: str | None = None) -> dict[str, Any]:
+    computes = "layers." + "_".join(filter(None, (kind, (option or "").removeprefix("embed_"))))
+    return {
+        "title": "on another kind of layer the merged layer is not the adapted one",
+        "failure_mode": "deployment runs another model than the one that was trained and evaluated",
+        "domain": Domain(strategy=of_kind(kind, option)),
+        "against": ("paper",),
+        "examples": 2 * len(shapes_with(kind, option)),
+        "follows": (computes, "merge.weight", *(() if option is None else (f"layers.merge_{kind}",))),
+        "diagnose": False,
+        "may_refuse": True,
+    }
+
+
+@check("layers", "critical", **_merge_of("conv1d"))
+def test_merge_conv1d(context: Context, case: KindCase) -> None:
+    """Where merging is offered, a folded Conv1D computes what the adapted one does; and so, in place and taken out."""
+    _folds(context, case)
+
+
+@check("layers", "critical", **_merge_of("embedding"))
+def test_merge_embedding(context: Context, case: KindCase) -> None:
+    """The same of an embedding."""
+    _folds(context, case)
+
+
+@check("layers", "critical", **_merge_of("embedding", "embed_scale"))
+def test_merge_embedding_scale(context: Context, case: KindCase) -> None:
+    """The same of an embedding whose output is scaled."""
+    _folds(context, case)
+
+
+@check("layers", "critical", **_merge_of("embedding", "tied"))
+def test_merge_embedding_tied(context: Context, case: KindCase) -> None:
+    """The same of an embedding that is tied to a head."""
+    _folds(context, case)
+
+
+@check("layers", "critical", **_merge_of("conv2d"))
+def test_merge_conv2d(context: Context, case: KindCase) -> None:
+    """The same of a convolution."""
+    _folds(context, case)
+
+
+@check("layers", "critical", **_merge_of("conv2d", "dilation"))
+def test_merge_conv2d_dilation(context: Context, case: KindCase) -> None:
+    """The same of a dilated convolution."""
+    _folds(context, case)
+
+
+@check("layers", "critical", **_merge_of("conv2d", "groups"))
+def test_merge_conv2d_groups(context: Context, case: KindCase) -> None:
+    """The same of a convolution with groups."""
+    _folds(context, case)
+
+
+@check("layers", "critical", **_merge_of("quantised"))
+def test_merge_quantised(context: Context, case: KindCase) -> None:
+    """The same of a quantised layer, which is no further off than quantising the merged weight is."""
+    _folds(context, case)
+
+
+def _folds(context: Context, case: KindCase) -> None:
+    """Merged, the layer computes what the adapted one does.
 
     Folded in place and unmerged, where that is offered, the layer computes that, too.
     """
-    taken = taken_by(context)
-    if not taken:
-        raise NotOffered(f"{case.spec.variant} on another kind of layer than linear", "layers")
+    if not takes(context, case):
+        raise NotOffered(f"{case.spec.variant} on {case.kind} layers", "layers")
     need(context.subject, case.spec, ("merge",))
-    if case.kind not in taken:
-        raise Refused
     layer = adapted(context, case)
     layer.write(case.far(dict.fromkeys(layer.names)))
     try:
         folded = context.calling("merge", context.subject.merge, layer.adapted)
     except (SubjectRaised, Unsupported) as why:
-        if case.is_plain and is_misfit(why):
+        if is_crash(why):
             raise
-        raise Refused from None
+        raise NotOffered(f"merging {case.what}: {why}", "layers") from why
     with torch.no_grad():
         y = case.outputs(folded(case.x)).double()
     exact, noise = equation_at(context, case, layer)
@@ -184,7 +330,9 @@ def _unfolds(context: Context, case: KindCase) -> None:
         before = case.outputs(layer(case.x)).double()
     try:
         context.calling("merge_in_place", subject.merge_in_place, layer.adapted)
-    except (SubjectRaised, Unsupported):
+    except (SubjectRaised, Unsupported) as why:
+        if is_crash(why):
+            raise
         return  # what is refused has changed nothing that unmerging would take out
     context.calling("unmerge", subject.unmerge, layer.adapted)
     with torch.no_grad():

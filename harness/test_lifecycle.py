@@ -18,10 +18,11 @@ from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
 from harness.compare.life import Done, Life, State, life
 from harness.compare.life_faults import named
 from harness.compare.life_gradients import gradients_at
+from harness.compare.life_kept import as_before, came_back
 from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation
 from harness.compare.probing import effective, plain_layer
-from harness.compare.saving import same_slots
+from harness.compare.refusals import is_crash
 from harness.compare.thresholds import ROUNDOFFS, THRESHOLDS
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
@@ -410,8 +411,8 @@ def test_start(context: Context, case: LifeCase) -> None:
             pass
         try:
             added = _added(layer)
-        except SubjectRaised:
-            if not layer.merged:
+        except SubjectRaised as error:
+            if is_crash(error) or not layer.merged:
                 raise
             return  # a right library may ask to be unmerged first
         _starts_as_recorded(layer, added)
@@ -491,42 +492,9 @@ def test_saved(context: Context, case: LifeCase) -> None:
     with life(context, case) as layer:
         for done in layer.run():
             if done.name == "save_and_load":
-                _came_back(layer, done)
+                came_back(layer, done)
         if (last := layer.take(("save_and_load", FIRST))) is not None:
-            _came_back(layer, last)
-
-
-ROUNDED = named(
-    "rounded_at_load",
-    "an adapter in float64 comes back rounded to float32",
-    "training that goes on in double precision goes on from other numbers",
-    "make the loaded adapter in the dtype of the file, or of the base, before its tensors are copied",
-)
-
-
-def _is_rounded(saved: Layer, loaded: Layer, but: frozenset[str]) -> bool:
-    """Whether what came back is what was saved, but for its digits beyond float32."""
-    names = [name for name in saved.names if name not in but]
-    if any(name not in loaded.names for name in names):
-        return False
-    pairs = [(saved.value(name).float(), loaded.value(name).float()) for name in names]
-    return all(torch.equal(was, now) for was, now in pairs)
-
-
-def _came_back(layer: Life, done: Done) -> None:
-    """The loaded layer has the adapter's tensors bit for bit, and computes what it does alone on the base."""
-    name, loaded = done.step[1], done.answer
-    bases = frozenset(t.name for t in layer.case.variant.tensors if t.role == "base")
-    try:
-        same_slots(layer.context, layer.case, layer.handles[name], loaded, but=bases)
-    except Deviation as found:
-        if _is_rounded(layer.handles[name], loaded, bases):
-            found.diagnosis = ROUNDED
-        raise
-    with torch.no_grad():
-        y = loaded(layer.case.x).double()
-    alone = State((name,), layer.states[0].composed)
-    layer.judge(f"output of {name} after loading", y, [alone], FRESH)
+            came_back(layer, last)
 
 
 @check(
@@ -553,24 +521,7 @@ def test_kept(context: Context, case: LifeCase) -> None:
     with life(context, case, READING) as layer:
         for done in layer.run():
             if done.name in READING:
-                _as_before(layer, done)
-
-
-def _as_before(layer: Life, done: Done) -> None:
-    demand, case = layer.context.demand, layer.case
-    same_output = torch.equal(layer.output(), done.output)
-    demand(same_output, case, f"output {done.after}", "as before", "another")
-    now = layer.values()
-    changed = [
-        f"{n}'s {t}" for n, held in done.values.items() for t in held if not torch.equal(held[t], now[n][t])
-    ]
-    demand(not changed, case, f"tensors {done.after}", "as before", ", ".join(changed))
-    demand(layer.trained() == done.trained, case, f"tensors that are trained {done.after}",
-           _listed(done.trained), _listed(layer.trained()))  # fmt: skip
-
-
-def _listed(names: frozenset[tuple[str, str]]) -> str:
-    return ", ".join(f"{name}'s {tensor}" for name, tensor in sorted(names)) or "none"
+                as_before(layer, done)
 
 
 @check(
@@ -644,7 +595,7 @@ def test_refusal(context: Context, case: LifeCase) -> None:
     with life(context, case, ("wrongly",)) as layer:
         for done in layer.run():
             if done.name == "wrongly" and done.refused:
-                _as_before(layer, done)
+                as_before(layer, done)
                 if done.step[1] == "add_adapter":
                     _can_be_added(layer, done)
 

@@ -23,6 +23,7 @@ from oracles.variants import Variant
 Step = tuple[str, ...]  # the method's name, and the names of adapters that it is given
 FIRST, SECOND, THIRD = "default", "b", "c"
 NAMES = (FIRST, SECOND, THIRD)
+ALIKE = f"{FIRST}_b"  # a name that has the first one's in it; an adapter with the first one's spec, and other values
 
 ADD: tuple[Step, ...] = (("add_adapter", SECOND), ("add_adapter", THIRD))
 SET: tuple[Step, ...] = tuple(
@@ -62,14 +63,23 @@ class LifeCase(Case):
 
     def spec_of(self, name: str) -> AdapterSpec:
         """The spec of the adapter of that name."""
-        return self.spec if name == FIRST else self.others[NAMES.index(name) - 1]
+        return self.spec if name in (FIRST, ALIKE) else self.others[NAMES.index(name) - 1]
 
     def far_for(self, name: str) -> dict[str, Tensor]:
         """Values far from the start, others for each adapter, in float64."""
-        place = NAMES.index(name)
+        place = (*NAMES, ALIKE).index(name)
         own = Case(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Case)})
         own = dataclasses.replace(own, spec=self.spec_of(name), seed=self.seed + 100_003 * place)
         return own.far(dict.fromkeys(t.name for t in self.variant.tensors))
+
+    def beside(self, second: AdapterSpec) -> LifeCase:
+        """The same case with another spec for b."""
+        return dataclasses.replace(self, others=(second, *self.others[1:]))
+
+    def calling(self, name: str, other: str) -> LifeCase:
+        """The same case with one name in the place of another one."""
+        steps = tuple(tuple(other if part == name else part for part in step) for step in self.steps)
+        return dataclasses.replace(self, steps=steps)
 
     def describe(self) -> dict[str, Any]:
         """The layer's case, the second spec where it matters, and the sequence as calls."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from weakref import WeakKeyDictionary
@@ -10,12 +9,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from harness.cases.kind_cases import KINDS, KindCase, quantised, shapes_of
+from harness.cases.kind_cases import KindCase, quantised, shapes_of
 from harness.compare import rounding
-from harness.compare.context import Context, Refused
+from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
 from harness.compare.life_model import completed, left_by
 from harness.compare.outcome import NoSlot, NotOffered, OutsideDomain
+from harness.compare.refusals import is_crash
 from harness.compare.rounding import Point, Quantities, coarser
 from harness.compare.thresholds import THRESHOLDS
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
@@ -48,7 +48,7 @@ class Kinds:
             return self.case.matrix(name, live)
         except RuntimeError:
             if not self.case.is_plain:
-                raise Refused from None  # of a grouped kernel there is more than one factorisation
+                raise OutsideDomain("of a grouped kernel there is more than one factorisation") from None
             shape = tuple(live.shape)
             raise NoSlot(
                 f"the subject's {name} of a {self.case.kind} layer has another shape, {shape}", name
@@ -65,9 +65,9 @@ class Kinds:
         values = {name: self.value(name) for name in self.names} | self.left
         return completed(values, self.case.weight.double(), self.case.spec)
 
-    def observe(self, case: KindCase) -> Quantities:
-        """Output as rows, and the gradients of <G, y> by the tensors and by x; float64."""
-        x = case.x.requires_grad_(case.input.is_floating_point())
+    def observe(self, case: KindCase, *, wants_gradient: bool = True) -> Quantities:
+        """Output as rows, and the gradients of <G, y> by the tensors and, where it wants one, by x; float64."""
+        x = case.x.requires_grad_(wants_gradient and case.input.is_floating_point())
         self.layer.clear_gradients()
         y = self.layer(x)
         rows = case.outputs(y)
@@ -83,40 +83,27 @@ class Kinds:
         return found
 
 
-SIZES = re.compile(
-    r"must match|mat1 and mat2|size mismatch|shape '", re.IGNORECASE
-)  # torch's words, no library's
-
-
 def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
-    """The subject on a layer of the case's kind. Raises NotOffered, or Refused for a layer out of the ordinary.
+    """The subject on a layer of the case's kind. Raises NotOffered.
 
-    Sizes that do not fit are no refusal: on a plain layer they are a fault of who calls the kind one that it takes.
+    A crash is no refusal (`harness/compare/refusals.py`): it is a fault of who calls the kind one that it takes.
     """
     if case.kind not in context.subject.layers:
         raise NotOffered(f"{case.kind} layers", "layers")
-    if case.kind == "quantised" and not case.quantiser:
-        raise OutsideDomain("no library that quantises is installed here: torchao or bitsandbytes")
+    _can_be_made(case)
     seed_torch(case.seed)
     try:
         layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
     except (SubjectRaised, Unsupported) as why:
-        if case.is_plain and is_misfit(why):
+        if is_crash(why):
             raise
-        if case.is_plain:
-            raise NotOffered(f"{case.spec.variant} on {case.kind} layers: {why}", "layers") from why
-        raise Refused from why
+        raise NotOffered(f"{case.spec.variant} on {case.what}: {why}", "layers") from why
     try:
         return Kinds(layer, case)
     except NoSlot:
         # Tensors of another shape may be a layout of the library's own, or a fault that shows in the output.
         starts_at_the_base(context, case, layer)
         raise
-
-
-def is_misfit(why: Exception) -> bool:
-    """Whether an exception is torch's about sizes that do not fit: no refusal, but a fault."""
-    return isinstance(why.__cause__, RuntimeError) and SIZES.search(str(why)) is not None
 
 
 def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor], Tensor]) -> None:
@@ -135,15 +122,24 @@ def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor
     context.judge(case, "output at the start", actual.double(), wanted.double(), unit * size)
 
 
-_TAKEN: WeakKeyDictionary[Implementation, dict[str, frozenset[str]]] = WeakKeyDictionary()
+_TAKEN: WeakKeyDictionary[Implementation, dict[tuple[str, str], bool]] = WeakKeyDictionary()
 
 
-def taken_by(context: Context) -> frozenset[str]:
-    """The kinds that the subject adapts with this variant, asked once with the plainest layer of each."""
-    known = _TAKEN.setdefault(context.subject, {})
-    if context.variant.id not in known:
-        known[context.variant.id] = frozenset(kind for kind in KINDS if _is_taken(context, kind))
-    return known[context.variant.id]
+def takes(context: Context, case: KindCase) -> bool:
+    """Whether the subject adapts layers of a kind with this variant, asked once with the plainest of them.
+
+    Raises OutsideDomain where no library that quantises is installed.
+    """
+    _can_be_made(case)
+    known, key = _TAKEN.setdefault(context.subject, {}), (context.variant.id, case.kind)
+    if key not in known:
+        known[key] = _is_taken(context, case.kind)
+    return known[key]
+
+
+def _can_be_made(case: KindCase) -> None:
+    if case.kind == "quantised" and not case.quantiser:
+        raise OutsideDomain("no library that quantises is installed here: torchao or bitsandbytes")
 
 
 def _is_taken(context: Context, kind: str) -> bool:
@@ -159,7 +155,7 @@ def _is_taken(context: Context, kind: str) -> bool:
     )
     try:
         adapted(context, context.abilities.fitted(case))
-    except (NotOffered, Refused, NoSlot):
+    except (NotOffered, NoSlot, SubjectRaised):
         return False
     return True
 

@@ -28,6 +28,7 @@ from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
 from harness.compare.life_model import Held, State, Weights, apply, completed, compositions, left_by
 from harness.compare.offered import offers
 from harness.compare.outcome import Deviation, NoSlot, ToldElsewhere
+from harness.compare.refusals import is_crash
 from harness.compare.thresholds import THRESHOLDS
 from oracles.implementation import Adapted, Unsupported
 from oracles.seeding import seed_torch
@@ -58,6 +59,7 @@ class Done:
     trained: frozenset[tuple[str, str]] = frozenset()
     output: Tensor = field(default_factory=lambda: torch.zeros(0))
     answer: Any = None
+    path: Path | None = None  # what was written to, where the step saves
     gradients: dict[str, Values] = field(default_factory=dict)
     refused: bool = False
 
@@ -259,8 +261,8 @@ class Life:
             getattr(self, f"_{step[0]}")(done, *step[1:])
         except Unsupported:
             return None
-        except SubjectRaised:
-            if not (self.merged and step[0] in (*SWITCHES, "merge")):
+        except SubjectRaised as error:
+            if is_crash(error) or not (self.merged and step[0] in (*SWITCHES, "merge")):
                 raise
             done.refused = True  # a right library may ask to be unmerged first
         return done
@@ -379,6 +381,7 @@ class Life:
         self.files += 1
         path = self.folder() / f"{self.files}" / "adapter"
         path.parent.mkdir()
+        done.path = path
         self._call("save", self.handles[name].adapted, path)
         seed_torch(self.case.seed + 77)
         found = self._call("load", self.case.base(), self.case.spec_of(name), path)

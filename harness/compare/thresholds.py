@@ -58,6 +58,9 @@ MASK_SHARE = 0.9  # of the entries, that are
 OUTSIDE_SPAN = (
     1e-2  # of what dropout changes at rank 1: rounding is 1e-6 of it, what the base path drops most of it
 )
+MOVED_SHARE = (
+    0.5  # of the entries with a gradient, that small steps move: in float32 all, in half precision hardly any
+)
 WHOLE_MASK = 1e-6  # how near one every kept-factor is where nothing was dropped
 
 

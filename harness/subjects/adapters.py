@@ -71,10 +71,13 @@ class Adapters(Implementation):
         return _adapted(layer, name, model)
 
     def set_adapters(self, adapted: Adapted, names: Sequence[str]) -> None:
-        """``set_active_adapters``."""
+        """``train_adapter``, which activates it and freezes the others; none: ``set_active_adapters``."""
         if len(names) > 1:
             raise Unsupported("adapters stacks or averages several adapters; it does not add them up")
-        _model(adapted).set_active_adapters(names[0] if names else None)
+        model = _model(adapted)
+        mode = model.training
+        model.train_adapter(names[0]) if names else model.set_active_adapters(None)
+        model.train(mode)
 
     def delete_adapter(self, adapted: Adapted, name: str) -> None:
         """``delete_adapter``."""

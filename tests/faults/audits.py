@@ -83,7 +83,7 @@ class Result:
 def code_hash() -> str:
     """The audit's code as it is: a result of another one is not this one's."""
     files = sorted(f for folder in CODE for f in (ROOT / folder).rglob("*.py") if "subjects" not in f.parts)
-    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:12]
+    return hashlib.sha256(b"\0".join(f.read_bytes() for f in (*files, Path(__file__)))).hexdigest()[:12]
 
 
 def key_of(run: Run) -> str:

@@ -19,6 +19,8 @@ NO_BOUND = {
     ("test_forward.py", 1e-6): "what the factors are multiplied by before the comparison",
     ("test_init.py", 1e-12): "keeps a division from zero",
     ("test_training.py", 1e-2): "the optimisers' step size",
+    ("test_dtype.py", 1e-4): "an optimiser's step size",
+    ("test_lifecycle_several.py", 1e-3): "an optimiser's step size",
 }
 COMPARES = ("judge", "demand", "allclose", "isclose", "close", "assert_close", "approx")
 FACTORS = (10, 100, 1000)

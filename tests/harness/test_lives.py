@@ -51,3 +51,14 @@ def test_every_claim_and_every_fault_is_shown() -> None:
     claims = {id_ for id_, check in load_checks().items() if check.info.aspect == "lifecycle"}
     assert {b.claim for b in BROKEN_LIVES} == claims
     assert {d.mistake.removeprefix("lifecycle.") for d in CATALOGUE} == {b.says for b in BROKEN_LIVES} - {""}
+
+
+def test_a_choice_that_is_stated_is_no_bug() -> None:
+    """That inactive adapters stay trainable is a bug where nobody says so."""
+    wrong = next(b for b in BROKEN_LIVES if b.name == "EveryAdapterTrainable")
+    stating = type("Stating", (wrong.make,), {"__doc__": "Adapters that are not active stay trainable."})  # type: ignore[misc, arg-type]
+    tags = [
+        [f.tag for f in audit(make(), ["lora"], checks=lambda c: c.id == wrong.claim, profile=QUICK).findings]
+        for make in (wrong.make, stating)
+    ]
+    assert tags == [["BUG"], ["OK-doc"]]

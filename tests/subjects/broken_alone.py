@@ -196,6 +196,20 @@ class NeverDouble(wrapped.Lora):
         return (fn.linear(fn.linear(self.drop(x.float()), A), B) * self.s).to(self.dtype)
 
 
+@layer("lora", "dtype.small_steps", "Faithful-with-doc-gap", LAYER)
+class FactorsInHalf(wrapped.Lora):
+    """A and B are held in the base's dtype, and computed with in float32."""
+
+    def build(self) -> None:
+        self.dtype = self.base.weight.dtype
+        super().build()
+        self.dtype = wrapped.wide(self.dtype)
+
+    def branch(self, x: Tensor) -> Tensor:
+        A, B = self.A.to(self.dtype), self.B.to(self.dtype)
+        return fn.linear(fn.linear(self.drop(x.to(self.dtype)), A), B) * self.s
+
+
 @layer("lora", "dtype.gradients", "Partial", LAYER)
 class LossScaleLeftIn(wrapped.Lora):
     """Over a half-precision base the gradient of A keeps a factor that should have been taken out."""

@@ -18,6 +18,19 @@ from tests.subjects.broken import Subclassed, add, layer, library
 
 QUIET = "init shapes forward save_load"
 
+# --- what the base layer's output is to autograd
+
+
+@layer("lora", "contexts.leaf_output", "Partial", QUIET)
+class AddsInPlace(wrapped.Lora):
+    """The update is added to the base's output in place, which autograd refuses where that is a leaf of the graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        y += self.branch(x).to(y.dtype)
+        return y
+
+
 # --- evaluation mode and gradients off
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from oracles.implementation import Adapted, AdapterSpec, Implementation
@@ -441,6 +442,142 @@ class FailedSwitchSwitchesOff(Layer):
     def switch(self, names: Sequence[str]) -> None:
         self.active = []
         super().switch(names)
+
+
+# --- names, ranks, what is trained, deleting while merged
+
+
+@layer("lora dora hra", "deleted_merged", "deleted_acts", 5)
+class DeletedWhileMerged(Layer):
+    """What is deleted while it is merged stays in the weight, for good."""
+
+    def delete(self, name: str) -> None:
+        if not self.merged:
+            super().delete(name)
+            return
+        self.active = [n for n in self.active if n != name]
+        del self.adapters["adapter_" + name]
+        self.aside = {}
+
+
+@layer("lora ia3", "taken_name", "name_taken")
+class NameTakenAgain(Layer):
+    """An adapter that is added under a name that is taken replaces the one that has it."""
+
+    def add(self, name: str, spec: AdapterSpec) -> None:
+        if "adapter_" + name in self.adapters:
+            del self.adapters["adapter_" + name]
+        super().add(name, spec)
+
+
+@layer("lora delora", "trainable", "inactive_trainable", 5)
+class EveryAdapterTrainable(Layer):
+    """Switching leaves requires_grad of every tensor on."""
+
+    def switch(self, names: Sequence[str]) -> None:
+        super().switch(names)
+        self.adapters.requires_grad_(True)
+
+
+def _with_others(layer: Layer, names: list[str], path) -> None:  # type: ignore[no-untyped-def]
+    """Add the tensors of these adapters to a file."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    more = {f"{n}.{t}": v.detach().clone() for n in names for t, v in layer.adapter(n).tensors().items()}
+    save_file({**load_file(path), **more}, path, metadata=metadata)
+
+
+class Reads(Library):
+    """Takes from a file what the adapter has."""
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path) -> Adapted:  # type: ignore[no-untyped-def]
+        found, held = self.adapt(base, spec), load_file(path)
+        with torch.no_grad():
+            for name, tensor in found.module.adapter("default").tensors().items():
+                tensor.copy_(held[name])
+        return found
+
+
+@library("lora", "saved_alone", "saved_beside", 7)
+class SavesNamesThatContainIt(Reads):
+    """The file has whatever tensors have the adapter's name somewhere in theirs."""
+
+    def save(self, adapted: Adapted, path) -> None:  # type: ignore[no-untyped-def]
+        super().save(adapted, path)
+        layer, own = adapted.module, adapted.name  # type: ignore[attr-defined]
+        names = [key.removeprefix("adapter_") for key in layer.adapters]
+        _with_others(layer, [n for n in names if own in n and n != own], path)
+
+
+@library("lora", "saved_alone", "", 7)
+class SavesThemAll(Reads):
+    """The file of an adapter has all of them."""
+
+    def save(self, adapted: Adapted, path) -> None:  # type: ignore[no-untyped-def]
+        super().save(adapted, path)
+        layer, own = adapted.module, adapted.name  # type: ignore[attr-defined]
+        names = [key.removeprefix("adapter_") for key in layer.adapters]
+        _with_others(layer, [n for n in names if n != own], path)
+
+
+@library("lora ia3", "saved_alone", "alike_mixed_up", 7)
+class SavesTheFirstThatFits(Library):
+    """What is saved is the first adapter whose name the one that is asked for begins with."""
+
+    def save(self, adapted: Adapted, path) -> None:  # type: ignore[no-untyped-def]
+        names = [key.removeprefix("adapter_") for key in adapted.module.adapters]
+        other = copy.copy(adapted)
+        object.__setattr__(other, "name", next(n for n in names if adapted.name.startswith(n)))  # type: ignore[attr-defined]
+        super().save(other, path)
+
+
+@layer("lora hra", "names", "alike_mixed_up", 5)
+class DeletesNamesThatContainIt(Layer):
+    """Deleting an adapter deletes those whose names contain its name."""
+
+    def delete(self, name: str) -> None:
+        super().delete(name)
+        for key in [k for k in self.adapters if name in k]:
+            del self.adapters[key]
+
+
+@layer("lora", "names", "alike_mixed_up", 5)
+class SwitchesNamesThatContainIt(Layer):
+    """Whatever has the name of an active adapter in its own acts, too."""
+
+    def acting(self) -> list:
+        names = [k.removeprefix("adapter_") for k in self.adapters]
+        chosen = [n for n in names if any(own in n for own in self.active)]
+        return [(self.adapter(n).tensors(), self.adapter(n).spec) for n in chosen]
+
+
+class FirstRank(Layer):
+    """Adapters share the first one's rank."""
+
+    def misfit(self, rank: int, first: int) -> bool:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = next(iter(self.adapters.values())).spec.rank  # type: ignore[union-attr]
+        if any(self.misfit(spec.rank, first) for _, spec in self.acting()):  # type: ignore[arg-type]
+            return x @ x.new_zeros(self.base.in_features + 1, 1)
+        return super().forward(x)
+
+
+@layer("lora dora", "other_rank", "higher_rank")
+class HigherRankFails(FirstRank):
+    """An adapter of a higher rank than the first one's is added, and fails at its first call."""
+
+    def misfit(self, rank: int, first: int) -> bool:
+        return rank > first
+
+
+@layer("lora", "other_rank", "lower_rank")
+class LowerRankFails(FirstRank):
+    """An adapter of a lower rank than the first one's is added, and fails at its first call."""
+
+    def misfit(self, rank: int, first: int) -> bool:
+        return rank < first
 
 
 __all__ = ["BROKEN_LIVES", "BrokenLife", "save_file"]

@@ -101,6 +101,8 @@ class LowRank(nn.Module):
 
     def merged(self) -> nn.Module:
         plain = copy.deepcopy(self.base)
+        if getattr(plain, "groups", 1) > 1:
+            raise Unsupported("a grouped convolution cannot hold the update")
         with torch.no_grad():
             update = self.s * self.B.flatten(1) @ self.A.flatten(1)
             self.fold(plain, update)
@@ -112,8 +114,6 @@ class LowRank(nn.Module):
             plain.weight.copy_(new.weight)
             plain.step.copy_(new.step)
         elif self.kind == "conv2d":
-            if plain.groups > 1:
-                raise Unsupported("a grouped convolution cannot hold the update")
             plain.weight += update.reshape(plain.weight.shape)
         else:
             plain.weight += update if self.kind == "linear" else update.T
@@ -188,7 +188,7 @@ class TransposedLayout(LowRank):
         return x @ (self.B @ self.A)
 
 
-@broken("embedding", "embed_scale")
+@broken("embedding_scale", "embed_scale")
 class ScaleIgnored(LowRank):
     """The update is not multiplied by the embedding's scale."""
 
@@ -196,7 +196,7 @@ class ScaleIgnored(LowRank):
         return fn.embedding(x, self.A.T, padding_idx=self.base.padding_idx) @ self.B.T
 
 
-@broken("embedding")
+@broken("embedding_tied")
 class TiedHeadWritten(LowRank):
     """The update is kept in the weight, which the head shares."""
 
@@ -209,7 +209,7 @@ class TiedHeadWritten(LowRank):
         return y
 
 
-@broken("conv2d", "groups_ignored")
+@broken("conv2d_groups", "groups_ignored")
 class GroupsIgnored(LowRank):
     """Every output channel sees the first group's coordinates."""
 
@@ -219,7 +219,7 @@ class GroupsIgnored(LowRank):
         return fn.conv2d(h[:, : self.B.shape[1]], self.B)
 
 
-@broken("conv2d")
+@broken("conv2d_dilation")
 class DilationIgnored(LowRank):
     """The adapter's own convolution has the layer's stride and padding, not its dilation."""
 
@@ -271,7 +271,7 @@ class UpdateLost(LowRank):
         return 0 * super().path_conv1d(x)
 
 
-@broken("merge", "update_lost")
+@broken("merge_quantised", "update_lost")
 class LostInTheQuantisedWeight(LowRank):
     """The merged weight is rounded with the steps of the old one, and the update is cast to its integers first."""
 
@@ -282,7 +282,7 @@ class LostInTheQuantisedWeight(LowRank):
             super().fold(plain, update)
 
 
-@broken("merge", "mirrored")
+@broken("merge_conv2d", "mirrored")
 class FoldedInTheWrongOrder(LowRank):
     """The kernel of a merged convolution has its positions mirrored."""
 
@@ -293,7 +293,7 @@ class FoldedInTheWrongOrder(LowRank):
             super().fold(plain, update)
 
 
-@broken("merge", "unmerged_otherwise")
+@broken("merge_conv1d", "unmerged_otherwise")
 class TakenOutAlongTheOtherAxis(LowRank):
     """Unmerging a Conv1D takes the update out as if the weight were stored the other way round."""
 
@@ -304,7 +304,7 @@ class TakenOutAlongTheOtherAxis(LowRank):
         super().take_out()
 
 
-@broken("merge", "unmerged_otherwise")
+@broken("merge_conv2d", "unmerged_otherwise")
 class BiasNotTakenOut(LowRank):
     """What merging did to a convolution's bias stays there."""
 
@@ -336,7 +336,7 @@ class FactorsOfTheOtherShape(LowRank):
         return x.new_full((*x.shape[:-1], self.base.nf), 0.5)
 
 
-@broken("merge")
+@broken("merge_conv1d")
 class FoldedTheOtherWayRound(LowRank):
     """A Conv1D's update is added as if the weight were stored (out, in), which raises where it is not square."""
 
@@ -345,3 +345,107 @@ class FoldedTheOtherWayRound(LowRank):
             plain.weight += update
         else:
             super().fold(plain, update)
+
+
+@broken("merge_conv1d")
+class AssignsATensor(LowRank):
+    """Folding gives a Conv1D a tensor in place of its parameter, which torch refuses: no refusal of the library."""
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        if self.kind == "conv1d":
+            plain.weight = plain.weight.data + update.T
+        else:
+            super().fold(plain, update)
+
+
+@broken("embedding", "update_lost")
+class TokensIgnored(LowRank):
+    """On an embedding the adapter is there, and not called."""
+
+    def path_embedding(self, x: Tensor) -> Tensor:
+        return 0 * super().path_embedding(x)
+
+
+class NotFoldedIn(LowRank):
+    """Merging leaves layers of one shape as they are."""
+
+    def leaves(self, plain: nn.Module) -> bool:
+        raise NotImplementedError
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        if not self.leaves(plain):
+            super().fold(plain, update)
+
+
+@broken("merge_embedding", "update_lost")
+class EmbeddingNotFolded(NotFoldedIn):
+    """Merging leaves an embedding as it is."""
+
+    def leaves(self, plain: nn.Module) -> bool:
+        return self.kind == "embedding"
+
+
+@broken("merge_embedding_tied", "update_lost")
+class EmbeddingOfTokensNotFolded(NotFoldedIn):
+    """Merging leaves an embedding without padding and scale as it is."""
+
+    def leaves(self, plain: nn.Module) -> bool:
+        return self.kind == "embedding" and plain.padding_idx is None and not hasattr(plain, "embed_scale")
+
+
+@broken("merge_embedding_scale", "embed_scale")
+class FoldedWithoutTheScale(LowRank):
+    """The folded update is divided by the embedding's scale."""
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        super().fold(plain, update / getattr(plain, "embed_scale", 1.0))
+
+
+@broken("merge_conv2d_dilation", "update_lost")
+class DilatedNotFolded(NotFoldedIn):
+    """Merging leaves a dilated convolution as it is."""
+
+    def leaves(self, plain: nn.Module) -> bool:
+        return self.kind == "conv2d" and plain.dilation[0] > 1
+
+
+@broken("merge_conv2d_groups", "update_lost")
+class GroupedNotFolded(LowRank):
+    """Merging leaves a convolution with groups as it is, without a word."""
+
+    def merged(self) -> nn.Module:
+        return copy.deepcopy(self.base) if getattr(self.base, "groups", 1) > 1 else super().merged()
+
+
+class AddsInPlace(LowRank):
+    """On layers of one kind the update is added to the base's output in place."""
+
+    where = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind != self.where or self.kept is not None:
+            return super().forward(x)
+        y = self.base(x)
+        y += self.s * getattr(self, f"path_{self.kind}")(x)
+        return y
+
+
+@broken("leaf_conv1d")
+class AddsInPlaceOnConv1D(AddsInPlace):
+    """On a Conv1D the update is added to the base's output in place, which autograd refuses where that is a leaf."""
+
+    where = "conv1d"
+
+
+@broken("leaf_embedding")
+class AddsInPlaceOnEmbeddings(AddsInPlace):
+    """The same on an embedding."""
+
+    where = "embedding"
+
+
+@broken("leaf_conv2d")
+class AddsInPlaceOnConvolutions(AddsInPlace):
+    """The same on a convolution."""
+
+    where = "conv2d"
