@@ -17,6 +17,7 @@ from harness.cases.layer_cases import Case
 from harness.compare.abilities import abilities_of
 from harness.compare.context import Context, Worst
 from harness.compare.portrait import Sitting, Value, Values, same
+from harness.compare.thresholds import HALF_DIGITS, THRESHOLDS
 from harness.engine.checks import Check
 from oracles.equation import Equation
 from oracles.implementation import AdapterSpec, Implementation
@@ -31,6 +32,18 @@ GENERIC = (
     {"in_features": 4, "out_features": 7, "rank": 2, "alpha": 5.0, "batch": (3,), "seed": 7, "bias": True},
 )
 MOST_PAIRED, MOST_TRIPLED = 24, 14
+# Said of the function itself alone: a start or a gradient can be nearly right for other reasons.
+CAN_BE_COARSE = ("forward.random_parameters",)
+COARSE = Diagnosis(
+    "forward.coarse",
+    "the output is the reference's to the digits of half precision only",
+    "something is rounded to bfloat16 or float16 on the way, or a small constant is added: small updates are lost, and "
+    "a checkpoint answers otherwise than elsewhere",
+    matched=1,
+    tried=1,
+    source="check",
+    remedy="compute the adapter's branch in its parameters' dtype",
+)
 
 Key = tuple[int, str, str]  # case, part, quantity
 Set = tuple[Mistake, ...]
@@ -261,6 +274,15 @@ def diagnose(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, 
     # The one that changes least is what the claim is due to: a wrong function also has wrong gradients.
     due.sort(key=lambda entry: (failing not in entry[1], found.reach[entry[0].id]))
     return tuple(described(m, len(where), len(at)) for m, where in due)
+
+
+def coarse(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ...]:
+    """What is said of a function that nothing explains and that, on every case, is nearly right; else nothing."""
+    if check.id not in CAN_BE_COARSE or failing.dtype not in ("float32", "float64"):
+        return ()
+    near = dataclasses.replace(context, worst=Worst(), slack=HALF_DIGITS / THRESHOLDS["formula"])
+    asked = [context.abilities.fitted(case) for case in (failing, *others(failing))]
+    return (COARSE,) if all(holds(check, near, case) for case in asked) else ()
 
 
 def others(failing: Case) -> list[Case]:

@@ -1,0 +1,94 @@
+"""A function that no known mistake computes is told by what it is like: not affine, a row not alone, nearly right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as fn
+
+from harness.cases.profiles import Profile
+from harness.engine.checks import Check
+from tests.subjects import wrapped
+from tests.subjects.judged import audit
+
+
+class Activated(wrapped.Lora):
+    """There is an activation on the update."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return torch.tanh(super().branch(x))
+
+
+class RowsMixed(wrapped.Lora):
+    """The batch's mean is taken from the update's input."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return super().branch(x - x.mean(dim=0, keepdim=True) if x.dim() > 1 else x)
+
+
+class Coarse(wrapped.Lora):
+    """The update's input is rounded to bfloat16."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return super().branch(x.bfloat16().to(x.dtype))
+
+
+class Otherwise(wrapped.Lora):
+    """Affine, row by row, and another function: the update's input is shifted by one feature."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return super().branch(x.roll(1, dims=-1))
+
+
+class Subtracted(wrapped.Lora):
+    """The update is subtracted."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return -super().branch(x)
+
+
+class BiasTwice(wrapped.Lora):
+    """The update brings the base's bias along."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        y = super().branch(x)
+        return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
+
+
+def titles(layer: type[wrapped.Lora]) -> list[str]:
+    """The titles of what is found of the function and of its kind."""
+
+    def asked(check: Check) -> bool:
+        return check.id in ("forward.random_parameters", "forward.linear")
+
+    subject = wrapped.Library({"lora": layer})
+    return [f.title for f in audit(subject, ["lora"], checks=asked, profile=Profile("quick", 4, 0)).findings]
+
+
+NOT_THE_REFERENCES = "the output is not the reference's"
+
+
+@pytest.mark.parametrize(
+    ("layer", "title"),
+    [
+        (Activated, f"{NOT_THE_REFERENCES}: the layer is not affine in its input"),
+        (RowsMixed, f"{NOT_THE_REFERENCES}: a row of a batch is answered otherwise than alone"),
+        (Coarse, "the output is the reference's to the digits of half precision only"),
+        (Otherwise, NOT_THE_REFERENCES),
+        (Subtracted, "the adapter's update is subtracted instead of added"),
+        (BiasTwice, "the base bias is added twice"),
+    ],
+)
+def test_a_wrong_function_is_told_by_what_it_is_like(layer: type[wrapped.Lora], title: str) -> None:
+    assert titles(layer) == [title]
+
+
+def test_a_right_function_is_not_told_of() -> None:
+    assert titles(wrapped.Lora) == []
+
+
+def test_the_rounding_is_coarse_enough_to_be_seen() -> None:
+    """What the subject above computes is not the right function within single precision."""
+    x = fn.normalize(torch.linspace(1, 2, 7), dim=0)
+    assert not torch.allclose(x.bfloat16().float(), x, rtol=1e-4)
