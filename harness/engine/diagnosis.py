@@ -32,6 +32,7 @@ GENERIC = (
     {"in_features": 4, "out_features": 7, "rank": 2, "alpha": 5.0, "batch": (3,), "seed": 7, "bias": True},
 )
 MOST_PAIRED, MOST_TRIPLED = 24, 14
+EVALUATED = "output in evaluation mode"
 # Said of the function itself alone: a start or a gradient can be nearly right for other reasons.
 CAN_BE_COARSE = ("forward.random_parameters",)
 COARSE = Diagnosis(
@@ -121,6 +122,7 @@ class Search:
         self.held = [_held(subject, case) for case in self.cases]
         self.subject = Portraits(subject, self.cases, self.held)
         self.right = Portraits(Equation(), self.cases, self.held)
+        self.left_out = ""  # a quantity that is not looked at
 
     def portraits(self, mistakes: Set) -> Portraits:
         """Of the equation with these mistakes, at the subject's parameters."""
@@ -134,7 +136,8 @@ class Search:
         for name, case in itertools.product(parts, range(len(self.cases))):
             mine, right = self.subject.part(case, name), self.right.part(case, name)
             if mine is not None and right is not None:
-                keys += [(case, name, quantity) for quantity in dict.fromkeys([*right, *mine])]
+                quantities = dict.fromkeys([*right, *mine])
+                keys += [(case, name, quantity) for quantity in quantities if quantity != self.left_out]
         return keys
 
     def same(self, key: Key, a: Value | None, b: Value | None) -> bool:
@@ -155,7 +158,8 @@ class Search:
         """What explains the subject, and what is left."""
         found: Set = ()
         for number, stage in enumerate(STAGES):
-            found += self._stage(found, stage, [p for s in STAGES[:number] for p in s.parts])
+            before = [p for s in STAGES[:number] for p in s.parts]
+            found += self._stage(found, stage, before) or self._in_training(found, stage, before)
         parts = [p for stage in STAGES for p in stage.parts]
         left, wrong = _quantities(self.wrong(found, parts)), _quantities(self.wrong((), parts))
         reach = {m.id: self._reach(m, parts) for m in found}
@@ -179,6 +183,17 @@ class Search:
             if most == len(wrong):
                 break
         return best
+
+    def _in_training(self, found: Set, stage: Stage, before: Sequence[str]) -> Set:
+        """What explains a function that is wrong in training mode alone, as where evaluation folds the adapter in."""
+        wrong = _quantities(self.wrong(found, stage.parts))
+        if not wrong or EVALUATED not in _quantities(self.told(stage.parts)) or EVALUATED in wrong:
+            return ()
+        self.left_out = EVALUATED
+        try:
+            return self._stage(found, stage, before)
+        finally:
+            self.left_out = ""
 
     def _candidates(self, found: Set, stage: Stage, wrong: frozenset[Key]) -> Iterator[Set]:
         """Every single entry that speaks of the stage, then pairs and triples of those that touch what is wrong."""

@@ -56,11 +56,43 @@ class BiasTwice(wrapped.Lora):
         return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
 
 
-def titles(layer: type[wrapped.Lora]) -> list[str]:
+class SubtractedInTraining(wrapped.Lora):
+    """The update is subtracted in training mode alone; evaluation folds the right one in."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return -super().branch(x) if self.training else super().branch(x)
+
+
+class LeftFolded(wrapped.Lora):
+    """Evaluation folds the update into the base weight, and training does not take it out."""
+
+    folded = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else self.base(x)
+
+    def train(self, mode: bool = True) -> LeftFolded:
+        if not mode and not self.folded and hasattr(self, "B"):
+            with torch.no_grad():
+                self.base.weight += (self.s * self.B @ self.A).to(self.base.weight.dtype)
+            self.folded = True
+        return super().train(mode)
+
+
+class OtherInEvaluation(wrapped.Lora):
+    """Evaluation leaves the update out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else self.base(x)
+
+
+def titles(
+    layer: type[wrapped.Lora], checks: tuple[str, ...] = ("forward.random_parameters", "forward.linear")
+) -> list[str]:
     """The titles of what is found of the function and of its kind."""
 
     def asked(check: Check) -> bool:
-        return check.id in ("forward.random_parameters", "forward.linear")
+        return check.id in checks
 
     subject = wrapped.Library({"lora": layer})
     return [f.title for f in audit(subject, ["lora"], checks=asked, profile=Profile("quick", 4, 0)).findings]
@@ -77,6 +109,7 @@ NOT_THE_REFERENCES = "the output is not the reference's"
         (Coarse, "the output is the reference's to the digits of half precision only"),
         (Otherwise, NOT_THE_REFERENCES),
         (Subtracted, "the adapter's update is subtracted instead of added"),
+        (SubtractedInTraining, "the adapter's update is subtracted instead of added"),
         (BiasTwice, "the base bias is added twice"),
     ],
 )
@@ -85,7 +118,22 @@ def test_a_wrong_function_is_told_by_what_it_is_like(layer: type[wrapped.Lora], 
 
 
 def test_a_right_function_is_not_told_of() -> None:
-    assert titles(wrapped.Lora) == []
+    assert titles(wrapped.Lora, ("forward.random_parameters", "forward.linear", "forward.eval_mode")) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "title"),
+    [
+        (
+            LeftFolded,
+            "evaluating changes the layer: back in training mode it computes another function than before",
+        ),
+        (OtherInEvaluation, "without dropout, training mode and evaluation mode compute different functions"),
+    ],
+)
+def test_what_evaluating_leaves_is_no_other_function(layer: type[wrapped.Lora], title: str) -> None:
+    """Where evaluation answers as training did, and training no longer does, evaluating is what is wrong."""
+    assert titles(layer, ("forward.eval_mode",)) == [title]
 
 
 def test_the_rounding_is_coarse_enough_to_be_seen() -> None:
