@@ -130,6 +130,16 @@ def test_effective_weight(context: Context, case: Case) -> None:
     context.judge(case, "effective bias", ours[1], theirs[1], sizes[1], noise=amplified)
 
 
+ROWS = Diagnosis(
+    "forward.rows",
+    "a row of a batch is answered otherwise than alone",
+    "what a token's output is depends on the other samples that happen to be in its batch",
+    matched=1,
+    tried=1,
+    source="check",
+)
+
+
 @check(
     "forward",
     "critical",
@@ -149,7 +159,11 @@ def test_linear(context: Context, case: Case) -> None:
         alone = torch.cat([layer(row[None]).double() for row in case.x.reshape(-1, case.in_features)])
         batch = layer(case.x).double()
     _same(context, case, "y(2x − z) against 2y(x) − y(z)", combined, parts, 4.0)
-    _same(context, case, "rows of a batch alone", alone.reshape(batch.shape), batch, 1.0)
+    try:
+        _same(context, case, "rows of a batch alone", alone.reshape(batch.shape), batch, 1.0)
+    except Deviation as found:
+        found.diagnosis = ROWS
+        raise
 
 
 def _same(context: Context, case: Case, what: str, actual: Tensor, exact: Tensor, growth: float) -> None:
@@ -335,6 +349,16 @@ def _state(layer: Layer) -> dict[str, Tensor]:
     return tensors | {f"slot {n}": layer.view(n) for n in layer.names}
 
 
+CHANGED_BY_EVALUATING = Diagnosis(
+    "forward.changed_by_evaluating",
+    "evaluating changes the layer: back in training mode it computes another function than before",
+    "each evaluation during training leaves another model than the one that was trained",
+    matched=1,
+    tried=1,
+    source="check",
+)
+
+
 @check(
     "forward",
     "critical",
@@ -356,7 +380,11 @@ def test_eval_mode(context: Context, case: Case) -> None:
     layer.train()
     again = layer(case.x).detach().double()
     _same(context, case, "output in evaluation mode", evaluated, trained, 1.0)
-    _same(context, case, "output back in training mode", again, trained, 1.0)
+    try:
+        _same(context, case, "output back in training mode", again, trained, 1.0)
+    except Deviation as found:
+        found.diagnosis = CHANGED_BY_EVALUATING
+        raise
 
 
 FOLDED = Diagnosis(

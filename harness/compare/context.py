@@ -73,6 +73,7 @@ class Context:
     variant: Variant
     worst: Worst = field(default_factory=Worst)
     left_out: str = ""  # why the oracle could not be asked of some case
+    slack: float = 1.0  # how many times its threshold a difference may be: to see how large one is
 
     def layer(self, case: Case, seed: int = 0) -> Layer:
         """The subject on a fresh base of ``case``, torch's generator seeded from the case.
@@ -249,7 +250,7 @@ class Context:
         """
         if not bool(torch.isfinite(exact).all()):
             raise OracleRefused("what it would be compared with is NaN or infinite here")
-        threshold = THRESHOLDS[kind]
+        threshold = THRESHOLDS[kind] * self.slack
         ratio = rounding.ratio(actual, exact, floor)
         if ratio > 1 and noise is not None:
             ratio = rounding.ratio(actual, exact, max(floor, noise()))

@@ -53,6 +53,9 @@ BASE_CHANGED = 1e-4  # outputs of order one by which a base that was replaced is
 EVALUATION_GAP = 1e-5  # evaluation with p > 0 against p = 0, relative to the largest entry
 SAME_UPDATE = 1e-3  # what is left of a merged update when a multiple of the right one is taken off, relative
 SAME_DRAWS = 1e-4  # outputs under the same masks, relative to the largest entry
+HALF_DIGITS = (
+    2.0**16
+)  # bfloat16's roundoff in float32's: where every difference is smaller, something is rounded
 MASK_ENTRY = 0.1  # how near 0 or 1/(1 − p) a kept-factor x_d / x has to be to be one
 MASK_SHARE = 0.9  # of the entries, that are
 OUTSIDE_SPAN = (

@@ -17,6 +17,7 @@ from harness.cases.layer_cases import Case
 from harness.compare.abilities import abilities_of
 from harness.compare.context import Context, Worst
 from harness.compare.portrait import Sitting, Value, Values, same
+from harness.compare.thresholds import HALF_DIGITS, THRESHOLDS
 from harness.engine.checks import Check
 from oracles.equation import Equation
 from oracles.implementation import AdapterSpec, Implementation
@@ -31,6 +32,19 @@ GENERIC = (
     {"in_features": 4, "out_features": 7, "rank": 2, "alpha": 5.0, "batch": (3,), "seed": 7, "bias": True},
 )
 MOST_PAIRED, MOST_TRIPLED = 24, 14
+EVALUATED = "output in evaluation mode"
+# Said of the function itself alone: a start or a gradient can be nearly right for other reasons.
+CAN_BE_COARSE = ("forward.random_parameters",)
+COARSE = Diagnosis(
+    "forward.coarse",
+    "the output is the reference's to the digits of half precision only",
+    "something is rounded to bfloat16 or float16 on the way, or a small constant is added: small updates are lost, and "
+    "a checkpoint answers otherwise than elsewhere",
+    matched=1,
+    tried=1,
+    source="check",
+    remedy="compute the adapter's branch in its parameters' dtype",
+)
 
 Key = tuple[int, str, str]  # case, part, quantity
 Set = tuple[Mistake, ...]
@@ -108,6 +122,7 @@ class Search:
         self.held = [_held(subject, case) for case in self.cases]
         self.subject = Portraits(subject, self.cases, self.held)
         self.right = Portraits(Equation(), self.cases, self.held)
+        self.left_out = ""  # a quantity that is not looked at
 
     def portraits(self, mistakes: Set) -> Portraits:
         """Of the equation with these mistakes, at the subject's parameters."""
@@ -121,7 +136,8 @@ class Search:
         for name, case in itertools.product(parts, range(len(self.cases))):
             mine, right = self.subject.part(case, name), self.right.part(case, name)
             if mine is not None and right is not None:
-                keys += [(case, name, quantity) for quantity in dict.fromkeys([*right, *mine])]
+                quantities = dict.fromkeys([*right, *mine])
+                keys += [(case, name, quantity) for quantity in quantities if quantity != self.left_out]
         return keys
 
     def same(self, key: Key, a: Value | None, b: Value | None) -> bool:
@@ -142,7 +158,8 @@ class Search:
         """What explains the subject, and what is left."""
         found: Set = ()
         for number, stage in enumerate(STAGES):
-            found += self._stage(found, stage, [p for s in STAGES[:number] for p in s.parts])
+            before = [p for s in STAGES[:number] for p in s.parts]
+            found += self._stage(found, stage, before) or self._in_training(found, stage, before)
         parts = [p for stage in STAGES for p in stage.parts]
         left, wrong = _quantities(self.wrong(found, parts)), _quantities(self.wrong((), parts))
         reach = {m.id: self._reach(m, parts) for m in found}
@@ -166,6 +183,17 @@ class Search:
             if most == len(wrong):
                 break
         return best
+
+    def _in_training(self, found: Set, stage: Stage, before: Sequence[str]) -> Set:
+        """What explains a function that is wrong in training mode alone, as where evaluation folds the adapter in."""
+        wrong = _quantities(self.wrong(found, stage.parts))
+        if not wrong or EVALUATED not in _quantities(self.told(stage.parts)) or EVALUATED in wrong:
+            return ()
+        self.left_out = EVALUATED
+        try:
+            return self._stage(found, stage, before)
+        finally:
+            self.left_out = ""
 
     def _candidates(self, found: Set, stage: Stage, wrong: frozenset[Key]) -> Iterator[Set]:
         """Every single entry that speaks of the stage, then pairs and triples of those that touch what is wrong."""
@@ -261,6 +289,15 @@ def diagnose(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, 
     # The one that changes least is what the claim is due to: a wrong function also has wrong gradients.
     due.sort(key=lambda entry: (failing not in entry[1], found.reach[entry[0].id]))
     return tuple(described(m, len(where), len(at)) for m, where in due)
+
+
+def coarse(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ...]:
+    """What is said of a function that nothing explains and that, on every case, is nearly right; else nothing."""
+    if check.id not in CAN_BE_COARSE or failing.dtype not in ("float32", "float64"):
+        return ()
+    near = dataclasses.replace(context, worst=Worst(), slack=HALF_DIGITS / THRESHOLDS["formula"])
+    asked = [context.abilities.fitted(case) for case in (failing, *others(failing))]
+    return (COARSE,) if all(holds(check, near, case) for case in asked) else ()
 
 
 def others(failing: Case) -> list[Case]:

@@ -56,7 +56,8 @@ class Failure:
             return (), ""
         try:
             with isolation.global_state(self.context.subject), isolation.time_limit(self.context.subject):
-                return diagnosis.diagnose(self.check, self.context, case), ""
+                found = diagnosis.diagnose(self.check, self.context, case)
+                return found or diagnosis.coarse(self.check, self.context, case), ""
         except MISBEHAVES:
             return (), ""
         except Exception as error:

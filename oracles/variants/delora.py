@@ -18,6 +18,7 @@ from oracles.variants.shared_mistakes import (
     common,
     dropouts,
     lost_bias,
+    more_branches,
     more_dropouts,
     shape_b,
     starts_of_factors,
@@ -301,6 +302,7 @@ MISTAKES = (
     both_zero("delora"),
     *branches("delora"),
     *more_dropouts("delora"),
+    *more_branches("delora"),
 )
 
 

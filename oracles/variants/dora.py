@@ -19,6 +19,7 @@ from oracles.variants.shared_mistakes import (
     detached,
     dropouts,
     lost_bias,
+    more_branches,
     more_dropouts,
     scales,
     starts_of_factors,
@@ -265,6 +266,7 @@ MISTAKES = (
     both_zero("dora"),
     *branches("dora"),
     *more_dropouts("dora"),
+    *more_branches("dora"),
 )
 
 

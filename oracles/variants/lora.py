@@ -16,6 +16,7 @@ from oracles.variants.shared_mistakes import (
     common,
     dropouts,
     lost_bias,
+    more_branches,
     more_dropouts,
     scales,
     starts_of_factors,
@@ -61,6 +62,7 @@ MISTAKES = (
     both_zero("lora"),
     *branches("lora"),
     *more_dropouts("lora"),
+    *more_branches("lora"),
 )
 
 

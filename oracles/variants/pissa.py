@@ -21,7 +21,15 @@ from oracles.variants.record import (
     Variant,
     form_of,
 )
-from oracles.variants.shared_mistakes import branches, common, dropouts, lost_bias, more_dropouts, scales
+from oracles.variants.shared_mistakes import (
+    branches,
+    common,
+    dropouts,
+    lost_bias,
+    more_branches,
+    more_dropouts,
+    scales,
+)
 from oracles.variants.shared_parts import RSLORA, A, B, adding, no_bias
 
 
@@ -129,6 +137,7 @@ MISTAKES = (
     lost_bias("pissa", {"bias": no_bias}),
     *branches("pissa"),
     *more_dropouts("pissa"),
+    *more_branches("pissa"),
 )
 
 

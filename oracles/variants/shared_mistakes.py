@@ -384,3 +384,31 @@ def lost_bias(variant: str, changes: dict[str, Any]) -> Mistake:
         changes,
         "add the base layer's bias to the output",
     )
+
+
+def _negative(t: Tensor) -> Tensor:
+    return -t
+
+
+def _twice(b: Tensor | None, *_: Any) -> Tensor | None:
+    return None if b is None else 2 * b
+
+
+def more_branches(variant: str) -> list[Mistake]:
+    """Of methods that add a branch to the base path, those that were seen later: they come last in a diagnosis."""
+    return [
+        Mistake(
+            f"{variant}.branch_subtracted",
+            "the adapter's update is subtracted instead of added",
+            "the same parameters push the output the other way: a checkpoint from elsewhere acts with the wrong sign",
+            {"branch": _negative},
+            "add the branch's output to the base layer's",
+        ),
+        Mistake(
+            f"{variant}.bias_doubled",
+            "the base bias is added twice",
+            "every layer with a bias is shifted by it, from the first step on",
+            {"bias": _twice},
+            "add the base layer's bias once: the base layer's own output has it",
+        ),
+    ]

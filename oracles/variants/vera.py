@@ -28,6 +28,7 @@ from oracles.variants.shared_mistakes import (
     common,
     dropouts,
     lost_bias,
+    more_branches,
     more_dropouts,
     shape_a,
     shape_b,
@@ -234,6 +235,7 @@ MISTAKES = (
     lost_bias("vera", {"bias": no_bias}),
     *branches("vera"),
     *more_dropouts("vera"),
+    *more_branches("vera"),
 )
 
 

@@ -32,6 +32,8 @@ FAILURE_MODES = {
 }
 UNTOLD = ("unverified", "mode_missing", "not_offered", "wrapper")
 RECORDED = "recorded case"
+# What a layer is asked about itself: says in which way it is no reference's, where no known mistake does.
+ABOUT_THE_LAYER = ("forward.linear",)
 # Differences of form: what is computed and kept is the same.
 OF_STYLE = {"save_load.pickle"}
 
@@ -254,7 +256,15 @@ class Defect:
             "not_offered": f"{aspect.capitalize()} cannot be verified: the subject offers no save or no load",
             "declared": self._declared_title(),
         }
-        return by_kind.get(self.kind) or (self.diagnosis.summary if self.diagnosis else self.info(lead).title)
+        return by_kind.get(self.kind) or (self.diagnosis.summary if self.diagnosis else self._unexplained())
+
+    def _unexplained(self) -> str:
+        """What the first claim asks and, where the layer alone shows it, in which way it is wrong."""
+        title = self.info(self.lead).title
+        shown = next((c for c in self.claims[1:] if c.check in ABOUT_THE_LAYER), None)
+        if shown is None:
+            return title
+        return f"{title}: {shown.diagnosis.summary if shown.diagnosis else self.info(shown).title}"
 
     def _declared_title(self) -> str:
         declared = covering(self.run.declarations, self.lead)

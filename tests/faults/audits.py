@@ -49,6 +49,8 @@ class Run:
     )
     profile: str = "quick"
     label: str = ""  # what has been done to the subject, where that is not in its file
+    overrides: tuple[str, ...] = ()  # versions to install whatever a package asks for
+    excludes: tuple[str, ...] = ()  # packages not to install though one asks for them
 
     def asks(self, check: str) -> bool:
         """Whether this run asks a check."""
@@ -89,6 +91,8 @@ def code_hash() -> str:
 def key_of(run: Run) -> str:
     """What a result is kept under."""
     what = [run.ref, run.requires, run.variant, run.only, run.here, run.profile, run.label, run.concerns]
+    if run.overrides or run.excludes:
+        what += [run.overrides, run.excludes]
     told = json.dumps(what)
     return f"{run.variant}-" + hashlib.sha256(told.encode()).hexdigest()[:16]
 
@@ -175,7 +179,8 @@ def _groups(runs: Iterable[Run]) -> list[list[Run]]:
     """Runs that can share their imports: in this process, and but for the library itself with the same packages."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.here, _package(run), run.requires[1:]), []).append(run)
+        alike = run.here, _package(run), run.requires[1:], run.overrides, run.excludes
+        groups.setdefault(alike, []).append(run)
     return list(groups.values())
 
 
@@ -307,7 +312,7 @@ def _interpreter(run: Run) -> Path | None:
 
     if not run.requires:
         return None
-    metadata = environment.Metadata(run.requires)
+    metadata = environment.Metadata(run.requires, overrides=run.overrides, excludes=run.excludes)
     return environment.interpreter(metadata, lambda line: print(line, file=sys.stderr, flush=True))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Fault:
     package: str
     requires: tuple[str, ...]
     here: bool = True  # whether it can be audited in the process that asks
+    overrides: tuple[str, ...] = ()  # versions to install whatever a package asks for
+    excludes: tuple[str, ...] = ()  # packages not to install though one asks for them
     shared: str = ""  # why the later release has a finding of the same name, where that is another fault
 
     def requirements(self, release: str) -> tuple[str, ...]:
@@ -93,19 +95,20 @@ def _fault(entry: dict[str, Any], subjects: dict[str, Any]) -> Fault:
         package=subject["package"],
         requires=requires,
         here=subject.get("here", True),
+        overrides=tuple(subject.get("overrides", ())),
+        excludes=tuple(subject.get("excludes", ())),
         **{**entry, "checks": tuple(entry["checks"])},
     )
 
 
 def runs(faults: Sequence[Fault], profile: str = "quick") -> list[Run]:
     """The audits that the reports ask for, each release and variant once, with the checks of all its reports."""
-    wanted: dict[tuple[str, tuple[str, ...], str, bool], set[str]] = {}
+    wanted: dict[Run, set[str]] = {}
     for fault in faults:
         for release in (fault.bad, fault.good):
             wanted.setdefault(_place(fault, release), set(BROAD)).update(fault.checks)
     found = [
-        Run(ref, requires, variant, tuple(sorted(checks)), only=True, here=here, profile=profile)
-        for (ref, requires, variant, here), checks in wanted.items()
+        replace(place, concerns=tuple(sorted(checks)), profile=profile) for place, checks in wanted.items()
     ]
     return sorted(found, key=lambda run: not run.here)  # the quick ones first
 
@@ -113,9 +116,11 @@ def runs(faults: Sequence[Fault], profile: str = "quick") -> list[Run]:
 def run_of(fault: Fault, release: str, among: Iterable[Run]) -> Run:
     """The audit of one of a fault's releases."""
     place = _place(fault, release)
-    return next(run for run in among if (run.ref, run.requires, run.variant, run.here) == place)
+    return next(run for run in among if replace(run, concerns=(), profile=place.profile) == place)
 
 
-def _place(fault: Fault, release: str) -> tuple[str, tuple[str, ...], str, bool]:
+def _place(fault: Fault, release: str) -> Run:
+    """What is audited for a report on one of its releases, but for the checks."""
     here = fault.here and not any(check.startswith(AGAINST_PEFT) for check in fault.checks)
-    return fault.ref, fault.requirements(release), fault.variant, here
+    environment = {"overrides": fault.overrides, "excludes": fault.excludes}
+    return Run(fault.ref, fault.requirements(release), fault.variant, only=True, here=here, **environment)

@@ -6,8 +6,7 @@ Nothing is copied or written: a file's source is changed as it is imported, in a
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
-import importlib.util
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,10 @@ from tests.faults import audits
 from tests.faults.audits import Result, Run
 from tests.planted.catalogue import FAULTS, Fault
 from tests.planted.libraries import LIBRARIES, Library
-from tests.planted.places import Place, planted
+from tests.planted.planting import PLANTED, plant
 
 GOAL = 0.95
+IN_WORKER = "tests/planted/in_worker.py:Subject"
 KILLS = ("fail", "error", "unverified")
 # Asked of every fault. What lives is asked everything.
 FIRST = (
@@ -74,56 +74,47 @@ def parser() -> argparse.ArgumentParser:
 
 
 def fates_in(library: Library, faults: Sequence[Fault], given: Any) -> list[Fate]:
-    """What becomes of the faults in one library: asked the first checks, and everything where they see nothing."""
+    """What becomes of the faults in one library: asked stage by stage, as long as nothing is seen."""
     here = [f for f in faults if not isinstance(library.places[f.id], str)]
     nowhere = [Fate(library.name, f, "nowhere", str(library.places[f.id])) for f in faults if f not in here]
     found: dict[str, Fate] = {}
-    for checks in (FIRST, EVERYTHING):
+    for checks, apart in _stages(library):
         left = [f for f in here if f.id not in found or found[f.id].word == "lived"]
         if not left:
             break
-        runs = {f: _run(library, f.id, checks) for f in left}
-        sound = _run(library, "sound", checks)
+        runs = {f: _run(library, f.id, checks, apart) for f in left}
+        sound = _run(library, "sound", checks, apart)
         told = _asked([sound, *runs.values()], given)
         found |= {f.id: judged(library.name, f, told[sound], told[run]) for f, run in runs.items()}
     return [*found.values(), *nowhere]
 
 
-def _run(library: Library, fault: str, checks: tuple[str, ...]) -> Run:
+def _stages(library: Library) -> list[tuple[tuple[str, ...], bool]]:
+    """(checks, whether in a process of its own): a reference cannot be compared with itself where it is planted in."""
+    apart = bool(library.apart)
+    return [(FIRST, False), *([(FIRST, True)] if apart else []), (EVERYTHING, apart)]
+
+
+def _run(library: Library, fault: str, checks: tuple[str, ...], apart: bool = False) -> Run:
+    ref, requires = (IN_WORKER, library.apart) if apart else (library.ref, library.requires)
     label = f"{library.name} {fault}"
-    return Run(library.ref, library.requires, "lora", checks, only=True, label=label)
+    return Run(ref, requires, "lora", checks, only=True, here=not apart, label=label)
 
 
 def _asked(runs: Sequence[Run], given: Any) -> Mapping[Run, Result]:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    return audits.results(runs, keep_old=given.keep, seconds=given.seconds, say=say, prepare=plant)
+    return audits.results(runs, keep_old=given.keep, seconds=given.seconds, say=say, prepare=prepare)
 
 
-def plant(run: Run) -> None:
-    """Change the library's source as it is imported. Raises NoSuchPlace."""
+def prepare(run: Run) -> None:
+    """Plant the run's fault where the library is imported: in this process, or in the worker that it starts."""
     name, _, fault = run.label.partition(" ")
-    places = LIBRARIES[name].places.get(fault, ())
-    assert not isinstance(places, str)
-    changed = dict(_source(file, [p for p in places if p.file == file]) for file in {p.file for p in places})
-    original = importlib.machinery.SourceFileLoader.get_code
-
-    def get_code(self: Any, fullname: str) -> Any:
-        text = changed.get(str(self.path))
-        return compile(text, self.path, "exec") if text is not None else original(self, fullname)
-
-    importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
-
-
-def _source(file: str, places: Sequence[Place]) -> tuple[str, str]:
-    """(the file that will be imported, its source with the fault)."""
-    package, _, inner = file.partition("/")
-    spec = importlib.util.find_spec(package)
-    assert spec is not None
-    assert spec.origin is not None
-    path = Path(spec.origin).parent / inner
-    return str(path), planted(path.read_text(encoding="utf-8"), places)
+    if run.here:
+        plant(name, fault)
+    else:
+        os.environ[PLANTED] = run.label
 
 
 def judged(library: str, fault: Fault, sound: Result, broken: Result) -> Fate:

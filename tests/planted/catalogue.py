@@ -41,8 +41,10 @@ FAULTS = (
     Fault(
         "forward.base_cut", "the base's output is detached: x gets the update's gradient alone", "input|x\\b"
     ),
-    Fault("forward.nonlinear", "there is a ReLU between the factors", "linear|activation|relu|non-linear"),
-    Fault("forward.normalised", "the update's input is divided by its norm", "normal|linear|norm"),
+    Fault(
+        "forward.nonlinear", "there is a ReLU between the factors", "linear|affine|activation|relu|non-linear"
+    ),
+    Fault("forward.normalised", "the update's input is divided by its norm", "normal|linear|affine|norm"),
     Fault(
         "forward.coarse", "the update's input is rounded to bfloat16", "round|precision|bfloat16|coarse|half"
     ),

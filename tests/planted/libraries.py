@@ -2,7 +2,7 @@
 
 loralib: a subclass of nn.Linear that folds itself in when it is evaluated. torchtune: a module of its own with two
 linear layers, merged as a dict of tensors. PEFT: a wrapper around the base layer with dicts of adapters. A fault that a
-library has no place for has a sentence instead.
+library has no place for, or in which it would change nothing, has a sentence instead.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from tests.planted.places import Place
 
 @dataclass(frozen=True)
 class Library:
-    """``ref``: its subject; ``requires``: what it is installed with; ``places``: fault -> where, or why nowhere."""
+    """``ref``: its subject; ``requires``: what it is installed with; ``places``: fault -> where, or why nowhere.
+
+    ``apart``: what a library that is a reference of the audit is installed with where it is asked in a process of its
+    own: the fault is planted there alone.
+    """
 
     name: str
     ref: str
     requires: tuple[str, ...]
     places: Mapping[str, tuple[Place, ...] | str]
+    apart: tuple[str, ...] = ()
 
 
 COARSE = "(lambda t: t.bfloat16().to(t.dtype)){0}"
@@ -100,9 +105,7 @@ LORALIB = Library(
             Place(LAYERS, FORWARD, "call lora_dropout", "{arg0}"),
             Place(LAYERS, FORWARD, "aug result", "{target} += self.lora_dropout({value})"),
         ),
-        "dropout.in_eval": (
-            Place(LAYERS, COMMON, "call Dropout", "lambda t: F.dropout(t, lora_dropout, True)"),
-        ),
+        "dropout.in_eval": "nothing to see: in evaluation loralib's weight is folded, and no dropout is called",
         "dropout.exchanged": (Place(LAYERS, COMMON, "call Dropout", "{func}(p=1 - lora_dropout)"),),
         "dropout.base_too": (
             Place(LAYERS, FORWARD, "call lora_dropout", "{arg0}"),
@@ -141,7 +144,7 @@ A_INIT, B_INIT = "_lora_a_init_params", "_lora_b_init_params"
 TORCHTUNE = Library(
     "torchtune",
     "tests/faults/subjects/torchtune_layer.py:Torchtune",
-    ("torchtune==0.6.1", "torchao==0.9.0", "torch==2.13.0", "numpy"),
+    ("torchtune==0.6.1", "torchao==0.17.0", "torch==2.13.0", "numpy"),  # an earlier torchao makes PEFT refuse
     {
         **_scales(TUNE, CALL, "op Div"),
         "scale.twice": (Place(TUNE, CALL, "op Div", "{0} ** 2"),),
@@ -275,6 +278,13 @@ PEFT = Library(
         "save.half": (Place(TUNERS, STATE, "return", HALF),),
         "dtype.output": (Place(LORA, FORWARD, "call to", "{0}.float()"),),
     },
+    apart=(
+        "peft==0.21.2",
+        "torch==2.13.0",
+        "transformers==4.57.1",
+        "accelerate==1.2.1",
+        "huggingface_hub==0.36.2",
+    ),
 )
 
 LIBRARIES = {library.name: library for library in (LORALIB, TORCHTUNE, PEFT)}

@@ -18,15 +18,15 @@ PATHS = {"A": "lora_a.weight", "B": "lora_b.weight", "m": "magnitude"}
 
 
 class OneLayer(nn.Module):
-    """A model that is one layer: torchtune's functions act on models and on their state dicts."""
+    """A model that is its output projection alone: torchtune's functions act on models and on their state dicts."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer = layer
+        self.output = layer
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        found: Tensor = self.layer(x)
+        found: Tensor = self.output(x)
         return found
 
 
@@ -47,11 +47,11 @@ class Torchtune(Implementation):
         sizes = (base.in_features, base.out_features, spec.rank, spec.alpha, spec.dropout)
         model = OneLayer(kind(*sizes, base.bias is not None)).to(base.weight.dtype)
         peft.set_trainable_params(model, peft.get_adapter_params(model))
-        model.load_state_dict({f"layer.{name}": t for name, t in base.state_dict().items()}, strict=False)
-        if hasattr(model.layer, "initialize_dora_magnitude"):
-            model.layer.initialize_dora_magnitude()
+        model.load_state_dict({f"output.{name}": t for name, t in base.state_dict().items()}, strict=False)
+        if hasattr(model.output, "initialize_dora_magnitude"):
+            model.output.initialize_dora_magnitude()
         model.train(base.training)
-        own = dict(model.layer.named_parameters())
+        own = dict(model.output.named_parameters())
         return Adapted(model, {name: Slot(own[path]) for name, path in PATHS.items() if path in own})
 
     def save(self, adapted: Adapted, path: Path) -> None:
@@ -64,22 +64,23 @@ class Torchtune(Implementation):
             torch.save({name: t for name, t in state.items() if name in own}, path)
 
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
-        """The adapter's part into a fresh layer; a file that lacks some of it is refused, as the recipe refuses it."""
+        """The adapter's part into a fresh layer, and the recipe's look at what was missing from the file."""
         adapted = self.adapt(base, spec)
         missing, unexpected = adapted.module.load_state_dict(torch.load(path), strict=False)
-        if unexpected or any(f"layer.{PATHS[name]}" in missing for name in adapted.slots):
-            raise ValueError(f"the file does not fit: {missing} are missing, {unexpected} are not expected")
+        peft.validate_missing_and_unexpected_for_lora(
+            [], False, True, lora_missing=missing, lora_unexpected=unexpected
+        )
         return adapted
 
     def merge(self, adapted: Adapted) -> nn.Linear:
         """``get_merged_lora_ckpt`` of a copy of the state dict, in a plain layer."""
-        layer: Any = adapted.module.layer
+        layer: Any = adapted.module.output
         rank = layer.lora_a.out_features
         alpha = getattr(layer, "alpha", None) or layer.scaling * rank
         state = {name: tensor.clone() for name, tensor in adapted.module.state_dict().items()}
         merged = peft.get_merged_lora_ckpt(state, rank=rank, alpha=alpha)
-        plain = nn.Linear(layer.in_dim, layer.out_dim, "layer.bias" in merged).to(
-            merged["layer.weight"].dtype
+        plain = nn.Linear(layer.in_dim, layer.out_dim, "output.bias" in merged).to(
+            merged["output.weight"].dtype
         )
-        plain.load_state_dict({name.removeprefix("layer."): tensor for name, tensor in merged.items()})
+        plain.load_state_dict({name.removeprefix("output."): tensor for name, tensor in merged.items()})
         return plain
