@@ -32,6 +32,7 @@ FOLDING = ("merge_in_place", "unmerge")
 GIVEN = (("add_adapter", SECOND),)  # every sequence of several adapters begins with two
 TOUCHING = ("add_adapter", "save_and_load", "delete_adapter")
 READING = ("merge", "save_and_load", "deepcopy")
+BASE_MOVES = ("forward.base_kept", "step0.base_frozen", "shapes.frozen_base")
 ROUNDS = 20  # of merging and unmerging
 FOLDED, FRESH = ROUNDOFFS["folded layer"], ROUNDOFFS["fresh adapter"]
 
@@ -53,7 +54,7 @@ FOLDED, FRESH = ROUNDOFFS["folded layer"], ROUNDOFFS["fresh adapter"]
         )
     ),
     against=("paper",),
-    follows=("forward.random_parameters", "forward.modes", "forward.base_kept"),
+    follows=("forward.random_parameters", "forward.modes", *BASE_MOVES),
     diagnose=False,
 )
 def test_output(context: Context, case: LifeCase) -> None:
@@ -90,7 +91,7 @@ def test_output(context: Context, case: LifeCase) -> None:
         "lifecycle.output",
         "forward.random_parameters",
         "forward.modes",
-        "forward.base_kept",
+        *BASE_MOVES,
     ),
     diagnose=False,
 )  # fmt: skip
@@ -123,7 +124,7 @@ BY_SUBTRACTION = named(
     failure_mode="the base weight is another one after every evaluation that merges",
     domain=Domain(strategy=lives(steps.FOLD, steps.SET, steps.ADD, steps.TRAIN, about=(steps.FOLD,))),
     against=("paper",),
-    follows=("lifecycle.merged", "lifecycle.output", "forward.random_parameters", "forward.base_kept"),
+    follows=("lifecycle.merged", "lifecycle.output", "forward.random_parameters", *BASE_MOVES),
     diagnose=False,
 )
 def test_unmerge(context: Context, case: LifeCase) -> None:
@@ -171,7 +172,7 @@ def same_bits(layer: Life, quantity: str, actual: Tensor, expected: Tensor) -> N
         "merge.half",
         "dtype.output",
         "forward.random_parameters",
-        "forward.base_kept",
+        *BASE_MOVES,
     ),
     diagnose=False,
 )
@@ -236,7 +237,7 @@ def _drift(layer: Life, before: list[Tensor]) -> float:
         )
     ),
     against=("paper",),
-    follows=("merge.detach", "merge.weight", "forward.random_parameters", "forward.base_kept"),
+    follows=("merge.detach", "merge.weight", "forward.random_parameters", *BASE_MOVES),
     diagnose=False,
 )
 def test_detach(context: Context, case: LifeCase) -> None:
@@ -482,7 +483,7 @@ def _starts_as_recorded(layer: Life, added: Layer) -> None:
         "lifecycle.output",
         "lifecycle.others",
         "forward.random_parameters",
-        "forward.base_kept",
+        *BASE_MOVES,
     ),
     diagnose=False,
 )
@@ -513,7 +514,7 @@ def test_saved(context: Context, case: LifeCase) -> None:
         )
     ),
     against=("paper",),
-    follows=("lifecycle.merged", "lifecycle.output", "forward.random_parameters", "forward.base_kept"),
+    follows=("lifecycle.merged", "lifecycle.output", "forward.random_parameters", *BASE_MOVES),
     diagnose=False,
 )
 def test_kept(context: Context, case: LifeCase) -> None:
@@ -541,7 +542,7 @@ def test_kept(context: Context, case: LifeCase) -> None:
         )
     ),
     against=("paper",),
-    follows=("lifecycle.merged", "lifecycle.output", "forward.random_parameters"),
+    follows=("lifecycle.merged", "lifecycle.output", "forward.random_parameters", *BASE_MOVES),
     diagnose=False,
 )
 def test_copies(context: Context, case: LifeCase) -> None:
