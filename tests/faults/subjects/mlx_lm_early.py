@@ -119,13 +119,7 @@ class MlxLmEarly(ArrayImplementation):
         """What the trainer writes and, where it does, the configuration that the ``lora`` command puts beside it."""
         path.mkdir(parents=True, exist_ok=True)
         spec = adapted["spec"]
-        sizes = {
-            "rank": spec.rank,
-            "alpha": spec.alpha,
-            "dropout": spec.dropout,
-            "scale": 1.0,
-            "keys": ["proj"],
-        }
+        sizes = self.sizes(spec)
         config = {"lora_layers": 1, "lora_parameters": sizes, "use_dora": spec.variant == "dora"}
         (path / "adapter_config.json").write_text(json.dumps(config))
         trained = dict(tree_flatten(adapted["model"].trainable_parameters()))
