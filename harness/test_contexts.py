@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.cases.layer_cases import Case, Domain
+from harness.cases.leaf_output import with_leaf_output
 from harness.compare import contexts, rounding
 from harness.compare.context import Context, Pair, double
 from harness.compare.contexts import observe, same
@@ -213,14 +214,10 @@ def test_leaf_output(context: Context, case: Case) -> None:
 
     x needs no gradient. transformers' enable_input_require_grads hooks an embedding this way.
     """
-    if getattr(context.subject, "elsewhere", None) is not None:
-        raise OutsideDomain("a hook on the base layer is not sent to a subject in a process of its own")
     wanted = observe(far_layer(context, case), case, wants_gradient=False)
     context.layer(case)  # seeds as the next line does, and leaves out what may be refused
     seed_torch(case.seed)
-    base = case.base()
-    base.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
-    layer = adapt(context.subject, base, case.spec)
+    layer = adapt(context.subject, with_leaf_output(case.base()), case.spec)
     layer.write(contexts.parameters(layer, case))
     found = observe(layer, case, wants_gradient=False)
     same(context, case, "where a hook makes the base's output want a gradient", found, wanted)

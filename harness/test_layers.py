@@ -14,6 +14,7 @@ from torch import nn
 
 from harness.cases.kind_cases import KindCase, of_kind, shapes_with
 from harness.cases.layer_cases import Domain
+from harness.cases.leaf_output import with_leaf_output
 from harness.compare import rounding
 from harness.compare.context import Context
 from harness.compare.kinds import (
@@ -28,7 +29,7 @@ from harness.compare.kinds import (
 )
 from harness.compare.layer import SubjectRaised
 from harness.compare.offered import need, offers
-from harness.compare.outcome import Deviation, NotOffered, OutsideDomain
+from harness.compare.outcome import Deviation, NotOffered
 from harness.compare.refusals import is_crash
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
@@ -198,11 +199,8 @@ def test_leaf_conv2d(context: Context, case: KindCase) -> None:
 
 
 def _leaf_changes_nothing(context: Context, case: KindCase) -> None:
-    if getattr(context.subject, "elsewhere", None) is not None:
-        raise OutsideDomain("a hook on the base layer is not sent to a subject in a process of its own")
-    wanted, base = _far_from_the_start(context, case, None), case.base()
-    base.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
-    for name, value in _far_from_the_start(context, case, base).items():
+    wanted = _far_from_the_start(context, case, None)
+    for name, value in _far_from_the_start(context, case, with_leaf_output(case.base())).items():
         unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
         size = unit * float(wanted[name].norm())
         context.judge(case, f"{name} where the base's output wants a gradient", value, wanted[name], size)
@@ -293,7 +291,7 @@ def _folds(context: Context, case: KindCase) -> None:
             raise
         raise NotOffered(f"merging {case.what}: {why}", "layers") from why
     with torch.no_grad():
-        y = case.outputs(folded(case.x)).double()
+        y = case.outputs(context.calling("the merged layer", folded, case.x)).double()
     exact, noise = equation_at(context, case, layer)
     floor = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(exact["output"].norm())
     if case.kind == "quantised":

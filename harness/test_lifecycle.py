@@ -80,6 +80,7 @@ def test_output(context: Context, case: LifeCase) -> None:
                 (*steps.FOLD[:1], *steps.MERGE),
                 (*GIVEN, *steps.FOLD[:1], ("set_adapters", SECOND)),
                 (*GIVEN, ("set_adapters", SECOND), *steps.MERGE),
+                (*GIVEN, ("set_adapters", FIRST, SECOND), *steps.FOLD[:1]),
                 (*steps.FOLD, *steps.FOLD),
             ),
         )

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.cases.leaf_output import with_leaf_output
 from harness.subjects.lora_lite import LoraLite
 from harness.subjects.remote.proxy import Command, remote_subject
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
@@ -141,6 +142,15 @@ def test_the_base_follows(remote: Implementation) -> None:
     assert found is base
     assert type(found) is nn.Linear, "a plain layer computes here"
     assert torch.equal(found.weight, before)
+
+
+def test_a_hook_that_makes_the_output_a_leaf_is_there_too(remote: Implementation) -> None:
+    """Nothing but the hook makes the output of a layer want a gradient whose adapter is frozen."""
+    for base, wanted in ((nn.Linear(6, 4), False), (with_leaf_output(nn.Linear(6, 4)), True)):
+        layer = remote.adapt(base, AdapterSpec("lora", rank=2))
+        for slot in layer.slots.values():
+            slot.tensor.requires_grad_(False)
+        assert layer.module(torch.ones(3, 6)).requires_grad is wanted
 
 
 def test_a_folded_convolution(remote: Implementation) -> None:

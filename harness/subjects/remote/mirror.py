@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.cases.leaf_output import has_leaf_output
 from harness.compare.isolation import SubjectDied
 from harness.subjects.remote.messages import Parcel, Raw, exception_of, opaque, raise_for
 from harness.subjects.remote.process import TORCH, Worker
@@ -266,6 +267,7 @@ class World:
             modules.append([path, numbers[id(each)]])
         found = list(self._include_tensors(module))
         evaluating = [n for n in numbers.values() if not self.modules[n].training]
+        leaves = [n for n in numbers.values() if has_leaf_output(self.modules[n])]
 
         def base(parcel: Parcel) -> dict[str, Any]:
             tensors = []
@@ -276,7 +278,8 @@ class World:
                     places[number] = parcel.add(tensor)
                     memory.said = memory.bytes()
                 tensors.append([path, number, places[number], tensor.requires_grad, is_parameter])
-            return {"recipe": recipe, "modules": modules, "tensors": tensors, "evaluating": evaluating}
+            built = {"recipe": recipe, "modules": modules, "tensors": tensors, "evaluating": evaluating}
+            return {**built, "leaves": leaves} if leaves else built
 
         self.bases.append(base)
         return numbers[id(module)]

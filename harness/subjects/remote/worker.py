@@ -915,6 +915,8 @@ class TorchServer:
             self.world.classes[id(place)] = (type(place), type(place).forward, tuple(place._parameters))
         for number in base.get("evaluating", ()):
             first[number].training = False
+        for number in base.get("leaves", ()):
+            first[number].register_forward_hook(lambda module, args, output: output.requires_grad_(True))
         self.world.roots.append(module)
         self.settle({number for _, number, *_ in base["tensors"]})
 
