@@ -20,7 +20,7 @@ TORCH = str(Path(torch.__file__).parent)
 
 @dataclass(frozen=True)
 class Place:
-    """``file:Lline`` in the subject, as a reader of it writes it; ``wrapper``: in the subject file's own methods."""
+    """``file:Lline`` in the subject, as a reader of it writes it; ``wrapper``: in the subject file's own code."""
 
     file: str
     line: int
@@ -41,7 +41,7 @@ def place_of(error: BaseException, who: Implementation | None) -> Place | None:
         )
     found: Place | None = None
     trace: TracebackType | None = error.__traceback__
-    own = _methods(type(who)) if who is not None else frozenset()
+    own = _own_code(who) if who is not None else frozenset()
     while trace is not None:
         code = trace.tb_frame.f_code
         if not _is_foreign(code.co_filename):
@@ -76,6 +76,26 @@ def _shown(file: str) -> str:
 
 
 @lru_cache(maxsize=64)
+def _own_code(who: Implementation) -> frozenset[CodeType]:
+    """The wrapper's code: its class's methods and, where the library lies elsewhere, the functions beside the class."""
+    found = _methods(type(who))
+    module = inspect.getmodule(type(who))
+    if module is None or not _lies_elsewhere(who):
+        return found
+    beside = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]
+    return found | {code for function in beside for code in _nested(function.__code__)}
+
+
+def _lies_elsewhere(who: Implementation) -> bool:
+    """Whether the subject says that its library's forward pass stands in another file than itself."""
+    try:
+        places = [who.source(variant, "forward") for variant in who.variants]
+        own = Path(inspect.getfile(type(who))).resolve()
+    except Exception:
+        return False
+    return any(places) and all(Path(place[0]).resolve() != own for place in places if place)
+
+
 def _methods(cls: type) -> frozenset[CodeType]:
     """The code of the methods of a subject's class and of its bases, nested functions included."""
     found: set[CodeType] = set()

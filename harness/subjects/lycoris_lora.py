@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,10 @@ class Lycoris(Implementation):
         if targets is None:
             raise Unsupported("LyCORIS's default targets are those of diffusion models")
         preset = {"target_module": [], "target_name": [rf"(.*\.)?{t}$" for t in targets]}
-        lycoris.LycorisNetwork.apply_preset(preset)
         model.requires_grad_(False)
-        network = lycoris.create_lycoris(model, 1.0, **_options(spec))
+        with _preset_kept():
+            lycoris.LycorisNetwork.apply_preset(preset)
+            network = lycoris.create_lycoris(model, 1.0, **_options(spec))
         network.apply_to()
         names = {f"lycoris_{name}".replace(".", "_"): name for name, _ in model.named_modules()}
         found = {names[lora.lora_name]: lora for lora in network.loras}
@@ -111,6 +113,17 @@ class Lycoris(Implementation):
         return (
             (Path(inspect.getfile(kind)), f"{kind.__name__}.{methods[aspect]}") if aspect in methods else None
         )
+
+
+@contextlib.contextmanager
+def _preset_kept() -> Iterator[None]:
+    """A preset is the class's: the next network would have it, too."""
+    kept = {n: v for n, v in vars(lycoris.LycorisNetwork).items() if n.isupper()}
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(lycoris.LycorisNetwork, name, value)
 
 
 def _options(spec: AdapterSpec) -> dict[str, Any]:

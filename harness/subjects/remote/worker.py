@@ -1229,11 +1229,20 @@ def failure(error):
     return dict(told, frames=list(frames))
 
 
-WRAPPER: set = set()  # the code of the methods of the subject's own class: the wrapper's, not the library's
+WRAPPER: set = set()  # the code of the subject's file that is the wrapper's, not the library's
 
 
-def note_wrapper(kind):
-    """Note which code is the wrapper's: the methods of the class and of its bases but the interface's."""
+def note_wrapper(subject):
+    """Note which code is the wrapper's: the methods of the class and of its bases but the interface's.
+
+    Where the library lies elsewhere, the functions beside the class, too.
+    """
+    kind = type(subject)
+    module = sys.modules.get(kind.__module__)
+    if module is not None and lies_elsewhere(subject):
+        for function in vars(module).values():
+            if inspect.isfunction(function) and function.__module__ == module.__name__:
+                WRAPPER.update(nested(function.__code__))
     for base in kind.__mro__:
         if base is object or base.__module__.startswith("oracles."):
             continue
@@ -1241,6 +1250,16 @@ def note_wrapper(kind):
             function = inspect.unwrap(getattr(member, "__func__", member))
             if inspect.isfunction(function):
                 WRAPPER.update(nested(function.__code__))
+
+
+def lies_elsewhere(subject):
+    """Whether the subject says that its library's forward pass stands in another file than itself."""
+    try:
+        places = [subject.source(variant, "forward") for variant in subject.variants]
+        own = Path(inspect.getfile(type(subject))).resolve()
+    except Exception:
+        return False
+    return any(places) and all(Path(place[0]).resolve() != own for place in places if place)
 
 
 def nested(code):
@@ -1444,7 +1463,7 @@ def begin(channel):
     except BaseException as error:
         channel.send({"status": "failed", "protocol": PROTOCOL, "error": failure(error)}, [])
         return None
-    note_wrapper(type(server.subject))
+    note_wrapper(server.subject)
     logging.getLogger().addHandler(LOGGED)
     channel.send({"status": "ok", "protocol": PROTOCOL, "result": told}, [])
     gc.freeze()  # a few hundred thousand objects that stay: the collector need not walk them again and again
