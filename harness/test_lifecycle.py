@@ -75,6 +75,7 @@ def test_output(context: Context, case: LifeCase) -> None:
         strategy=lives(
             steps.FOLD, steps.TRAIN, steps.SET, steps.ADD, steps.DELETE, steps.MODES,
             about=(
+                (*steps.FOLD[:1], *steps.MERGE),
                 steps.FOLD[:1],
                 steps.MERGE,
                 (*steps.FOLD[:1], *steps.MERGE),

@@ -23,14 +23,16 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base = base.requires_grad_(False)
         bound = base.in_features**-0.5
-        self.down = nn.Parameter(torch.empty(base.in_features, r, dtype=base.weight.dtype).uniform_(-bound, bound))
-        self.up = nn.Parameter(torch.zeros(base.out_features, r, dtype=base.weight.dtype))
+        wide = torch.promote_types(base.weight.dtype, torch.float32)
+        self.down = nn.Parameter(torch.empty(base.in_features, r, dtype=wide).uniform_(-bound, bound))
+        self.up = nn.Parameter(torch.zeros(base.out_features, r, dtype=wide))
         self.scale = alpha / r
         self.train(base.training)
 
     def forward(self, x):
         """The base's output and the adapter's."""
-        return self.base(x) + self.scale * (x @ self.down @ self.up.T)
+        y = self.base(x)
+        return y + (self.scale * (x.to(self.down.dtype) @ self.down @ self.up.T)).to(y.dtype)
 '''
 RIGHT, WRONG = "alpha / r\n", "alpha / r**0.5\n"
 LAYER = "toylora.LoRALinear(base, spec.rank, spec.alpha)"
