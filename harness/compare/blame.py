@@ -15,6 +15,8 @@ from oracles.implementation import Implementation
 
 HERE = Path(__file__).parents[2]
 OURS = tuple(str(HERE / folder) for folder in ("harness", "oracles", "reports", "refs"))
+SHIPPED = str(HERE / "harness" / "subjects")
+REMOTE = os.path.join(SHIPPED, "remote")  # this side of a subject's process: the audit's
 TORCH = str(Path(torch.__file__).parent)
 
 
@@ -50,12 +52,26 @@ def place_of(error: BaseException, who: Implementation | None) -> Place | None:
     return found
 
 
+def is_of_the_audit(error: BaseException) -> bool:
+    """Whether this side of a subject's process raised by itself, and neither the subject nor what it imports.
+
+    What it raises on purpose (no such attribute, what cannot be sent, a process that is gone) is no mistake.
+    """
+    if type(error) not in (RuntimeError, NotImplementedError, NameError, KeyError, IndexError):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    here = trace is not None and trace.tb_frame.f_code.co_filename.startswith(REMOTE)
+    return here and getattr(error, "frames", None) is None
+
+
 def _is_foreign(file: str) -> bool:
     """Whether the frame is torch's, Python's or the audit's: no place to look for the subject's mistake."""
     if file.startswith("<"):
         return True
-    shipped = str(HERE / "harness" / "subjects")
-    return file.startswith(TORCH) or (file.startswith(OURS) and not file.startswith(shipped))
+    shipped = file.startswith(SHIPPED) and not file.startswith(REMOTE)
+    return file.startswith(TORCH) or (file.startswith(OURS) and not shipped)
 
 
 def _is_elsewhere(file: str) -> bool:

@@ -26,7 +26,7 @@ from harness.compare.isolation import SubjectDied
 from harness.subjects.remote.messages import Parcel, Raw, exception_of, opaque, raise_for
 from harness.subjects.remote.process import TORCH, Worker
 from harness.subjects.remote.recipes import recipe_of
-from oracles.implementation import Adapted, AdapterSpec, Slot, identity
+from oracles.implementation import Adapted, AdapterSpec, Slot, Unsupported, identity
 
 LINK = "_audited_link"
 
@@ -290,6 +290,10 @@ class World:
         buffers = module.named_buffers(remove_duplicate=False)
         for named, is_parameter in ((parameters, True), (buffers, False)):
             for path, tensor in named:
+                if type(tensor.data) is not Tensor:  # a quantised weight has no storage of its own
+                    raise Unsupported(
+                        f"a {type(tensor.data).__name__} cannot be sent to the subject's process"
+                    )
                 if id(tensor) not in known:
                     number = known[id(tensor)] = -next(self.worker.numbers)
                     self.tensors[number] = tensor

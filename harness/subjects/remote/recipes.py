@@ -30,6 +30,9 @@ def recipe_of(module: nn.Module) -> dict[str, Any]:
         if kind in BIASED:
             arguments["bias"] = getattr(module, "bias", None) is not None
         return {"kind": "torch", "class": kind.__name__, "arguments": arguments}
+    if kind.__bases__ == (nn.Embedding,) and "embed_scale" in dict(module.named_buffers(recurse=False)):
+        arguments = {name: getattr(module, name) for name in KEPT[nn.Embedding]}
+        return {"kind": "scaled_embedding", "class": kind.__name__, "arguments": arguments}
     if kind in TREES:
         children = {name: recipe_of(child) for name, child in module.named_children()}
         return {"kind": "tree", "class": kind.__name__, "children": children}

@@ -961,6 +961,8 @@ class TorchServer:
             return self.transformer(recipe)
         if recipe["kind"] == "chain":
             return self.chain(recipe)
+        if recipe["kind"] == "scaled_embedding":
+            return self.scaled_embedding(recipe["arguments"])
         kind = getattr(self.torch.nn, recipe["class"], None)
         if recipe["kind"] == "conv1d":
             with self.ours():
@@ -977,6 +979,19 @@ class TorchServer:
             with self.torch.device("meta"):
                 self.blanks[key] = kind(**recipe["arguments"])
         return copy.deepcopy(self.blanks[key])
+
+    def scaled_embedding(self, arguments):
+        """An embedding whose output is multiplied by its buffer ``embed_scale``."""
+        torch = self.torch
+
+        class ScaledEmbedding(torch.nn.Embedding):
+            def forward(self, tokens):
+                return super().forward(tokens) * self.embed_scale.to(self.weight.dtype)
+
+        with torch.device("meta"):
+            module = ScaledEmbedding(**arguments)
+        module.register_buffer("embed_scale", torch.tensor(1.0), persistent=False)
+        return module
 
     def chain(self, recipe):
         """Layers one after the other, each a submodule of its own name, with plain operations in between."""
@@ -1224,16 +1239,24 @@ def failure(error):
     while trace is not None:
         code = trace.tb_frame.f_code
         told["file"], told["line"] = code.co_filename, trace.tb_lineno
-        frames.append([code.co_filename, trace.tb_lineno, code in WRAPPER])
+        frames.append([code.co_filename, trace.tb_lineno, code in wrapper_code()])
         trace = trace.tb_next
     return dict(told, frames=list(frames))
 
 
+SERVED: list = []  # the subject
 WRAPPER: set = set()  # the code of the subject's file that is the wrapper's, not the library's
 
 
+def wrapper_code():
+    """Which code is the wrapper's; found out when something is raised: it asks the subject where its library lies."""
+    if SERVED and not WRAPPER:
+        note_wrapper(SERVED.pop())
+    return WRAPPER
+
+
 def note_wrapper(subject):
-    """Note which code is the wrapper's: the methods of the class and of its bases but the interface's.
+    """Note the methods of the class and of its bases but the interface's.
 
     Where the library lies elsewhere, the functions beside the class, too.
     """
@@ -1463,7 +1486,7 @@ def begin(channel):
     except BaseException as error:
         channel.send({"status": "failed", "protocol": PROTOCOL, "error": failure(error)}, [])
         return None
-    note_wrapper(server.subject)
+    SERVED.append(server.subject)
     logging.getLogger().addHandler(LOGGED)
     channel.send({"status": "ok", "protocol": PROTOCOL, "result": told}, [])
     gc.freeze()  # a few hundred thousand objects that stay: the collector need not walk them again and again
