@@ -136,5 +136,7 @@ def _finding_table(audit: Audit) -> Table:
 def _table(*columns: str) -> Table:
     table = Table(show_edge=False, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # A heading is broken between its words, and numbers and the verdicts of one word never.
+        widest = max(map(len, [*column.split(), "Faithful" if column == "verdict" else ""]))
+        table.add_column(column, overflow="fold", no_wrap=column in ("was", "verified"), min_width=widest)
     return table
