@@ -184,3 +184,23 @@ def test_a_file_whose_bytes_are_never_the_same_is_not_one_that_holds_alpha() -> 
             check.function(Context(Equation(), Equation(), VARIANTS["dora"]), case)
         assert found.value.diagnosis is not None
         assert found.value.diagnosis.mistake == "save_load.alpha_not_stored"
+
+
+def test_a_tensor_that_is_not_trained_hides_no_wrong_function() -> None:
+    """What does not train has no gradient, which is no part of the function that is wrong besides."""
+
+    def asked(check: Check) -> bool:
+        return check.id in ("forward.random_parameters", "forward.gradients", "shapes.roles")
+
+    found = audit(mistaken("delora.scalar_norm", "delora.lambda_frozen"), ["delora"], checks=asked)
+    assert {f.mistake for f in found.findings} == {"delora.scalar_norm", "delora.lambda_frozen"}
+
+
+def test_a_base_that_trains_is_not_told_again_by_lives() -> None:
+    """A training step moves the base, so that nothing that is merged or detached is what it was."""
+
+    def asked(check: Check) -> bool:
+        return check.id in ("shapes.frozen_base", "step0.base_frozen", "lifecycle.merged", "lifecycle.detach")
+
+    found = audit(mistaken("dora.trainable_base"), ["dora"], checks=asked)
+    assert {f.mistake for f in found.findings} == {"dora.trainable_base"}
