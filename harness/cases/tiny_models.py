@@ -273,9 +273,9 @@ class ModelCase:
         }
 
 
-def shortened(targets: Sequence[str]) -> list[str]:
-    """A list of targets for a witness, a long one by its first few and their number."""
-    return list(targets) if len(targets) <= 6 else [*targets[:4], f"... ({len(targets)})"]
+def shortened(targets: Sequence[str], first: int = 4) -> list[str]:
+    """A list of targets for a witness, one of more than six by its ``first`` few and their number."""
+    return list(targets) if len(targets) <= 6 else [*targets[:first], f"... ({len(targets)})"]
 
 
 def blank(architecture: str) -> nn.Module:

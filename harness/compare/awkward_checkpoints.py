@@ -15,6 +15,7 @@ from typing import Any
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from harness.cases.tiny_models import shortened
 from harness.checkpoints.adapter_folder import AdapterFolder
 from harness.checkpoints.base_checkpoint import BaseCheckpoint
 from harness.compare.checkpoint_vectors import VectorCase, effective_tensors, is_near, load_from, same_tensors
@@ -50,9 +51,7 @@ class AwkwardCase(VectorCase):
 
 
 def _few(value: Any) -> Any:
-    if not isinstance(value, list) or len(value) <= FEW:
-        return value
-    return [*value[:FEW], f"... ({len(value)})"]
+    return shortened(value, FEW) if isinstance(value, list) else value
 
 
 @cache

@@ -1235,11 +1235,11 @@ def failure(error):
     }
     if isinstance(error, SystemExit):
         told["code"] = error.code if is_simple(error.code) else repr(error.code)
-    trace, frames = error.__traceback__, collections.deque(maxlen=50)
+    trace, frames, own = error.__traceback__, collections.deque(maxlen=50), wrapper_code()
     while trace is not None:
         code = trace.tb_frame.f_code
         told["file"], told["line"] = code.co_filename, trace.tb_lineno
-        frames.append([code.co_filename, trace.tb_lineno, code in wrapper_code()])
+        frames.append([code.co_filename, trace.tb_lineno, code in own])
         trace = trace.tb_next
     return dict(told, frames=list(frames))
 
