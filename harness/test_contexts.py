@@ -52,6 +52,7 @@ FOLDED = Diagnosis(
     agrees_with="microsoft/LoRA's loralib, which merges at eval() (merge_weights=True)",
     documented_by=SEEN_LATER,
     severity="minor",
+    remedy="compute the adapter's branch at each call, or fold again whenever a tensor is written",
 )
 CACHED = Diagnosis(
     "contexts.cached_in_eval",
@@ -62,6 +63,7 @@ CACHED = Diagnosis(
     source="check",
     documented_by=SEEN_LATER,
     severity="minor",
+    remedy="keep nothing between calls, or drop what is kept whenever a tensor that it was computed from is written",
 )
 
 
@@ -372,6 +374,7 @@ WIDE_OUTPUT = Diagnosis(
     agrees_with="PEFT 0.21, whose HRA and DeLoRA answer in float32 under autocast",
     documented_by=(r"autocast.{0,80}(dtype|float32|precision)", r"(dtype|float32|precision).{0,80}autocast"),
     severity="minor",
+    remedy="return the output in the dtype that the base layer's output has under autocast",
 )
 
 
@@ -457,6 +460,7 @@ RECOMPILED = Diagnosis(
     tried=1,
     source="check",
     severity="minor",
+    remedy="keep Python values that change from step to step out of the forward pass: counters, flags, shapes as keys",
 )
 
 

@@ -105,6 +105,7 @@ ONE_MASK = Diagnosis(
     matched=1,
     tried=1,
     source="check",
+    remedy="draw a new mask from torch's generator at every call in training mode",
 )
 
 

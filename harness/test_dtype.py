@@ -106,6 +106,7 @@ SINGLE = Diagnosis(
     agrees_with="the references' own training, none of which is in float64",
     documented_by=("single precision", "float32", "fp32"),
     severity="minor",
+    remedy="compute in the dtype of the parameters, without a cast to float32 and without an epsilon in a denominator",
 )
 
 
@@ -218,7 +219,6 @@ COARSE = Diagnosis(
     domain=Domain(dtypes=HALF, sizes=(4, 9), ranks=(2, 4), batches=((4,),)),
     against=("paper",),
     examples=2,
-    follows=("dtype.gradients", "dtype.forward", "forward.gradients"),
     diagnose=False,
 )
 def test_small_steps(context: Context, case: Case) -> None:

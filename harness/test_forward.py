@@ -54,6 +54,7 @@ GUARD = Diagnosis(
     agrees_with="the references, which differ here themselves: PEFT clamps the norms at 1e-4, the author does not",
     documented_by=("clamp", "epsilon", r"\beps\b", "guard"),
     severity="minor",
+    remedy="guard the norms as the reference does that the docstring names",
 )
 
 
@@ -137,6 +138,7 @@ ROWS = Diagnosis(
     matched=1,
     tried=1,
     source="check",
+    remedy="compute each row from itself alone: no statistics and no norm over the batch's dimensions",
 )
 
 
@@ -356,6 +358,7 @@ CHANGED_BY_EVALUATING = Diagnosis(
     matched=1,
     tried=1,
     source="check",
+    remedy="leave the tensors as they were when training mode comes back: undo exactly what evaluation mode did",
 )
 
 
@@ -401,6 +404,7 @@ FOLDED = Diagnosis(
         "no gradients? in evaluation",
     ),
     severity="minor",
+    remedy="compute the adapter's branch in evaluation mode too, and fold it in only when asked to merge",
 )
 
 
@@ -512,6 +516,7 @@ RECOMPUTED = Diagnosis(
     agrees_with="the author's code, which takes ‖W‖ from the present weight at every call",
     documented_by=("recomput", "anew", "at every (call|forward)", "(current|present) weight"),
     severity="minor",
+    remedy="keep the quantity as a buffer from the moment that the adapter is made, and save it with the adapter",
 )
 
 

@@ -186,6 +186,7 @@ def drawn_from_a_gaussian(variant: Variant, tensor: Canonical) -> Diagnosis:
         agrees_with=tensor.gaussian,
         documented_by=("gaussian", "normal (law|distribution|start|values?)", "normal_"),
         severity="minor",
+        remedy=f"draw {tensor.name} uniformly, as the codes do",
     )
 
 
@@ -365,6 +366,7 @@ STAYS = Diagnosis(
     agrees_with="PEFT, whose fresh layers are in training mode until eval() is called",
     documented_by=("training mode",),
     severity="minor",
+    remedy="give a fresh adapter the mode of the layer that it is put on: `adapter.train(base.training)`",
 )
 
 
@@ -556,6 +558,7 @@ PAIRED = Diagnosis(
     source="check",
     agrees_with="PEFT 0.21, whose Gram-Schmidt mode starts in equal pairs of columns",
     severity="major",
+    remedy="start this mode at a point where its equation has a value, such as columns that are not equal in pairs",
 )
 
 
@@ -607,6 +610,7 @@ ROUNDED = Diagnosis(
     agrees_with="PEFT 0.21, which takes DoRA's magnitude and DeLoRA's norms in the base's dtype",
     documented_by=(r"(norm|magnitude)\w*.{0,60}(base's|base|weight's) (dtype|precision)",),
     severity="minor",
+    remedy="compute the initial values in float32, and round nothing that is kept in float32",
 )
 
 

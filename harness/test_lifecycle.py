@@ -308,7 +308,7 @@ def _only_active_moved(layer: Life, done: Done) -> None:
     now, active = layer.values(), layer.states[0].active
     demand = layer.context.demand
     for name, gradients in done.gradients.items():
-        moved = [n for n, v in done.values[name].items() if not torch.equal(v, now[name][n])]
+        moved = [n for n, v in done.values[name].items() if not rounding.same_values(v, now[name][n])]
         if name in active:
             demand(
                 bool(moved), layer.case, f"tensors of {name} after a step", "moved: it is active", "as before"
@@ -385,7 +385,7 @@ def _others_untouched(layer: Life, done: Done) -> None:
     now, own = layer.values(), done.step[1]
     for name in done.values.keys() & now.keys() - ({own} if done.name == "delete_adapter" else set()):
         for tensor, value in done.values[name].items():
-            if not torch.equal(value, now[name][tensor]):
+            if not rounding.same_values(value, now[name][tensor]):
                 raise Deviation(
                     layer.case, f"{name}'s {tensor} {done.after}", "bit for bit as before", "other values",
                     diagnosis=WIPED if done.name == "add_adapter" else None,
@@ -562,7 +562,11 @@ def test_copies(context: Context, case: LifeCase) -> None:
             with torch.no_grad(), answering(layer.layer.who, "module(x) of a deep copy"):
                 after = copied(case.x.to(dtype)).double()
             context.demand(
-                torch.equal(after, before), case, "output of a deep copy, later", "as it was", "another"
+                rounding.same_values(after, before),
+                case,
+                "output of a deep copy, later",
+                "as it was",
+                "another",
             )
 
 

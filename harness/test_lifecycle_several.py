@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness.cases.layer_cases import Domain
 from harness.cases.life_cases import ALIKE, FIRST, SECOND, LifeCase, Step, lives, offered_rank
+from harness.compare import rounding
 from harness.compare.context import Context
 from harness.compare.layer import SubjectRaised
 from harness.compare.life import Done, Life, life
@@ -190,7 +191,9 @@ def _decayed(layer: Life) -> set[tuple[str, str]]:
     torch.optim.AdamW(wanting, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY).step()
     layer.layer.clear_gradients()
     now = layer.values()
-    return {(n, t) for n, held in before.items() for t in held if not torch.equal(held[t], now[n][t])}
+    return {
+        (n, t) for n, held in before.items() for t in held if not rounding.same_values(held[t], now[n][t])
+    }
 
 
 SAVED_BESIDE = named(
@@ -305,7 +308,7 @@ def _kept_apart(context: Context, case: LifeCase) -> None:
 
 def _keeps_its_values(layer: Life, done: Done, name: str) -> None:
     now = layer.handles[name].values()
-    changed = [t for t, value in done.values[name].items() if not torch.equal(value, now[t])]
+    changed = [t for t, value in done.values[name].items() if not rounding.same_values(value, now[t])]
     layer.context.demand(
         not changed, layer.case, f"tensors of {name} {done.after}", "as before", ", ".join(changed)
     )
@@ -399,5 +402,6 @@ def _has_its_shapes(layer: Life, name: str) -> bool:
 
 def _first_is_as_it_was(layer: Life, before: Tensor, values: dict[str, Tensor]) -> None:
     now = layer.handles[FIRST].values()
-    same = torch.equal(layer.output(), before) and all(torch.equal(v, now[n]) for n, v in values.items())
+    pairs = [(before, layer.output()), *((value, now[name]) for name, value in values.items())]
+    same = all(rounding.same_values(was, found) for was, found in pairs)
     layer.context.demand(same, layer.case, f"{FIRST}, another rank having been added", "as before", "changed")

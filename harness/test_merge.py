@@ -23,7 +23,7 @@ from oracles.variants import Variant
 from reports.model import Diagnosis
 
 
-def told(id_: str, summary: str) -> Diagnosis:
+def told(id_: str, summary: str, remedy: str) -> Diagnosis:
     """What a merged layer that is wrong turned out to be."""
     return Diagnosis(
         f"merge.{id_}",
@@ -32,15 +32,36 @@ def told(id_: str, summary: str) -> Diagnosis:
         matched=1,
         tried=1,
         source="check",
+        remedy=remedy,
     )
 
 
-IS_BASE = told("is_base", "the merged layer is the base, without the adapter")
-NEGATED = told("negated", "the adapter is merged with the wrong sign")
-TWICE = told("twice", "the adapter is merged twice")
-FACTOR = told("factor", "the adapter is merged with another factor than it acts with")
-BIAS_LOST = told("bias_lost", "the merged layer has lost the bias")
-BIAS_OF_BASE = told("bias_of_base", "the merged layer's bias is the base's, where the adapter changes it")
+IS_BASE = told(
+    "is_base",
+    "the merged layer is the base, without the adapter",
+    "add the adapter's update to the merged weight",
+)
+NEGATED = told(
+    "negated",
+    "the adapter is merged with the wrong sign",
+    "add the update to the weight instead of subtracting it",
+)
+TWICE = told(
+    "twice", "the adapter is merged twice", "add the update once, and not to a weight that has it already"
+)
+FACTOR = told(
+    "factor",
+    "the adapter is merged with another factor than it acts with",
+    "multiply the merged update by the factor of the forward pass",
+)
+BIAS_LOST = told(
+    "bias_lost", "the merged layer has lost the bias", "carry the bias over into the merged layer"
+)
+BIAS_OF_BASE = told(
+    "bias_of_base",
+    "the merged layer's bias is the base's, where the adapter changes it",
+    "change the merged bias as the forward pass changes it",
+)
 FURTHER = 0.25  # how far a tensor that only the subject has is moved, in units of its entries
 NAMED_FACTORS = {0: IS_BASE, -1: NEGATED, 2: TWICE}
 

@@ -39,6 +39,7 @@ PICKLED = Diagnosis(
     agrees_with="the authors' own scripts, which use torch.save",
     documented_by=("pickle", r"torch\.save"),
     severity="minor",
+    remedy="write tensors with safetensors, or read them with `torch.load(..., weights_only=True)`",
 )
 
 
@@ -80,6 +81,7 @@ RESCALED = Diagnosis(
     matched=1,
     tried=1,
     source="check",
+    remedy="save alpha, or the factor itself, with the tensors, and use it when the file is loaded",
 )
 ALPHA_LOST = dataclasses.replace(
     RESCALED,
@@ -305,6 +307,7 @@ BASE_REPLACED = Diagnosis(
     agrees_with="PEFT, which takes the principal part out of the base weight before it reads the file",
     documented_by=("base (weight|model) (is|was|stays) (changed|replaced)", "not atomic"),
     severity="minor",
+    remedy="check names, shapes and dtypes of the whole file before the base weight is touched",
 )
 
 
@@ -414,6 +417,7 @@ BOUND_TO_BASE = Diagnosis(
         "(repeats|repeating|redoes) the SVD",
     ),
     severity="major",
+    remedy="save what holds on any base, such as the difference to the base's own weight, or refuse another base",
 )
 
 
@@ -503,6 +507,7 @@ ALPHA_NOT_STORED = Diagnosis(
         "same (alpha|spec|config)",
     ),
     severity="major",
+    remedy="write alpha and the rank into the file, and refuse settings that contradict it",
 )
 
 
@@ -513,6 +518,7 @@ ALPHA_NOT_READ = Diagnosis(
     matched=1,
     tried=1,
     source="check",
+    remedy="take alpha from the file, or refuse another one in a sentence",
 )
 
 

@@ -122,6 +122,7 @@ RANK_ZERO = Diagnosis(
     agrees_with="microsoft/LoRA, where r = 0 leaves the layer plain; PEFT refuses it",
     documented_by=(r"(r|rank)\s*=+\s*0", "rank (of )?(zero|0)"),
     severity="minor",
+    remedy="refuse a rank below one in a sentence",
 )
 
 

@@ -41,7 +41,8 @@ class Diagnosis:
     ``source``: who says so, the catalogue of mistakes or the check that failed. ``remedy``: what to do about it, as
     an instruction; empty where nothing better is known than to follow the references.
     ``agrees_with`` names the reference that has this form (then it is no bug); None for a plain mistake.
-    ``documented_by`` are words of which any one, in the subject's docstring, states the choice.
+    ``documented_by`` are words of which any one, in the subject's docstring, states the choice. ``place`` is the aspect
+    whose lines decide it ("scale"), where that is not the aspect of the claim that failed.
     """
 
     mistake: str
@@ -54,6 +55,7 @@ class Diagnosis:
     severity: Severity | None = None
     source: Source = "catalogue"
     remedy: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True)

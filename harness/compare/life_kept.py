@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
+from harness.compare import rounding
 from harness.compare.layer import Layer
 from harness.compare.life import Done, Life
 from harness.compare.life_faults import named
@@ -28,7 +29,7 @@ def _is_rounded(saved: Layer, loaded: Layer, but: frozenset[str]) -> bool:
     if any(name not in loaded.names for name in names):
         return False
     pairs = [(saved.value(name).float(), loaded.value(name).float()) for name in names]
-    return all(torch.equal(was, now) for was, now in pairs)
+    return all(rounding.same_values(was, now) for was, now in pairs)
 
 
 def came_back(layer: Life, done: Done) -> None:
@@ -50,11 +51,14 @@ def came_back(layer: Life, done: Done) -> None:
 def as_before(layer: Life, done: Done) -> None:
     """Output, tensors and what is trained are as before a step that is watched."""
     demand, case = layer.context.demand, layer.case
-    same_output = torch.equal(layer.output(), done.output)
+    same_output = rounding.same_values(layer.output(), done.output)
     demand(same_output, case, f"output {done.after}", "as before", "another")
     now = layer.values()
     changed = [
-        f"{n}'s {t}" for n, held in done.values.items() for t in held if not torch.equal(held[t], now[n][t])
+        f"{n}'s {t}"
+        for n, held in done.values.items()
+        for t in held
+        if not rounding.same_values(held[t], now[n][t])
     ]
     demand(not changed, case, f"tensors {done.after}", "as before", ", ".join(changed))
     demand(layer.trained() == done.trained, case, f"tensors that are trained {done.after}",

@@ -337,4 +337,5 @@ def described(mistake: Mistake, matched: int, tried: int) -> Diagnosis:
         mistake.documented,
         mistake.severity,
         remedy=mistake.remedy,
+        place=mistake.place,
     )

@@ -228,6 +228,16 @@ def form_of(
 
 # Its mistakes
 
+# The aspect whose lines decide a part, where they are not those of the forward pass.
+DECIDED_AT = {
+    "scale": "scale",
+    "start": "init",
+    "triples": "init",
+    "factors": "init",
+    "residual": "init",
+    "place": "dropout",
+    "mask": "dropout",
+}
 Subject = Literal["start", "output", "gradient", "dropout", "roles", "saved", "dtype"]
 # What a part is about, where it is not the output: so that a mistake knows what it speaks of.
 SPEAKS_OF: dict[str, Subject] = {
@@ -285,6 +295,12 @@ class Mistake:
         if self.about is not None:
             return self.about
         return frozenset(SPEAKS_OF.get(part.partition(".")[0], "output") for part in self.changes)
+
+    @property
+    def place(self) -> str:
+        """The aspect whose lines decide all of its parts; empty where there is no such one."""
+        places = {DECIDED_AT.get(part.partition(".")[0], "") for part in self.changes}
+        return places.pop() if len(places) == 1 else ""
 
     def apply(self, form: Form) -> Form:
         """``form`` with this mistake in it, whatever else is wrong with it."""

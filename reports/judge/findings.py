@@ -80,7 +80,7 @@ class Defect:
             failure_mode=self.failure_mode,
             claims=tuple(c.id for c in self.claims),
             reference_cites=cites.reference_cites(lead.variant, self.cited),
-            subject_cites=cites.subject_cites(self.run.subject, lead.variant, lead.aspect),
+            subject_cites=cites.subject_cites(self.run.subject, lead.variant, self.place or lead.aspect),
             agree=agree,
             differ=differ,
             not_asked=not_asked,
@@ -101,7 +101,12 @@ class Defect:
     @property
     def cited(self) -> str:
         """The aspect whose lines decide what the first claim is about: a gradient's are those of the gradient."""
-        return "step0" if "gradient" in self.lead.check else self.lead.aspect
+        return self.place or ("step0" if "gradient" in self.lead.check else self.lead.aspect)
+
+    @property
+    def place(self) -> str:
+        """The aspect whose lines decide the mistake that all is due to, where that is known."""
+        return self.diagnosis.place if self.diagnosis else ""
 
     @property
     def overturn(self) -> bool:

@@ -92,6 +92,8 @@ def instruction(finding: Finding, claims: Sequence[Claim]) -> str:
     lead = own[0]
     if lead.cause == "wrapper":
         return f"mend the subject's own file ({lead.detail or 'see the reason'}) and ask again"
+    if lead.cause == "not_offered":
+        return "write save and load in the subject's file, so that this is asked"
     if is_unverified(finding, own):
         return "make this verifiable"
     if lead.outcome == "error":

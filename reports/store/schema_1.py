@@ -103,7 +103,7 @@ def _diagnosis(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if data is None:
         return None
     of_a_check = data["mistake"].partition(".")[0] in ASPECTS
-    return {**data, "source": "check" if of_a_check else "catalogue", "remedy": ""}
+    return {**data, "source": "check" if of_a_check else "catalogue", "remedy": "", "place": ""}
 
 
 def _context(context: Mapping[str, Any], claims: list[dict[str, Any]]) -> dict[str, Any]:

@@ -105,9 +105,10 @@ LIBRARY = "class Layer:\n    def forward(self, x):\n        return x\n"
 SUBJECT = "import library\n\n\nclass Mine:\n    pass\n"
 
 
-def audited(**sources: tuple[Path, str]) -> Audit:
+def audited(decided: str = "", **sources: tuple[Path, str]) -> Audit:
     """A failing audit of `subject.py:Mine` in the folder where we stand; its claim has a case and a diagnosis."""
-    made = run(claim(FORWARD, outcome="fail", diagnosis=diagnosis("lora.x", remedy="divide by r")))
+    known = diagnosis("lora.x", remedy="divide by r", place=decided)
+    made = run(claim(FORWARD, outcome="fail", diagnosis=known))
     places = {("lora", aspect): place for aspect, place in sources.items()}
     subject = dataclasses.replace(made.subject, ref="subject.py:Mine", sources=places)
     return judge(dataclasses.replace(made, subject=subject))
@@ -142,6 +143,15 @@ def place(audit: Audit) -> tuple[str, int, int]:
 def test_paths_are_those_of_the_git_repository(root):
     audit = audited(forward=(root / "library.py", "Layer.forward"))
     assert place(audit) == ("ci/library.py", 2, 3)
+
+
+@pytest.mark.parametrize(("decided", "line"), [("", 5), ("scale", 2)])
+def test_it_is_on_the_lines_that_decide_the_mistake(root, decided, line):
+    (root / "library.py").write_text(
+        LIBRARY.replace("    def", "    def scale(self):\n        return 1\n\n    def")
+    )
+    both = {aspect: (root / "library.py", f"Layer.{aspect}") for aspect in ("scale", "forward")}
+    assert place(audited(decided, **both))[1] == line
 
 
 def test_a_finding_without_a_place_is_on_the_line_of_the_class(root):

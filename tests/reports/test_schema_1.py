@@ -37,7 +37,8 @@ def lowered(document: dict[str, Any]) -> dict[str, Any]:
             if one["witness"]:
                 del one["witness"][key]
         if one["diagnosis"]:
-            del one["diagnosis"]["source"], one["diagnosis"]["remedy"]
+            for key in ("source", "remedy", "place"):
+                del one["diagnosis"][key]
     for one in old["findings"]:
         for key in ("agree", "differ", "not_asked", "mistake", "heard", "stated", "also_fails"):
             del one[key]
