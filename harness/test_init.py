@@ -387,12 +387,10 @@ def test_evaluation_mode(context: Context, case: Case) -> None:
 
     Stricter than PEFT, whose fresh layers are in training mode.
     """
-    mine = _drops(context.subject, case)
+    mine, what = _drops(context.subject, case), "two calls over a base in evaluation mode"
     if mine and _drops(context.oracle, case):
-        raise Deviation(
-            case, "two calls over a base in evaluation mode", "equal", "different", diagnosis=STAYS
-        )
-    context.demand(not mine, case, "two calls over a base in evaluation mode", "equal", "different")
+        raise Deviation(case, what, "equal", "different", diagnosis=STAYS, shared=True)
+    context.demand(not mine, case, what, "equal", "different")
 
 
 def _drops(who: Implementation, case: Case) -> bool:

@@ -21,6 +21,7 @@ class Deviation(Exception):
     """The subject differs from the oracle at a case.
 
     ``ratio`` and ``threshold`` as in DESIGN §9, where measured; ``diagnosis`` where the check itself knows it.
+    ``shared``: the oracle breaks the rule likewise, so that it agrees with the subject.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Deviation(Exception):
         threshold: float | None = None,
         note: str = "",
         diagnosis: Diagnosis | None = None,
+        shared: bool = False,
     ) -> None:
+        self.shared = shared
         self.case = case if isinstance(case, Case) else None  # what the mistakes catalogue can be tried on
         self.ratio, self.threshold, self.diagnosis = ratio, threshold, diagnosis
         self.witness = Witness(case.describe() if case else {}, quantity, expected, actual, note)

@@ -36,7 +36,7 @@ class Failure:
         witness = dataclasses.replace(found.witness, replay=replay, heard=heard(self.context.subject.name))
         witness = _noted(witness, trouble)
         if found.case is not None:
-            witness = self._placed(witness, found.case, bool(known))
+            witness = self._placed(witness, found.case, bool(known), found.shared)
         return {
             "outcome": "fail",
             "ratio": found.ratio,
@@ -63,12 +63,12 @@ class Failure:
         except Exception as error:
             return (), _trouble(error)
 
-    def _placed(self, witness: Witness, case: Case, explained: bool) -> Witness:
+    def _placed(self, witness: Witness, case: Case, explained: bool, shared: bool) -> Witness:
         """The witness with who agrees on its case and, where nothing explains it, what else is and is not right."""
         notes: list[str] = []
         try:
             with isolation.global_state(self.context.subject), isolation.time_limit(self.context.subject):
-                agree, differ, not_asked = self._standing(case)
+                agree, differ, not_asked = self._standing(case, shared)
                 if not explained:
                     notes += [regime(case, self._holds), self._facts(case)]
         except MISBEHAVES:
@@ -87,10 +87,10 @@ class Failure:
             return ""
         return diagnosis.explanation_at(self.context.subject, self.context.variant, case).words
 
-    def _standing(self, case: Case) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    def _standing(self, case: Case, shared: bool) -> tuple[tuple[str, ...], ...]:
         """(agree, differ, not asked): every oracle of the check, on the failing case itself."""
         said = {id_: self._says(oracle, case) for id_, oracle in self.others.items()}
-        said[self.oracle_id] = False
+        said[self.oracle_id] = shared
         sides: tuple[list[str], list[str], list[str]] = ([], [], [])
         for id_, agrees in said.items():
             sides[2 if agrees is None else 0 if agrees else 1].append(id_)

@@ -20,7 +20,8 @@ def standing(lead: Claim, claims: Iterable[Claim], oracles: Sequence[OracleInfo]
     there = [o.id for o in oracles if o.variant in (None, lead.variant)]
     asked = dict.fromkeys([*there, *told])
     if is_asked_of_all(lead.witness):
-        agree, differ = set(lead.witness.agree), {*lead.witness.differ, lead.oracle}  # type: ignore[union-attr]
+        agree = set(lead.witness.agree)  # type: ignore[union-attr]
+        differ = {*lead.witness.differ, lead.oracle} - agree  # type: ignore[union-attr]
     else:
         agree = {o for o in asked if told.get(o) == "pass"}
         differ = {o for o in asked if told.get(o) in DIFFERS}

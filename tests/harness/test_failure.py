@@ -1,11 +1,14 @@
-"""A mistake in the audit's own explanation takes nothing back of a difference that was found."""
+"""What is told of a difference: nothing takes it back, who agrees is said, and what has its own cause stands alone."""
 
 from __future__ import annotations
 
 import pytest
 
 from harness.engine import diagnosis
+from harness.engine.checks import Check
+from tests.subjects import wrapped
 from tests.subjects.broken import BROKEN, FORWARD
+from tests.subjects.broken_alone import FactorsInHalf
 from tests.subjects.judged import audit
 
 
@@ -22,3 +25,25 @@ def test_a_difference_outlives_its_explanation(monkeypatch: pytest.MonkeyPatch) 
     assert claim.diagnosis is None
     assert claim.witness
     assert "the audit's own explanation failed here (KeyError: 'feedforward')" in claim.witness.note
+
+
+def test_a_reference_that_breaks_the_rule_too_agrees() -> None:
+    (broken,) = (b for b in BROKEN if b.name == "AlwaysInTraining")
+    found = audit(broken.make(), ["lora"], checks=lambda check: check.id == "init.evaluation_mode")
+    (finding,) = (f for f in found.findings if f.title.startswith("a fresh adapter is in training mode"))
+    assert finding.agree == ("peft",)
+    assert not finding.differ
+
+
+def test_small_steps_are_told_beside_a_wrong_function() -> None:
+    class Both(FactorsInHalf):
+        def build(self) -> None:
+            super().build()
+            self.s *= 2
+
+    def asked(check: Check) -> bool:
+        return check.id == FORWARD or check.info.aspect == "dtype"
+
+    found = audit(wrapped.Library({"lora": Both}), ["lora"], checks=asked).findings
+    (own,) = (f for f in found if "small steps are lost" in f.title)
+    assert own.claims == ("dtype.small_steps[lora-paper]",)
