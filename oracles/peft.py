@@ -132,10 +132,10 @@ class Peft(Lifecycle, Oracle):
             _whole(model).save_pretrained(str(folder))
 
     def merge_model(self, model: nn.Module) -> nn.Module:
-        """``merge_and_unload``."""
+        """``merge_and_unload(safe_merge=True)``; one layer alone is merged without, so that both ways are asked."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _whole(model).merge_and_unload()
+            return _whole(model).merge_and_unload(safe_merge=True)
 
     def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
         """The tuner's layer file and the method that carries the aspect."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from torch import Tensor
 
 from harness.engine import diagnosis
 from harness.engine.checks import Check
@@ -37,9 +38,8 @@ def test_a_reference_that_breaks_the_rule_too_agrees() -> None:
 
 def test_small_steps_are_told_beside_a_wrong_function() -> None:
     class Both(FactorsInHalf):
-        def build(self) -> None:
-            super().build()
-            self.s *= 2
+        def branch(self, x: Tensor) -> Tensor:
+            return 2 * super().branch(x)
 
     def asked(check: Check) -> bool:
         return check.id == FORWARD or check.info.aspect == "dtype"

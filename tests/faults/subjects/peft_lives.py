@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 import shutil
 import sys
@@ -196,9 +197,11 @@ class PeftLives(Peft):
             _whole(model).save_pretrained(str(folder), safe_serialization=True)
 
     def merge_model(self, model: nn.Module) -> nn.Module:
-        """``merge_and_unload``."""
+        """``merge_and_unload``, safely where the release offers that; one layer alone is merged without."""
+        merge = _whole(model).base_model.merge_and_unload
+        safe = {"safe_merge": True} if "safe_merge" in inspect.signature(merge).parameters else {}
         with _quiet():
-            merged: nn.Module = _whole(model).merge_and_unload()
+            merged: nn.Module = merge(**safe)
         return merged
 
 
