@@ -12,7 +12,7 @@ from harness.compare import rounding
 from harness.compare.context import Context, Pair, Refused
 from harness.compare.lacking import nothing_lacks
 from harness.compare.layer import Layer
-from harness.compare.outcome import Deviation, ToldElsewhere
+from harness.compare.outcome import Deviation, NotOffered, ToldElsewhere
 from harness.compare.probing import by_rows, effective, far_layer, mode_is_ignored
 from harness.engine.checks import check
 from reports.model import Diagnosis
@@ -221,6 +221,8 @@ def test_batch_shapes(context: Context, case: Case) -> None:
         transposed = case.x.transpose(0, -1).contiguous().transpose(0, -1)
         for what, x in (("strided", strided), ("transposed", transposed)):
             _same(context, case, f"non-contiguous x ({what})", layer(x).double(), layer(case.x).double(), 1.0)
+        if 3 not in context.abilities.inputs:
+            return
         swapped = case.but(batch=(2, 3))
         y, rows = layer(swapped.x.transpose(0, 1)), layer(swapped.x).transpose(0, 1)
         _same(context, swapped, "non-contiguous x (batch dimensions swapped)", y.double(), rows.double(), 1.0)
@@ -233,10 +235,13 @@ def test_batch_shapes(context: Context, case: Case) -> None:
     failure_mode="a vector that goes through the layer raises, or comes out with another number of dimensions",
     against=("peft", "paper"),
     examples=2,
+    follows=("forward.inputs",),
     diagnose=False,
 )
 def test_one_dimension(context: Context, case: Case) -> None:
     """x of one dimension, (in,), gives (out,): the row that a batch of one gives."""
+    if 1 not in context.subject.inputs:
+        raise NotOffered("the subject's `inputs` leaves out x of one dimension", "inputs")
     alone = case.but(batch=())
     layer, theirs = far_layer(context, case), context.reference(case)
     with torch.no_grad():

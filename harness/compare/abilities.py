@@ -129,6 +129,8 @@ def abilities_of(subject: Implementation, variant: str) -> Abilities:
         lacks += _lacks(subject, working.but(batch=BATCHES[dims]), "input", f"x of {dims} dimensions")
     lacks += [*_declared(subject, working), *_not_expressed(subject, working)]
     gone = {lack.what for lack in lacks}
+    if 1 in inputs and _try(subject, working.but(batch=())) is not None:
+        gone.add("x of 1 dimensions")  # which is forward.one_dimension's to tell
     return Abilities(
         subject,
         frozenset(d for d in dtypes if f"{d} base and x" not in gone),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from harness.compare.offered import why_not
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
 from tests.life_table import TWELVE
-from tests.subjects import kinds, lives
+from tests.subjects import kinds, lives, wrapped
 from tests.subjects.judged import audit
 
 
@@ -105,6 +105,41 @@ def test_a_number_of_dimensions_that_is_answered_in_another_shape_is_one_finding
     wanted = ("forward.effective_weight", "forward.batch_shapes", "forward.base_kept", "forward.inputs")
     found = audit(InThreeDimensions(), ["ia3"], checks=lambda c: c.id in wanted, profile=TWELVE)
     assert {c.check: c.outcome for c in found.run.claims if c.outcome != "pass"} == {"forward.inputs": "fail"}
+
+
+def test_what_is_recorded_in_dimensions_that_are_not_taken_is_not_asked() -> None:
+    """The author's cases have an x of one dimension, which is one finding, with the other dimensions."""
+    wanted = ("forward.random_parameters", "forward.one_dimension", "forward.inputs")
+    found = audit(InThreeDimensions(), ["ia3"], checks=lambda c: c.id in wanted, oracles=["author", "paper"])
+    assert all(c.outcome != "error" for c in found.run.claims)
+    (finding,) = found.findings
+    assert {claim.partition("[")[0] for claim in finding.claims} == {
+        "forward.inputs",
+        "forward.one_dimension",
+    }
+
+
+class RowsAlone(wrapped.Lora):
+    """It refuses what is no matrix."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 2:
+            raise ValueError(f"x has {x.dim()} dimensions, expected 2")
+        return super().forward(x)
+
+
+class SaysSo(wrapped.Library):
+    """The library of such layers, whose subject says what x it takes."""
+
+    inputs = frozenset({2})
+
+
+def test_what_the_subject_says_that_it_does_not_take_is_no_finding_in_numbers() -> None:
+    found = audit(SaysSo({"lora": RowsAlone}), ["lora"], checks=lambda c: c.info.aspect == "forward")
+    assert {
+        c.check: c.outcome for c in found.run.claims if c.outcome in ("fail", "error", "unverified")
+    } == {}
+    assert [f.title for f in found.findings if f.tag == "BUG"] == []
 
 
 @pytest.mark.parametrize(("subject", "aspect"), [(OnKinds(), "layers"), (OnLives(), "lifecycle")])
