@@ -11,10 +11,11 @@ from torch import Tensor
 
 from harness.cases.kind_cases import KindCase, quantised, shapes_of
 from harness.compare import rounding
+from harness.compare.adapted_model import offers_models
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
 from harness.compare.life_model import completed, left_by
-from harness.compare.outcome import NoSlot, NotOffered, OutsideDomain
+from harness.compare.outcome import Deviation, NoSlot, NotOffered, OutsideDomain
 from harness.compare.refusals import is_crash
 from harness.compare.rounding import Point, Quantities, coarser
 from harness.compare.thresholds import THRESHOLDS
@@ -98,6 +99,7 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
         if is_crash(why):
             raise
         raise NotOffered(f"{case.spec.variant} on {case.what}: {why}", "layers") from why
+    _refuse_a_plain_one(context, case, layer)
     try:
         return Kinds(layer, case)
     except NoSlot:
@@ -119,7 +121,36 @@ def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor
     rows = case.rows(case.input)
     size = float(rows.norm() * case.weight.double().norm() + wanted.double().norm()) * case.embed_scale
     unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
-    context.judge(case, "output at the start", actual.double(), wanted.double(), unit * size)
+    try:
+        context.judge(case, "output at the start", actual.double(), wanted.double(), unit * size)
+    except Deviation as found:
+        found.diagnosis = PLAIN_IN_PLACE if is_plain(case, actual) else None
+        raise
+
+
+def is_plain(case: KindCase, actual: Tensor) -> bool:
+    """Whether a fresh adapter answers as a plain embedding does, where the base scales its output."""
+    if case.embed_scale == 1.0:
+        return False
+    rows = case.rows(case.input) @ case.weight.double().mT
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(rows.norm())
+    return rounding.ratio(case.outputs(actual).double(), rows, unit) <= THRESHOLDS["formula"]
+
+
+def _refuse_a_plain_one(context: Context, case: KindCase, layer: Layer) -> None:
+    """Raise NotOffered for a plain embedding in the place of one that scales its output.
+
+    Who replaces layers one by one chooses which, and so does the subject's file; a library that walks through a model
+    has chosen itself.
+    """
+    if case.embed_scale == 1.0 or offers_models(context.subject):
+        return
+    with torch.no_grad():
+        plain = is_plain(case, layer(case.x))
+    if plain and case.variant.starts_at_identity(case.spec):
+        raise NotOffered(
+            f"{context.subject.name} puts a plain embedding in the place of one with a scale", "layers"
+        )
 
 
 _TAKEN: WeakKeyDictionary[Implementation, dict[tuple[str, str], bool]] = WeakKeyDictionary()
@@ -222,6 +253,11 @@ def _says(name: str, summary: str, failure_mode: str) -> Diagnosis:
     return entry
 
 
+PLAIN_IN_PLACE = _says(
+    "plain_in_place",
+    "a plain embedding takes the place of one that scales its output: the scale is lost",
+    "the rows of a model whose embedding is adapted come out unscaled, before anything is trained",
+)
 UPDATE_LOST = _says(
     "update_lost", "the base answers: the update is lost", "the adapter has no effect on layers of this kind"
 )

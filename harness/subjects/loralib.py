@@ -21,12 +21,15 @@ from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, U
 
 
 class Loralib(Implementation):
-    """loralib's Linear, Embedding and Conv2d. It has no rsLoRA, and no dropout on embeddings."""
+    """loralib's Linear and Embedding. It has no rsLoRA, and no dropout on embeddings.
+
+    Its convolutions have factors (r k, in k) and (out k, r k), which is another method than LoRA on the patches.
+    """
 
     name = "loralib"
     version = version("loralib")
     variants = frozenset({"lora"})
-    layers = frozenset({"linear", "embedding", "conv2d"})
+    layers = frozenset({"linear", "embedding"})
 
     def nearest(self, spec: AdapterSpec) -> AdapterSpec:
         """It has no rsLoRA."""
@@ -45,10 +48,12 @@ class Loralib(Implementation):
         layer.load_state_dict(torch.load(path), strict=False)
         return _in_mode_of(base, layer)
 
-    def merge(self, adapted: Adapted) -> nn.Linear:
+    def merge(self, adapted: Adapted) -> nn.Module:  # type: ignore[override]
         """The weight that ``eval()`` folds, in a plain layer."""
         folded: Any = copy.deepcopy(adapted.module)
         folded.eval()  # loralib's train() returns nothing, and so does this
+        if isinstance(folded, nn.Embedding):
+            return nn.Embedding.from_pretrained(folded.weight, padding_idx=folded.padding_idx)
         plain = nn.Linear(folded.in_features, folded.out_features, folded.bias is not None)
         plain.weight, plain.bias = folded.weight, folded.bias
         return plain
@@ -71,30 +76,18 @@ def _layer(base: Any, spec: AdapterSpec) -> Any:
         "dtype": base.weight.dtype,
     }
     if isinstance(base, nn.Embedding):
+        if type(base) is not nn.Embedding:
+            raise Unsupported(f"a {type(base).__name__} has no layer of loralib's to take its place")
         sizes = (base.num_embeddings, base.embedding_dim)
         layer: Any = loralib.Embedding(*sizes, padding_idx=base.padding_idx, **made)
-    elif isinstance(base, nn.Conv2d):
-        layer = loralib.Conv2d(*_convolution(base), lora_dropout=spec.dropout, **_geometry(base), **made)
     else:
         bias = base.bias is not None
         layer = loralib.Linear(
             base.in_features, base.out_features, lora_dropout=spec.dropout, bias=bias, **made
         )
-    weights = base.state_dict()
-    (layer.conv if isinstance(base, nn.Conv2d) else layer).load_state_dict(weights, strict=False)
+    layer.load_state_dict(base.state_dict(), strict=False)
     loralib.mark_only_lora_as_trainable(layer)
     return layer
-
-
-def _convolution(base: nn.Conv2d) -> tuple[int, int, int]:
-    if len(set(base.kernel_size)) > 1:
-        raise Unsupported("loralib takes square kernels")
-    return base.in_channels, base.out_channels, base.kernel_size[0]
-
-
-def _geometry(base: nn.Conv2d) -> dict[str, Any]:
-    names = ("stride", "padding", "dilation", "groups")
-    return {**{n: getattr(base, n) for n in names}, "bias": base.bias is not None}
 
 
 def _in_mode_of(base: nn.Module, layer: Any) -> Adapted:

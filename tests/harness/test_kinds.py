@@ -11,7 +11,7 @@ from harness.test_layers import UNMERGED_OTHERWISE
 from oracles.mistakes import mistakes_of
 from tests.life_table import TWELVE, asked
 from tests.subjects.judged import audit
-from tests.subjects.kinds import BROKEN_KINDS, BrokenKind, Library, fake_quantiser
+from tests.subjects.kinds import BROKEN_KINDS, BrokenKind, Library, PutsPlainOnes, fake_quantiser
 from tests.subjects.wrapped import Library as LinearOnly
 
 
@@ -33,6 +33,17 @@ def test_a_right_library_is_not_accused() -> None:
     found = audit(Library(), ["lora"], checks=lambda check: check.info.aspect == "layers", profile=TWELVE)
     left = {c.check: c.cause for c in found.run.claims if c.outcome != "pass"}
     assert left == {"layers.merge_conv2d_groups": "not_offered"}
+    assert found.verdicts["lora"].verdict == "Faithful"
+
+
+def test_who_replaces_layers_one_by_one_is_not_asked_of_those_it_does_not_mean() -> None:
+    scaled = ("layers.embedding_scale", "layers.merge_embedding_scale")
+    found = audit(PutsPlainOnes(), ["lora"], checks=lambda c: c.id in (*scaled, "layers.embedding"))
+    told = {c.check: (c.outcome, c.cause) for c in found.run.claims}
+    assert told == {
+        **dict.fromkeys(scaled, ("not_applicable", "not_offered")),
+        "layers.embedding": ("pass", None),
+    }
     assert found.verdicts["lora"].verdict == "Faithful"
 
 

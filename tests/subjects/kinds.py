@@ -5,7 +5,7 @@ quantised layer, as one wrapper each.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -194,6 +194,29 @@ class ScaleIgnored(LowRank):
 
     def path_embedding(self, x: Tensor) -> Tensor:
         return fn.embedding(x, self.A.T, padding_idx=self.base.padding_idx) @ self.B.T
+
+
+class PutsPlainOnes(Library):
+    """A plain embedding is made in the place of every embedding."""
+
+    def adapt(self, base: nn.Module, spec: AdapterSpec) -> Adapted:  # type: ignore[override]
+        if isinstance(base, nn.Embedding):
+            base = nn.Embedding.from_pretrained(base.weight, padding_idx=base.padding_idx)
+        return super().adapt(base, spec)
+
+
+class PutsPlainOnesInModels(PutsPlainOnes):
+    """A plain embedding is made in the place of every embedding of a model that the library walks through."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Sequence[str] | None = None
+    ) -> Mapping[str, Adapted]:
+        raise Unsupported("not needed here")
+
+
+BROKEN_KINDS.append(
+    BrokenKind("PutsPlainOnes", PutsPlainOnesInModels, "layers.embedding_scale", "plain_in_place")
+)
 
 
 @broken("embedding_tied")
