@@ -302,6 +302,25 @@ def test_a_right_subject_passes(check: str) -> None:
     assert ask(LoraLite(), check, "pissa").outcome == "pass"
 
 
+class CrashesOnRareOnes(NoRareDefaults):
+    """Its table has no such entry, which nobody looks for."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        try:
+            return super().adapt_model(model, spec, targets)
+        except ValueError:
+            raise KeyError(model.config.model_type) from None
+
+
+def test_a_refusal_in_a_sentence_is_no_fault_and_a_crash_is_one() -> None:
+    refused = ask(NoRareDefaults(), "coverage").diagnosis
+    assert refused is not None
+    assert refused.agrees_with
+    assert ask(CrashesOnRareOnes(), "coverage").diagnosis is None
+
+
 def test_a_library_may_have_no_defaults_for_a_rare_architecture() -> None:
     assert ask(NoRareDefaults(), "default").outcome == "pass"
     assert ask(NoRareDefaults(), "sides", "ia3").outcome == "pass"
