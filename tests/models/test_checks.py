@@ -321,6 +321,26 @@ def test_a_refusal_in_a_sentence_is_no_fault_and_a_crash_is_one() -> None:
     assert ask(CrashesOnRareOnes(), "coverage").diagnosis is None
 
 
+class AllOfTheAttention(LoraLite):
+    """By default it adapts more layers than PEFT does."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        here = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        more = [
+            n for n in ("q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v") if n in here
+        ]
+        return super().adapt_model(model, spec, targets or more or None)
+
+
+def test_other_defaults_are_one_finding_and_the_rest_is_asked_of_the_layers_that_peft_adapts() -> None:
+    assert ask(AllOfTheAttention(), "default").outcome == "fail"
+    assert ask(AllOfTheAttention(), "counts").outcome == "pass"
+    assert ask(AllOfTheAttention(), "model_forward").outcome == "pass"
+    assert ask(MissesOne(), "counts").cause == "told_elsewhere"
+
+
 def test_a_library_may_have_no_defaults_for_a_rare_architecture() -> None:
     assert ask(NoRareDefaults(), "default").outcome == "pass"
     assert ask(NoRareDefaults(), "sides", "ia3").outcome == "pass"
