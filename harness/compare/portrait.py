@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import scipy
 import torch
@@ -26,7 +27,14 @@ Value = Tensor | str
 Values = dict[str, Value]
 RATE, SEEDS = 0.4, (1, 2)
 DRAWS = 24
-LAW = {"in_features": 48, "out_features": 24, "rank": 4, "alpha": 3.0, "batch": (2,), "bias": False}
+LAW: dict[str, Any] = {
+    "in_features": 48,
+    "out_features": 24,
+    "rank": 4,
+    "alpha": 3.0,
+    "batch": (2,),
+    "bias": False,
+}
 AS_SET = "the reference's"
 
 
@@ -104,7 +112,9 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 def _law(sitting: Sitting) -> Values:
     """The law of every tensor that the reference draws: log second moment, kurtosis, share of equal columns."""
-    case = sitting.case.but(**LAW)
+    # A subject that has no other scale than one is asked at that one.
+    unscaled = {"alpha": float(LAW["rank"])} if sitting.case.spec.alpha == sitting.case.spec.rank else {}
+    case = sitting.case.but(**LAW | unscaled)
     drawn = [sitting.layer(case, seed) for seed in range(DRAWS)]
     drawn_at_random = [t for t in case.variant.tensors if t.uniform and t.drawn_from == "global"]
     names = [t.name for t in drawn_at_random if t.name in drawn[0].names]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from oracles.array_implementation import ArrayImplementation
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
+from oracles.variants import VARIANTS
 
 OPTIONAL = ("save", "load", "merge", "detach", "nearest", "source")
 
@@ -115,7 +116,14 @@ class FromArrays(Implementation):
 
     def _adapted(self, adapted: Any, base: nn.Linear, spec: AdapterSpec) -> Adapted:
         layer = ArrayLayer(self.arrays, adapted, base, spec)
-        return Adapted(layer, {name: Slot(tensor) for name, tensor in layer.tensors().items()})
+        own = {t.name for t in VARIANTS[spec.variant].tensors}
+        slots = {n: Slot(t) for n, t in layer.tensors().items() if n in own or not _is_bias_of(base, t)}
+        return Adapted(layer, slots)
+
+
+def _is_bias_of(base: nn.Linear, tensor: Tensor) -> bool:
+    """Whether a tensor that the method does not have is the base's bias: then it is no tensor of the adapter."""
+    return base.bias is not None and tensor.shape == base.bias.shape and torch.equal(tensor, base.bias)
 
 
 def _sent(adapted: Adapted) -> Any:

@@ -305,4 +305,5 @@ VARIANT = Variant(
     ),
     options=(RSLORA,),
     has_dropout=True,
+    file_without_alpha=lora.VARIANT.file_without_alpha,
 )

@@ -180,6 +180,7 @@ VARIANT = Variant(
         },
     ),
     has_dropout=True,
+    file_without_alpha=lora.VARIANT.file_without_alpha,
     refuses_dtypes=("float64",),
     in_domain=lambda out, in_, spec: spec.rank <= min(out, in_),
 )

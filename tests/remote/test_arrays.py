@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from harness.subjects.arrays import from_arrays
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
 from tests.remote.served import served
 from tests.remote.subjects.numpy_lora import NumpyLora
-from tests.subjects.judged import QUICK, once
+from tests.subjects.judged import QUICK, audit, once
 
 ASKED = ("forward.random_parameters", "forward.gradients", "init.seeded", "merge.weight", "merge.detach",
          "save_load.round_trip", "training.sgd", "dropout.active")  # fmt: skip
@@ -24,6 +26,34 @@ class WithoutScale(NumpyLora):
     def vjp(self, adapted, x, G, training, seed):  # type: ignore[no-untyped-def]
         found = super().vjp(adapted, x, G, training, seed)
         return {**found, "B": found["B"] * adapted["spec"].rank / adapted["spec"].alpha}
+
+
+class BiasTrained(NumpyLora):
+    """The layer's own bias is among what trains."""
+
+    def parameters(self, adapted):  # type: ignore[no-untyped-def]
+        return {**super().parameters(adapted), **({} if adapted["b"] is None else {"bias": adapted["b"]})}
+
+    def assign(self, adapted, values):  # type: ignore[no-untyped-def]
+        own = {{"bias": "b"}.get(name, name): value for name, value in values.items()}
+        super().assign(adapted, own)
+
+    def vjp(self, adapted, x, G, training, seed):  # type: ignore[no-untyped-def]
+        found = super().vjp(adapted, x, G, training, seed)
+        return {**found, "bias": G.reshape(-1, G.shape[-1]).sum(0)}
+
+
+class OneScaleWide(NumpyLora):
+    """It has no other alpha than the rank, and A starts √6 too large."""
+
+    def nearest(self, spec):  # type: ignore[no-untyped-def]
+        return dataclasses.replace(spec, alpha=float(spec.rank), rslora=False)
+
+    def adapt(self, W, b, spec, seed):  # type: ignore[no-untyped-def]
+        if spec.alpha != spec.rank:
+            raise Unsupported("alpha is the rank")
+        made = super().adapt(W, b, spec, seed)
+        return {**made, "A": made["A"] * W.dtype.type(np.sqrt(6))}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +77,19 @@ def test_a_wrong_gradient_fails() -> None:
     """What ``vjp`` gets wrong is the library's."""
     claims = once(from_arrays(WithoutScale()), ["lora"], lambda c: c.id == "forward.gradients", QUICK)
     assert [c.outcome for c in claims] == ["fail"]
+
+
+def test_a_bias_that_trains_is_the_base_s_and_no_tensor_of_the_adapter() -> None:
+    wanted = ("shapes.canonical", "shapes.frozen_base")
+    found = audit(from_arrays(BiasTrained()), ["lora"], checks=lambda c: c.id in wanted).findings
+    assert [f.title for f in found] == ["the base layer's bias stays trainable"]
+
+
+def test_a_start_is_named_where_there_is_no_other_alpha_than_the_rank() -> None:
+    claims = once(from_arrays(OneScaleWide()), ["lora"], lambda c: c.id == "init.distribution", QUICK)
+    (claim,) = (c for c in claims if c.outcome == "fail")
+    assert claim.diagnosis
+    assert claim.diagnosis.mistake == "lora.a_gain"
 
 
 def test_both_ways_are_one(remote: Implementation) -> None:
