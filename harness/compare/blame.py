@@ -11,7 +11,7 @@ from types import CodeType, TracebackType
 
 import torch
 
-from oracles.implementation import Implementation
+from oracles.implementation import Implementation, Slot
 
 HERE = Path(__file__).parents[2]
 OURS = tuple(str(HERE / folder) for folder in ("harness", "oracles", "reports", "refs"))
@@ -43,13 +43,29 @@ def place_of(error: BaseException, who: Implementation | None) -> Place | None:
         )
     found: Place | None = None
     trace: TracebackType | None = error.__traceback__
+    last = trace
     own = _own_code(who) if who is not None else frozenset()
     while trace is not None:
         code = trace.tb_frame.f_code
         if not _is_foreign(code.co_filename):
             found = Place(_shown(code.co_filename), trace.tb_lineno, code in own)
-        trace = trace.tb_next
+        last, trace = trace, trace.tb_next
+    if found is None and who is not None and last is not None and _is_a_slot(last.tb_frame.f_code):
+        return _of_the_class(who)
     return found
+
+
+def _is_a_slot(code: CodeType) -> bool:
+    """Whether a slot itself raised: the subject's file has not given it what it needs."""
+    return code in {f.__code__ for f in vars(Slot).values() if inspect.isfunction(f)}
+
+
+def _of_the_class(who: Implementation) -> Place | None:
+    """The subject's class, in its own file."""
+    try:
+        return Place(_shown(inspect.getfile(type(who))), inspect.getsourcelines(type(who))[1], wrapper=True)
+    except (OSError, TypeError):
+        return None
 
 
 def is_of_the_audit(error: BaseException) -> bool:

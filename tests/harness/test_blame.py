@@ -6,11 +6,12 @@ import importlib
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from harness.compare.blame import place_of
 from harness.subjects.remote.worker import lies_elsewhere
-from oracles.implementation import AdapterSpec, Implementation
+from oracles.implementation import AdapterSpec, Implementation, Slot
 
 WRAPPER = """
 from pathlib import Path
@@ -68,3 +69,16 @@ def test_it_is_the_librarys_where_nothing_says_that_the_library_lies_elsewhere(t
     subject = made(tmp_path, monkeypatch, "None")
     assert not lies_elsewhere(subject)
     assert not is_the_wrappers(subject, rank=2)
+
+
+def test_a_slot_that_cannot_be_written_is_the_wrappers(tmp_path, monkeypatch):
+    """The library has not been called: the file has left `write` out."""
+    subject = made(tmp_path, monkeypatch, ELSEWHERE)
+    with pytest.raises(TypeError) as raised:
+        Slot(torch.ones(2), read=lambda live: live + 1).put(torch.ones(2))
+    assert raised.tb
+    error = raised.value.with_traceback(raised.tb.tb_next)  # without this file, which is no audit's
+    place = place_of(error, subject)
+    assert place is not None
+    assert place.wrapper
+    assert place.line == 11
