@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from harness.engine import diagnosis
 from harness.engine.checks import Check
+from oracles.implementation import Slot
 from tests.subjects import wrapped
 from tests.subjects.broken import BROKEN, FORWARD
 from tests.subjects.broken_alone import FactorsInHalf
@@ -47,3 +49,27 @@ def test_small_steps_are_told_beside_a_wrong_function() -> None:
     found = audit(wrapped.Library({"lora": Both}), ["lora"], checks=asked).findings
     (own,) = (f for f in found if "small steps are lost" in f.title)
     assert own.claims == ("dtype.small_steps[lora-paper]",)
+
+
+class StoredAsDifference(wrapped.Ia3):
+    """The gate is 1 + w, and w is what trains."""
+
+    def build(self) -> None:
+        super().build()
+        self.w = nn.Parameter(torch.zeros_like(self.l))
+        del self.l
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.__dict__["l"] = 1 + self.w
+        return super().forward(x)
+
+    def slots(self) -> dict[str, Slot]:
+        return {"l": Slot(self.w, read=lambda w: 1 + w, write=lambda v: v - 1, gradient=lambda g: g)}
+
+
+def test_a_tensor_that_is_stored_as_a_function_of_it_decays_elsewhere_and_is_no_bug() -> None:
+    wanted = ("training.adamw", "training.sgd", "forward.random_parameters", "forward.gradients")
+    subject = wrapped.Library({"ia3": StoredAsDifference})
+    (finding,) = audit(subject, ["ia3"], checks=lambda c: c.id in wanted).findings
+    assert finding.mistake == "training.decays_elsewhere"
+    assert (finding.tag, finding.severity) == ("OK-undoc", "minor")
