@@ -10,7 +10,7 @@ from harness.compare import rounding
 from harness.compare.context import Context, Pair, Refused
 from harness.compare.layer import Layer
 from harness.compare.outcome import Deviation, ModeMissing, ToldElsewhere
-from harness.compare.probing import alike, effective, far_layer, without_adapter
+from harness.compare.probing import alike, beneath, effective, far_layer, without_adapter
 from harness.compare.thresholds import (
     EVALUATION_GAP,
     MASK_ENTRY,
@@ -195,8 +195,9 @@ def test_placement(context: Context, case: Case) -> None:
     layer, theirs = dropping(context, case), context.reference(case)
     theirs.train()
     theirs.write({n: layer.value(n) for n in layer.names})
-    mine = [read_mask(layer, case, seed) for seed in range(ROUNDS)]
-    wanted = describe([read_mask(theirs, case, seed) for seed in range(ROUNDS)])
+    base = beneath(context, case, layer)
+    mine = [read_mask(layer, case, seed, base) for seed in range(ROUNDS)]
+    wanted = describe([read_mask(theirs, case, seed, base) for seed in range(ROUNDS)])
     actual = describe(mine)
     if actual != wanted:
         if actual == WHOLE and _has_no_effect(layer, case):
@@ -212,20 +213,18 @@ def _base_path(context: Context, case: Case) -> None:
     layer.train(False)
     weight, bias = effective(layer, case)
     layer.train()
-    M = weight - case.variant.weight_beneath(case.weight.double(), layer.values())
+    M = weight - beneath(context, case, layer)
     change = trained(layer, case, 0) - (case.x.double() @ weight.mT + bias)
     outside = change - change @ torch.linalg.pinv(M.mT) @ M.mT
     kept = float(outside.norm()) <= OUTSIDE_SPAN * float(change.norm())
     context.demand(kept, case, f"x of the base path at p = {RATE}", "whole", "with entries dropped")
 
 
-def read_mask(layer: Layer, case: Case, seed: int) -> Tensor | None:
+def read_mask(layer: Layer, case: Case, seed: int, base: Tensor) -> Tensor | None:
     """(batch, in) kept-factors x_d / x of one pass, or None where the contribution is no mask of x."""
     layer.train(False)
     weight, bias = effective(layer, case)
     layer.train()
-    values = layer.values()
-    base = case.variant.weight_beneath(case.weight.double(), values)
     plain_bias = 0.0 if case.bias_vector is None else case.bias_vector.double()
     y = trained(layer, case, seed)
     x = case.x.double()

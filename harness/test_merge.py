@@ -15,7 +15,7 @@ from harness.compare.adapted_model import far, offers_models, subject_on
 from harness.compare.context import Context, double
 from harness.compare.layer import Layer, SubjectRaised, answering
 from harness.compare.outcome import Deviation, NotApplicable, NotOffered
-from harness.compare.probing import coefficient, effective, far_layer, plain_layer
+from harness.compare.probing import beneath, coefficient, effective, far_layer, plain_layer
 from harness.compare.thresholds import ROUNDOFFS, SAME_UPDATE
 from harness.engine.checks import check
 from oracles.implementation import AdapterSpec, Implementation
@@ -167,7 +167,7 @@ def test_in_training(context: Context, case: Case) -> None:
 def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Tensor] | None = None) -> None:
     """Raise Deviation unless the layer merges into one with the effective weight and bias ``wanted``."""
     weight, bias = wanted or effective(layer, case)
-    base = context.variant.weight_beneath(case.weight.double(), layer.values())
+    base = beneath(context, case, layer)
     merged = plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
     own = torch.zeros_like(bias) if merged.bias is None else merged.bias.detach().double()
     x = case.x.double()

@@ -19,7 +19,7 @@ from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
 from harness.compare.outcome import Deviation, NotApplicable, OutsideDomain, ToldElsewhere
 from harness.compare.probing import coefficient, without_adapter
 from harness.compare.saving import load, offered, same_output, same_slots, saved
-from harness.compare.thresholds import BASE_CHANGED, ROUNDOFFS, SAME_FUNCTION, SAME_UPDATE
+from harness.compare.thresholds import BASE_CHANGED, ROUNDOFFS, SAME_FUNCTION, SAME_UPDATE, THRESHOLDS
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
 from oracles.variants import VARIANTS, Variant
@@ -400,7 +400,7 @@ def test_other_base(context: Context, case: Case) -> None:
         except SubjectRaised:
             return
         same_slots(context, case, layer, loaded, but=frozenset(t.name for t in (context.variant.base,) if t))
-        if needs_base:
+        if needs_base and not _same_change(case, other, layer, loaded):
             _same_function(context, case, layer, loaded)
 
 
@@ -419,6 +419,18 @@ BOUND_TO_BASE = Diagnosis(
     severity="major",
     remedy="save what holds on any base, such as the difference to the base's own weight, or refuse another base",
 )
+
+
+def _same_change(case: Case, other: Case, layer: Layer, loaded: Layer) -> bool:
+    """Whether the adapter changes the output of both bases alike, as a difference of factors does."""
+    with torch.no_grad():
+        was = layer(case.x).double() - case.base()(case.x).double()
+        now = loaded(case.x).double() - other.base()(case.x).double()
+    unit = ROUNDOFFS["another base"] * rounding.roundoff(rounding.coarser(case.torch_dtype))
+    return (
+        rounding.ratio(now, was, unit * float(was.norm() + case.x.norm() * case.weight.norm()))
+        <= THRESHOLDS["formula"]
+    )
 
 
 def _same_function(context: Context, case: Case, layer: Layer, loaded: Layer) -> None:

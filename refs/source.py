@@ -137,7 +137,20 @@ def docstrings(path: Path, symbol: str) -> list[tuple[int, str]]:
         nodes.append(found)
     if isinstance(nodes[-1], ast.ClassDef):
         nodes += nodes[-1].body
-    return [told for node in nodes if (told := _docstring(node))]
+    return [told for node in nodes for told in (_docstring(node), _defaults(node)) if told]
+
+
+def _defaults(node: ast.AST) -> tuple[int, str] | None:
+    """What a signature says by its texts: ``initializer='he_uniform'`` is a choice that a caller reads."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return None
+    given = node.args
+    names = [a.arg for a in (*given.posonlyargs, *given.args)]
+    values: dict[str, ast.expr] = dict(zip(reversed(names), reversed(given.defaults), strict=False))
+    values |= {a.arg: v for a, v in zip(given.kwonlyargs, given.kw_defaults, strict=True) if v is not None}
+    told = {name: v.value for name, v in values.items() if isinstance(v, ast.Constant)}
+    texts = [f"{name}={value!r}" for name, value in told.items() if isinstance(value, str)]
+    return (node.lineno, ", ".join(texts)) if texts else None
 
 
 def _docstring(node: ast.AST) -> tuple[int, str] | None:

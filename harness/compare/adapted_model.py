@@ -14,6 +14,8 @@ from harness.cases.tiny_models import EXPECTED, ModelCase, loss, put
 from harness.compare import rounding
 from harness.compare.context import Context, Refused
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, answering, as_layer
+from harness.compare.outcome import NotOffered
+from harness.compare.refusals import is_crash
 from oracles.implementation import Implementation, Unsupported
 from oracles.seeding import seed_torch
 
@@ -74,7 +76,9 @@ def subject_on(context: Context, case: ModelCase) -> AdaptedModel:
     """
     try:
         return adapted_by(context.subject, case)
-    except (Unsupported, SubjectRaised):
+    except (Unsupported, SubjectRaised) as why:
+        if any("." in t for t in case.targets or ()) and isinstance(why, SubjectRaised) and not is_crash(why):
+            raise NotOffered(f"whole names as targets: {why}", "adapt_model") from None
         rare = case.targets is None and case.architecture not in EXPECTED
         if (case.kind.conv1d or rare) and offers_models(context.subject):
             raise Refused from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 __all__ = ["heard", "is_silent", "listening", "speaks"]
@@ -35,17 +35,22 @@ def _hear(words: str) -> None:
         _heard.setdefault(_speakers[-1], {})[" ".join(words.split())[:LONGEST]] = None
 
 
-class _Handler(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        _hear(record.getMessage())
+def _record(*args: Any, **named: Any) -> logging.LogRecord:
+    """A log record, heard as it is made: loggers that hand nothing on to the root are heard too."""
+    made = logging.LogRecord(*args, **named)
+    if made.levelno >= logging.WARNING:
+        with suppress(Exception):  # arguments that do not fit the message are the logger's to complain about
+            _hear(made.getMessage())
+    return made
 
 
 @contextmanager
 def listening() -> Iterator[None]:
     """Warnings and log records (from WARNING on) are kept inside, and shown to nobody."""
     _heard.clear()
-    handler = _Handler(logging.WARNING)
+    handler, usual = logging.NullHandler(), logging.getLogRecordFactory()
     logging.getLogger().addHandler(handler)
+    logging.setLogRecordFactory(_record)
 
     def show(message: Any, *more: Any, **named: Any) -> None:
         _hear(str(message))
@@ -57,3 +62,4 @@ def listening() -> Iterator[None]:
             yield
     finally:
         logging.getLogger().removeHandler(handler)
+        logging.setLogRecordFactory(usual)

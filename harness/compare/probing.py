@@ -11,6 +11,7 @@ from harness.cases.layer_cases import Case
 from harness.compare.abilities import abilities_of
 from harness.compare.context import Context
 from harness.compare.layer import SUBJECTS, BadAnswer, Layer
+from harness.compare.life_model import left_by
 from harness.compare.thresholds import SAME_FUNCTION, Closeness
 
 
@@ -19,6 +20,14 @@ def far_layer(context: Context, case: Case) -> Layer:
     layer = context.layer(case)
     layer.write(case.far(dict.fromkeys(layer.names)))
     return layer
+
+
+def beneath(context: Context, case: Case, layer: Layer) -> Tensor:
+    """The weight that the adapter acts on; of a PiSSA that keeps no residual, what its start leaves of W."""
+    values, W = layer.values(), case.weight.double()
+    if case.variant.base is not None and case.variant.base.name not in values:
+        values |= left_by(W, context.layer(case).values(), case.spec)
+    return case.variant.weight_beneath(W, values)
 
 
 def plain_layer(found: Any, method: str) -> nn.Linear:

@@ -74,6 +74,9 @@ MISBEHAVIOUR: dict[type[BaseException], Cause] = {
     isolation.SubjectDied: "died",
 }
 
+# A recording is of one residual, to the last bit.
+NO_RESIDUAL = "recorded at a residual, of which the subject keeps no tensor"
+
 
 class Enough(SkipTest):
     """Ends the asking: the one kind of exception that Hypothesis passes on at once, without trying to shrink it."""
@@ -177,6 +180,8 @@ class ClaimRun:
         except NotApplicable as why:
             return {"outcome": "not_applicable", "examples": 0, **_told(why)}
         except NotRecorded as why:
+            if self._keeps_no_base(context):
+                return {"outcome": "not_applicable", "examples": 0, **_because("outside", NO_RESIDUAL)}
             return {"outcome": "unverified", "examples": 0, **_because("oracle_silent", why)}
         except Unsupported as why:
             return {"outcome": "not_applicable", "examples": 0, **_because("not_offered", why)}
@@ -195,6 +200,15 @@ class ClaimRun:
             reason = f"the audit itself failed: {name}: {error}"
             return {"outcome": "unverified", **_because("audit_failed", reason, name)}
         return {"outcome": "pass", "examples": asked}
+
+    def _keeps_no_base(self, context: Context) -> bool:
+        """Whether the method takes a part out of the base weight, and the subject holds nothing of what is left."""
+        case, base = context.abilities.ordinary, self.variant.base
+        if base is None or case is None:
+            return False
+        with suppress(Exception):
+            return base.name not in context.layer(case).names
+        return False
 
     def _raised(self, error: SubjectRaised) -> dict[str, object]:
         """Of a claim that ended in an exception: whose it is decides."""

@@ -151,6 +151,9 @@ def _config(spec: AdapterSpec, layer: Any, **places: Any) -> Any:
 def _add(model: Any, name: str, config: Any) -> None:
     model.add_adapter(name, config=config)
     model.train_adapter(name)
+    for parameter_name, parameter in model.named_parameters():
+        if f".{name}." not in parameter_name:  # a model's head trains along, which is no part of the method
+            parameter.requires_grad_(False)
 
 
 def _layer(model: Any) -> Any:

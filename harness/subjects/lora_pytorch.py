@@ -51,12 +51,8 @@ class LoraPytorch(Implementation):
     def adapt_model(
         self, model: nn.Module, spec: AdapterSpec, targets: Sequence[str] | None = None
     ) -> Mapping[str, Adapted]:
-        """``from_module`` on a model adapts every layer that it knows, in place."""
-        if targets is not None:
-            raise Unsupported("lora-pytorch has no choice of targets")
-        LoRA.from_module(model, rank=spec.rank)
-        found = ((name, m) for name, m in model.named_modules() if isinstance(m, LoRA))
-        return {name: _adapted(module) for name, module in found}
+        """Raises Unsupported: ``from_module`` adapts every layer that it knows, the head and embeddings too."""
+        raise Unsupported("lora-pytorch has no choice of targets: it adapts every layer that it knows")
 
     def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
         layer, whole = Path(inspect.getfile(LinearLoRAModule)), Path(inspect.getfile(functions))

@@ -263,6 +263,7 @@ def starts_of_factors(
             "A starts √6 too large: B's first steps are that much larger",
             {"start.A": _uniform_a(math.sqrt(6))},
             "draw A with kaiming_uniform_(a=√5), which is U(−1/√in, 1/√in)",
+            documented=(r"\bhe.uniform\b",),
         ),
         Mistake(
             f"{variant}.a_fan",
@@ -313,6 +314,10 @@ def common(variant: str) -> list[Mistake]:
             "an optimiser over all trainable parameters would move it, and the saved adapter leaves it out",
             {"trainable_base_bias": True},
             "freeze the base layer's bias with its weight",
+            documented=(
+                r"(kernel|weight)\W+(\w+\W+){0,4}(non.?trainable|frozen)",
+                r"\bbias(es)?\W+(\w+\W+){0,4}(train\w*|tuned)",
+            ),
         ),
         Mistake(
             f"{variant}.trainable_base",

@@ -73,3 +73,33 @@ def test_a_tensor_that_is_stored_as_a_function_of_it_decays_elsewhere_and_is_no_
     (finding,) = audit(subject, ["ia3"], checks=lambda c: c.id in wanted).findings
     assert finding.mistake == "training.decays_elsewhere"
     assert (finding.tag, finding.severity) == ("OK-undoc", "minor")
+
+
+class AsDifference(wrapped.Pissa):
+    """W stays, and the start's product is taken off: the residual is kept nowhere."""
+
+    def build(self) -> None:
+        super().build()
+        del self.residual
+        self.register_buffer("A0", self.A.detach().clone())
+        self.register_buffer("B0", self.B.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, y = x.to(self.dtype), self.base(x)
+        change = self.drop(z) @ self.A.T @ self.B.T - z @ self.A0.T @ self.B0.T
+        return (y + self.s * change).to(y.dtype)
+
+    def weight(self) -> Tensor:
+        return self.w0 + self.s * (self.B @ self.A - self.B0 @ self.A0)
+
+    def slots(self) -> dict[str, Slot]:
+        return {"A": Slot(self.A), "B": Slot(self.B)}
+
+
+def test_pissa_without_a_residual_is_not_accused() -> None:
+    wanted = ("dropout", "forward", "init", "step0", "scale", "merge")
+    subject = wrapped.Library({"pissa": AsDifference})
+    found = audit(
+        subject, ["pissa"], checks=lambda c: c.info.aspect in wanted, oracles=["peft", "paper", "author"]
+    )
+    assert [f.title for f in found.findings if f.tag == "BUG" or "cannot be verified" in f.title] == []

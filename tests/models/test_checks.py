@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -335,10 +336,59 @@ class AllOfTheAttention(LoraLite):
 
 
 def test_other_defaults_are_one_finding_and_the_rest_is_asked_of_the_layers_that_peft_adapts() -> None:
-    assert ask(AllOfTheAttention(), "default").outcome == "fail"
+    others = ask(AllOfTheAttention(), "default")
+    assert others.outcome == "fail"
+    assert others.diagnosis
+    assert others.diagnosis.mistake == "targets.more"
+    assert ask(MissesOne(), "default").diagnosis is None
     assert ask(AllOfTheAttention(), "counts").outcome == "pass"
     assert ask(AllOfTheAttention(), "model_forward").outcome == "pass"
     assert ask(MissesOne(), "counts").cause == "told_elsewhere"
+
+
+class WarnsOfNothing(NothingIsFine):
+    """It says aloud that a target names nothing, by a logger that hands nothing on to the root."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        found = super().adapt_model(model, spec, targets)
+        if not found:
+            logger = logging.getLogger("tests.own")
+            logger.propagate = False
+            logger.warning("No modules matched the targets %s", targets)
+        return found
+
+
+class RefusesWholeNames(LoraLite):
+    """Targets are last parts of names."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        if any("." in target for target in targets or ()):
+            raise ValueError(f"no layer is called {targets}")
+        return super().adapt_model(model, spec, targets)
+
+
+class KnowsNoWholeNames(RefusesWholeNames):
+    """Targets are last parts of names, and others are passed over without a word."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        kept = None if targets is None else [target for target in targets if "." not in target]
+        return {} if kept == [] else super().adapt_model(model, spec, kept)
+
+
+def test_a_warning_that_a_target_names_nothing_is_enough() -> None:
+    assert ask(WarnsOfNothing(), "nothing_named").outcome == "pass"
+
+
+def test_whole_names_may_be_refused_and_are_one_finding_where_they_are_passed_over() -> None:
+    assert ask(RefusesWholeNames(), "explicit").outcome in ("pass", "not_applicable")
+    assert ask(KnowsNoWholeNames(), "explicit").outcome == "fail"
+    assert ask(KnowsNoWholeNames(), "shared").cause == "told_elsewhere"
 
 
 def test_a_library_may_have_no_defaults_for_a_rare_architecture() -> None:

@@ -1291,16 +1291,21 @@ def nested(code):
     return [code] + [n for c in inner for n in nested(c)]
 
 
-class Logged(logging.Handler):
-    """Log records from WARNING on, for the next reply."""
+class Logged:
+    """Log records from WARNING on, for the next reply, also of loggers that hand nothing on to the root."""
 
     def __init__(self):
-        super().__init__(logging.WARNING)
         self.records = []
 
-    def emit(self, record):
-        """Keep logger, level and text."""
-        self.records.append([record.name, record.levelno, record.getMessage()[:2000]])
+    def record(self, *args, **named):
+        """Make a record, and keep its logger, level and text."""
+        made = logging.LogRecord(*args, **named)
+        if made.levelno >= logging.WARNING:
+            try:
+                self.records.append([made.name, made.levelno, made.getMessage()[:2000]])
+            except Exception:  # arguments that do not fit the message are the logger's to complain about
+                pass
+        return made
 
 
 LOGGED = Logged()
@@ -1487,7 +1492,8 @@ def begin(channel):
         channel.send({"status": "failed", "protocol": PROTOCOL, "error": failure(error)}, [])
         return None
     SERVED.append(server.subject)
-    logging.getLogger().addHandler(LOGGED)
+    logging.getLogger().addHandler(logging.NullHandler())  # nothing of it belongs on the screen
+    logging.setLogRecordFactory(LOGGED.record)
     channel.send({"status": "ok", "protocol": PROTOCOL, "result": told}, [])
     gc.freeze()  # a few hundred thousand objects that stay: the collector need not walk them again and again
     return server
