@@ -99,6 +99,7 @@ CANNOT = {
     "bias": "a base layer with a bias",
 }
 NO_DROPOUT = "dropout"
+MISBEHAVES = (isolation.StateChanged, isolation.ClaimTimeout, isolation.SubjectDied)
 
 
 def changed(spec: AdapterSpec, changes: tuple[str, ...]) -> AdapterSpec:
@@ -116,7 +117,10 @@ def abilities_of(subject: Implementation, variant: str) -> Abilities:
     dtypes, inputs = frozenset(subject.dtypes), frozenset(subject.inputs)
     ordinary = Case(AdapterSpec(variant, rank=2, alpha=3.0), 5, 4, bias=True, batch=(3,))
     whole = Abilities(subject, dtypes, inputs)
-    working, lacks = _working(subject, ordinary, whole)
+    try:
+        working, lacks = _working(subject, ordinary, whole)
+    except MISBEHAVES:  # the claims' to say; what else it takes is not worth a process, or a minute, each
+        return dataclasses.replace(whole, ordinary=ordinary)
     if working is None:
         return dataclasses.replace(whole, lacks=tuple(lacks))
     changes = tuple(c for c in CHANGES if any(lack.what == CANNOT[c] for lack in lacks))
@@ -167,7 +171,7 @@ def _not_expressed(subject: Implementation, case: Case) -> Iterator[Lack]:
 
 def _working(subject: Implementation, case: Case, whole: Abilities) -> tuple[Case | None, list[Lack]]:
     """The first case near the ordinary one that is answered, and what it took to get there."""
-    first = _try(subject, case)
+    first = _tried(subject, case)
     if first is None:
         return case, []
     for dtype, batch, changes, bias in _ways(case, whole):
@@ -207,7 +211,15 @@ def _lacks(subject: Implementation, case: Case, kind: Kind, what: str) -> list[L
 
 
 def _try(subject: Implementation, case: Case) -> tuple[How, str] | None:
-    """How a case is not answered, and in what words; None where it is."""
+    """How a case is not answered, and in what words; None where it is, and where the subject misbehaves."""
+    try:
+        return _tried(subject, case)
+    except MISBEHAVES:
+        return None
+
+
+def _tried(subject: Implementation, case: Case) -> tuple[How, str] | None:
+    """The same; raises what says that the subject misbehaves."""
     try:
         with isolation.global_state(subject), isolation.time_limit(subject):
             seed_torch(0)
@@ -218,8 +230,6 @@ def _try(subject: Implementation, case: Case) -> tuple[How, str] | None:
         return "not offered", said(why)
     except (BadAnswer, SubjectRaised) as error:
         return "raised", str(error)
-    except (isolation.StateChanged, isolation.ClaimTimeout, isolation.SubjectDied):
-        return None  # the claims' to say
     expected = (*case.batch, case.out_features)
     if shape != expected:
         return "wrong shape", f"module(x) has shape {shape}, expected {expected}"

@@ -97,9 +97,7 @@ class AsDifference(wrapped.Pissa):
 
 
 def test_pissa_without_a_residual_is_not_accused() -> None:
-    wanted = ("dropout", "forward", "init", "step0", "scale", "merge")
+    wanted = ("dropout.placement", "forward.random_parameters", "forward.at_init", "merge.weight")
     subject = wrapped.Library({"pissa": AsDifference})
-    found = audit(
-        subject, ["pissa"], checks=lambda c: c.info.aspect in wanted, oracles=["peft", "paper", "author"]
-    )
+    found = audit(subject, ["pissa"], checks=lambda c: c.id in wanted, oracles=["peft", "paper", "author"])
     assert [f.title for f in found.findings if f.tag == "BUG" or "cannot be verified" in f.title] == []

