@@ -79,10 +79,15 @@ def subject_on(context: Context, case: ModelCase) -> AdaptedModel:
     except (Unsupported, SubjectRaised) as why:
         if any("." in t for t in case.targets or ()) and isinstance(why, SubjectRaised) and not is_crash(why):
             raise NotOffered(f"whole names as targets: {why}", "adapt_model") from None
-        rare = case.targets is None and case.architecture not in EXPECTED
+        rare = case.targets is None and (case.architecture not in EXPECTED or _is_openly_left_out(case, why))
         if (case.kind.conv1d or rare) and offers_models(context.subject):
             raise Refused from None
         raise
+
+
+def _is_openly_left_out(case: ModelCase, why: Exception) -> bool:
+    """Whether an architecture is refused in a sentence: where the first of all is taken, it is one without defaults."""
+    return case.architecture != EXPECTED[0] and isinstance(why, SubjectRaised) and not is_crash(why)
 
 
 def offers_models(who: Implementation) -> bool:

@@ -303,6 +303,12 @@ def test_a_right_subject_passes(check: str) -> None:
     assert ask(LoraLite(), check, "pissa").outcome == "pass"
 
 
+class NoDefaultsForT5(NoRareDefaults):
+    """Its defaults are names that T5 does not have."""
+
+    unknown = ("t5",)
+
+
 class CrashesOnRareOnes(NoRareDefaults):
     """Its table has no such entry, which nobody looks for."""
 
@@ -394,6 +400,8 @@ def test_whole_names_may_be_refused_and_are_one_finding_where_they_are_passed_ov
 def test_a_library_may_have_no_defaults_for_a_rare_architecture() -> None:
     assert ask(NoRareDefaults(), "default").outcome == "pass"
     assert ask(NoRareDefaults(), "sides", "ia3").outcome == "pass"
+    assert ask(NoDefaultsForT5(), "default").outcome == "pass"
+    assert ask(NoDefaultsForT5(), "detach").outcome == "pass"
     assert ask(NoConv1D(), "coverage").outcome == "pass"
     assert ask(NoConv1D(), "default").outcome == "pass"
     assert CHECKS["targets.coverage"].info.severity == "minor"
