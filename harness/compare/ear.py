@@ -35,9 +35,8 @@ def _hear(words: str) -> None:
         _heard.setdefault(_speakers[-1], {})[" ".join(words.split())[:LONGEST]] = None
 
 
-def _record(*args: Any, **named: Any) -> logging.LogRecord:
+def _heard_in(made: logging.LogRecord) -> logging.LogRecord:
     """A log record, heard as it is made: loggers that hand nothing on to the root are heard too."""
-    made = logging.LogRecord(*args, **named)
     if made.levelno >= logging.WARNING:
         with suppress(Exception):  # arguments that do not fit the message are the logger's to complain about
             _hear(made.getMessage())
@@ -50,7 +49,7 @@ def listening() -> Iterator[None]:
     _heard.clear()
     handler, usual = logging.NullHandler(), logging.getLogRecordFactory()
     logging.getLogger().addHandler(handler)
-    logging.setLogRecordFactory(_record)
+    logging.setLogRecordFactory(lambda *args, **named: _heard_in(usual(*args, **named)))
 
     def show(message: Any, *more: Any, **named: Any) -> None:
         _hear(str(message))

@@ -1295,11 +1295,17 @@ class Logged:
     """Log records from WARNING on, for the next reply, also of loggers that hand nothing on to the root."""
 
     def __init__(self):
-        self.records = []
+        self.records, self.usual = [], logging.LogRecord
+
+    def listen(self):
+        """From now on; what else makes records, a library's own, goes on making them."""
+        self.usual = logging.getLogRecordFactory()
+        logging.getLogger().addHandler(logging.NullHandler())  # nothing of it belongs on the screen
+        logging.setLogRecordFactory(self.record)
 
     def record(self, *args, **named):
         """Make a record, and keep its logger, level and text."""
-        made = logging.LogRecord(*args, **named)
+        made = self.usual(*args, **named)
         if made.levelno >= logging.WARNING:
             try:
                 self.records.append([made.name, made.levelno, made.getMessage()[:2000]])
@@ -1492,8 +1498,7 @@ def begin(channel):
         channel.send({"status": "failed", "protocol": PROTOCOL, "error": failure(error)}, [])
         return None
     SERVED.append(server.subject)
-    logging.getLogger().addHandler(logging.NullHandler())  # nothing of it belongs on the screen
-    logging.setLogRecordFactory(LOGGED.record)
+    LOGGED.listen()
     channel.send({"status": "ok", "protocol": PROTOCOL, "result": told}, [])
     gc.freeze()  # a few hundred thousand objects that stay: the collector need not walk them again and again
     return server

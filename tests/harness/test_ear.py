@@ -1,0 +1,35 @@
+"""What a subject logs is heard, whatever its logger does with it, and is made as the process makes records."""
+
+from __future__ import annotations
+
+import logging
+
+from harness.compare.ear import heard, is_silent, listening, speaks
+
+
+def test_a_library_s_own_records_stay_its_own_and_are_heard() -> None:
+    usual = logging.getLogRecordFactory()
+
+    def own(*args: object, **named: object) -> logging.LogRecord:
+        made = usual(*args, **named)
+        made.request = "7"
+        return made
+
+    seen: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.request)  # type: ignore[method-assign, attr-defined]
+    logger = logging.getLogger("tests.ear")
+    logger.propagate = False
+    logger.addHandler(handler)
+    logging.setLogRecordFactory(own)
+    try:
+        with listening():
+            speaks("library")
+            logger.warning("nothing matches %s", "q")
+            is_silent()
+            assert heard("library") == ("nothing matches q",)
+        assert logging.getLogRecordFactory() is own
+    finally:
+        logging.setLogRecordFactory(usual)
+        logger.removeHandler(handler)
+    assert seen == ["7"]
