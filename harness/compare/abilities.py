@@ -99,7 +99,6 @@ CANNOT = {
     "bias": "a base layer with a bias",
 }
 NO_DROPOUT = "dropout"
-MISBEHAVES = (isolation.StateChanged, isolation.ClaimTimeout, isolation.SubjectDied)
 
 
 def changed(spec: AdapterSpec, changes: tuple[str, ...]) -> AdapterSpec:
@@ -119,7 +118,9 @@ def abilities_of(subject: Implementation, variant: str) -> Abilities:
     whole = Abilities(subject, dtypes, inputs)
     try:
         working, lacks = _working(subject, ordinary, whole)
-    except MISBEHAVES:  # the claims' to say; what else it takes is not worth a process, or a minute, each
+    except (
+        isolation.MISBEHAVES
+    ):  # the claims' to say; what else it takes is not worth a process, or a minute, each
         return dataclasses.replace(whole, ordinary=ordinary)
     if working is None:
         return dataclasses.replace(whole, lacks=tuple(lacks))
@@ -214,7 +215,7 @@ def _try(subject: Implementation, case: Case) -> tuple[How, str] | None:
     """How a case is not answered, and in what words; None where it is, and where the subject misbehaves."""
     try:
         return _tried(subject, case)
-    except MISBEHAVES:
+    except isolation.MISBEHAVES:
         return None
 
 

@@ -72,22 +72,20 @@ def subject_on(context: Context, case: ModelCase) -> AdaptedModel:
     """The subject on the case's model.
 
     Raises Refused where it does not take GPT-2's transposed layers, and where it has no default targets for one of
-    the rarer architectures: `targets.coverage` asks about those.
+    the rarer architectures (`targets.coverage` asks about those) or says so of any but the first; NotOffered where
+    it says that it does not take whole names as targets.
     """
     try:
         return adapted_by(context.subject, case)
     except (Unsupported, SubjectRaised) as why:
-        if any("." in t for t in case.targets or ()) and isinstance(why, SubjectRaised) and not is_crash(why):
+        says_so = isinstance(why, SubjectRaised) and not is_crash(why)
+        if says_so and any("." in target for target in case.targets or ()):
             raise NotOffered(f"whole names as targets: {why}", "adapt_model") from None
-        rare = case.targets is None and (case.architecture not in EXPECTED or _is_openly_left_out(case, why))
+        common = EXPECTED[:1] if says_so else EXPECTED
+        rare = case.targets is None and case.architecture not in common
         if (case.kind.conv1d or rare) and offers_models(context.subject):
             raise Refused from None
         raise
-
-
-def _is_openly_left_out(case: ModelCase, why: Exception) -> bool:
-    """Whether an architecture is refused in a sentence: where the first of all is taken, it is one without defaults."""
-    return case.architecture != EXPECTED[0] and isinstance(why, SubjectRaised) and not is_crash(why)
 
 
 def offers_models(who: Implementation) -> bool:
@@ -113,16 +111,17 @@ class Places:
 
 def reference_places(context: Context, case: ModelCase) -> Places:
     """Where the oracle puts its adapters; built once for all the checks that share the case. Raises Refused."""
-    found = _places(context.oracle, case)
+    found = places_of(context.oracle, case)
     if found is None:
         raise Refused
     return found
 
 
 @functools.lru_cache(maxsize=512)
-def _places(oracle: Implementation, case: ModelCase) -> Places | None:
+def places_of(who: Implementation, case: ModelCase) -> Places | None:
+    """Where it puts its adapters; None where it will not have the model."""
     try:
-        adapted = adapted_by(oracle, case)
+        adapted = adapted_by(who, case)
     except (SubjectRaised, Unsupported):
         return None
     return Places(frozenset(adapted.layers), count(adapted))

@@ -43,16 +43,24 @@ def place_of(error: BaseException, who: Implementation | None) -> Place | None:
         )
     found: Place | None = None
     trace: TracebackType | None = error.__traceback__
-    last = trace
     own = _own_code(who) if who is not None else frozenset()
     while trace is not None:
         code = trace.tb_frame.f_code
         if not _is_foreign(code.co_filename):
             found = Place(_shown(code.co_filename), trace.tb_lineno, code in own)
-        last, trace = trace, trace.tb_next
+        trace = trace.tb_next
+    last = innermost(error)
     if found is None and who is not None and last is not None and _is_a_slot(last.tb_frame.f_code):
         return _of_the_class(who)
     return found
+
+
+def innermost(error: BaseException) -> TracebackType | None:
+    """Where an exception was raised; None for one that never was."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace
 
 
 def _is_a_slot(code: CodeType) -> bool:
@@ -75,9 +83,7 @@ def is_of_the_audit(error: BaseException) -> bool:
     """
     if type(error) not in (RuntimeError, NotImplementedError, NameError, KeyError, IndexError):
         return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
+    trace = innermost(error)
     here = trace is not None and trace.tb_frame.f_code.co_filename.startswith(REMOTE)
     return here and getattr(error, "frames", None) is None
 

@@ -36,6 +36,9 @@ class StateChanged(Exception):
     """The subject left global state other than it found it."""
 
 
+MISBEHAVES = (StateChanged, ClaimTimeout, SubjectDied)
+
+
 def _folder() -> str:
     try:
         return os.getcwd()

@@ -143,11 +143,12 @@ def _refuse_a_plain_one(context: Context, case: KindCase, layer: Layer) -> None:
     Who replaces layers one by one chooses which, and so does the subject's file; a library that walks through a model
     has chosen itself.
     """
-    if case.embed_scale == 1.0 or offers_models(context.subject):
+    starts_there = case.variant.starts_at_identity(case.spec)
+    if case.embed_scale == 1.0 or offers_models(context.subject) or not starts_there:
         return
     with torch.no_grad():
         plain = is_plain(case, layer(case.x))
-    if plain and case.variant.starts_at_identity(case.spec):
+    if plain:
         raise NotOffered(
             f"{context.subject.name} puts a plain embedding in the place of one with a scale", "layers"
         )

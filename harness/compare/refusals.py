@@ -10,9 +10,8 @@ from __future__ import annotations
 import dis
 import os
 import re
-from types import TracebackType
 
-from harness.compare.blame import TORCH
+from harness.compare.blame import TORCH, innermost
 from oracles.implementation import Unsupported
 
 # Never said on purpose, not even by a statement: a name, an entry or an attribute that is not there.
@@ -46,11 +45,9 @@ def _words(error: BaseException) -> str:
 
 def _by_a_statement(error: BaseException) -> bool | None:
     """Whether a ``raise`` or an ``assert`` outside torch raised it; None where that cannot be told."""
-    trace: TracebackType | None = error.__traceback__
+    trace = innermost(error)
     if trace is None or getattr(error, "frames", None) is not None:
         return None
-    while trace.tb_next is not None:
-        trace = trace.tb_next
     code = trace.tb_frame.f_code
     if code.co_filename.startswith((TORCH + os.sep, "<")):
         return False

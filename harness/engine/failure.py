@@ -18,7 +18,7 @@ from harness.engine.regime import regime
 from oracles.oracle import Oracle
 from reports.model import Diagnosis, Witness
 
-MISBEHAVES = (SubjectRaised, isolation.StateChanged, isolation.ClaimTimeout, isolation.SubjectDied)
+MISBEHAVES = (SubjectRaised, *isolation.MISBEHAVES)
 
 
 @dataclass(frozen=True)
