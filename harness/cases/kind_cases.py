@@ -20,6 +20,7 @@ from torch.nn import functional as fn
 
 from harness.cases.layer_cases import Case
 from harness.cases.life_cases import offered_rank
+from harness.cases.quantised_from import note_quantised
 from oracles.implementation import AdapterSpec
 from oracles.variants import Variant
 
@@ -281,7 +282,9 @@ QUANTISERS: dict[str, Callable[[nn.Linear], nn.Module]] = {
 def quantised(case: KindCase, weight: Tensor, bias: Tensor | None) -> nn.Module:
     """A layer of the case's sizes with another weight (out, in), quantised as the case's is."""
     linear = nn.Linear(case.in_features, case.out_features, bias is not None).requires_grad_(False)
-    return QUANTISERS[case.quantiser](_filled(linear, weight, bias))
+    layer = QUANTISERS[case.quantiser](_filled(linear, weight, bias))
+    note_quantised(layer, case.quantiser, weight, bias)
+    return layer
 
 
 MAKERS: dict[str, Callable[[KindCase], nn.Module]] = {

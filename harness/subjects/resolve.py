@@ -159,9 +159,11 @@ def _from_file(path: str, ref: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    if (folder := str(file.resolve().parent)) not in sys.path:
-        # The library may lie beside its wrapper; last, so that it hides nothing of ours.
-        sys.path.append(folder)
+    folder = file.resolve().parent
+    if folder != SHIPPED.resolve() and str(folder) not in sys.path:
+        # The library may lie beside its wrapper; last, so that it hides nothing of ours. A shipped one's neighbours
+        # have libraries' names: hqq.py would be the hqq that transformers looks for.
+        sys.path.append(str(folder))
     sys.modules[name] = module  # dataclasses and pickling in the file look their module up
     try:
         spec.loader.exec_module(module)

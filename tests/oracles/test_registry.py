@@ -88,6 +88,15 @@ def all_unverified(variant: str, *words: str) -> None:
         assert all(word in (claim.reason or "") for word in words), claim.reason
 
 
+def test_a_shipped_subject_as_a_file_does_not_put_its_neighbours_in_the_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """transformers looks for `hqq`, and would find the subject of that name; anybody else's library may lie beside."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    resolve.resolve(f"{resolve.SHIPPED}/lora_lite.py:LoraLite")
+    assert str(resolve.SHIPPED) not in sys.path
+
+
 @pytest.fixture
 def copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The recordings in a folder of their own, nothing synced."""

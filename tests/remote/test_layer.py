@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.cases.kind_cases import QUANTISERS, KindCase
 from harness.cases.leaf_output import with_leaf_output
+from harness.cases.quantised_from import note_quantised
 from harness.subjects.lora_lite import LoraLite
 from harness.subjects.remote.proxy import Command, remote_subject
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
@@ -163,6 +165,45 @@ def test_a_folded_convolution(remote: Implementation) -> None:
         layer.slots["B"].put(torch.ones(layer.slots["B"].canonical().shape))
         found.append(subject.merge(layer)(torch.ones(2, 3, 5, 5)).detach())
     assert torch.equal(*found)
+
+
+def quantised_case(quantiser: str, variant: str) -> KindCase:
+    """A layer (6 -> 4) with a bias."""
+    spec = AdapterSpec(variant, rank=2, alpha=3.0)
+    return KindCase(spec, 6, 4, bias=True, seed=3, kind="quantised", quantiser=quantiser)
+
+
+@pytest.mark.parametrize("variant", ["lora", "delora"])
+@pytest.mark.parametrize("quantiser", QUANTISERS)
+def test_a_quantised_layer(quantiser: str, variant: str, remote: Implementation) -> None:
+    """It is quantised there again: its passes, what is merged into it and what is taken out again are the same."""
+    found = []
+    for subject in (remote, LoraLite()):
+        layer = subject.adapt(
+            quantised_case(quantiser, variant).base(), AdapterSpec(variant, rank=2, alpha=3.0)
+        )
+        for slot in layer.slots.values():
+            slot.put(torch.ones(slot.canonical().shape) + 1)
+        x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+        told = passed(layer, x)
+        copied = copy.deepcopy(layer.module)(x).detach()
+        merged = subject.merge(layer)(x).detach()  # type: ignore[operator]
+        subject.merge_in_place(layer)
+        folded = layer.module(x).detach()
+        subject.unmerge(layer)
+        found.append(
+            {**told, "copied": copied, "merged": merged, "folded": folded, "back": layer.module(x).detach()}
+        )
+    equal(*found)
+    assert not torch.equal(found[0]["y"], found[0]["merged"])  # rounded again
+
+
+def test_a_quantiser_that_is_not_there(remote: Implementation) -> None:
+    """An environment without the library takes no layer of it, and says which."""
+    base = quantised_case("torchao int8", "lora").base()
+    note_quantised(base, "nowhere int8", torch.zeros(4, 6), None)
+    with pytest.raises(Unsupported, match="no nowhere in the subject's environment"):
+        remote.adapt(base, AdapterSpec("lora", rank=2))
 
 
 def test_a_refused_file_is_followed_too(remote: Implementation, tmp_path: Path) -> None:

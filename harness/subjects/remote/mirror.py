@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.cases.leaf_output import has_leaf_output
+from harness.cases.quantised_from import QuantisedFrom, quantised_from
 from harness.compare.isolation import SubjectDied
 from harness.subjects.remote.messages import Parcel, Raw, exception_of, opaque, raise_for
 from harness.subjects.remote.process import TORCH, Worker
@@ -47,6 +48,15 @@ class Link:
 
 def _nothing() -> None:
     return None
+
+
+def _quantised_base(
+    recipe: dict[str, Any], modules: list[Any], origin: QuantisedFrom, parcel: Parcel
+) -> dict[str, Any]:
+    """What the worker quantises again. The tensors that come of it are told with the reply, as all made there are."""
+    values = {"weight": origin.weight, "bias": origin.bias}
+    tensors = [[n, 0, parcel.add(v), False, True] for n, v in values.items() if v is not None]
+    return {"recipe": recipe, "modules": modules, "tensors": tensors, "evaluating": []}
 
 
 @dataclass(frozen=True)
@@ -265,6 +275,9 @@ class World:
                 self.flags[numbers[id(each)]] = each.training
                 self.children[numbers[id(each)]] = dict(each._modules)
             modules.append([path, numbers[id(each)]])
+        if (origin := quantised_from(module)) is not None:
+            self.bases.append(functools.partial(_quantised_base, recipe, modules, origin))
+            return numbers[id(module)]
         found = list(self._include_tensors(module))
         evaluating = [n for n in numbers.values() if not self.modules[n].training]
         leaves = [n for n in numbers.values() if has_leaf_output(self.modules[n])]

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from harness.cases.quantised_from import quantised_from
 from oracles.implementation import Unsupported
 
 # class of torch's -> the constructor's arguments that its instances keep under the same name
@@ -24,7 +25,11 @@ TREES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 def recipe_of(module: nn.Module) -> dict[str, Any]:
     """What the worker builds ``module`` from. Raises Unsupported for what neither torch nor transformers defines."""
-    kind = type(module)
+    kind, origin = type(module), quantised_from(module)
+    if origin is not None:
+        sizes = {"out_features": origin.weight.shape[0], "in_features": origin.weight.shape[1]}
+        arguments = {**sizes, "bias": origin.bias is not None, "quantiser": origin.quantiser}
+        return {"kind": "quantised", "class": kind.__name__, "arguments": arguments}
     if kind in KEPT:
         arguments = {name: _plain(getattr(module, name)) for name in KEPT[kind]}
         if kind in BIASED:

@@ -414,6 +414,9 @@ class World:
             return False
         if made is not None and made != (kind, kind.forward, tuple(module._parameters)):
             return False
+        tensor, usual = self.tensors.torch.Tensor, self.tensors.torch.nn.Parameter
+        if any(p is not None and type(p) not in (tensor, usual) for p in module._parameters.values()):
+            return False  # a quantised weight computes by itself
         own = vars(module)
         if "forward" in own or "__call__" in own or any(name in own for name in module._parameters):
             return False
@@ -440,7 +443,11 @@ class World:
         torch = self.tensors.torch
         kind = "parameter" if isinstance(tensor, torch.nn.Parameter) else "tensor"
         grad = bool(tensor.requires_grad)
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        if (
+            tensor.device.type != "cpu"
+            or tensor.layout != torch.strided
+            or type(tensor.data) is not torch.Tensor
+        ):
             return None, str(tensor.dtype)[6:], tuple(tensor.shape), None, 0, grad, kind
         storage = tensor.untyped_storage()
         at = (storage.data_ptr(), storage.nbytes())
@@ -622,7 +629,8 @@ class TorchServer:
         if "world" in header:
             self.world = self.worlds.setdefault(header["world"], World(self.tensors))
             for base in header.get("bases", ()):
-                self.build(base, raws)
+                quantises = base["recipe"]["kind"] == "quantised"
+                (self.build_quantised if quantises else self.build)(base, raws)
             self.pushed(header.get("push", {}), raws)
 
     def pushed(self, push, raws):
@@ -920,6 +928,23 @@ class TorchServer:
         self.world.roots.append(module)
         self.settle({number for _, number, *_ in base["tensors"]})
 
+    def build_quantised(self, base, raws):
+        """A linear layer that is quantised here as it was there. Its tensors are made here, so all of them are told."""
+        torch = self.torch
+        arguments = dict(base["recipe"]["arguments"])
+        quantiser = arguments.pop("quantiser")
+        linear = self.linear(**arguments)
+        for name, _, place, *_ in base["tensors"]:
+            value = self.tensors.tensor(raws[place])
+            linear._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
+        rng = torch.get_rng_state()
+        with self.ours():
+            module = quantised(linear, quantiser)
+        torch.set_rng_state(rng)
+        for path, number in base["modules"]:
+            self.world.number(module.get_submodule(path), number)
+        self.world.roots.append(module)
+
     def fill(self, module, base, raws):
         """The audit's tensors, tied where they are tied there."""
         torch, made = self.torch, {}
@@ -1046,6 +1071,27 @@ class TorchServer:
                 self.blanks[key] = made_by_transformers(recipe)
             self.torch.set_rng_state(rng)
         return copy.deepcopy(self.blanks[key])
+
+
+def quantised(linear, quantiser):
+    """A linear layer as the audit quantises it. Raises Unsupported where the library is not in this environment."""
+    library, _, how = quantiser.partition(" ")
+    try:
+        own = importlib.import_module(library)
+    except ImportError:
+        raise INTERFACE.Unsupported("no %s in the subject's environment" % library) from None
+    if library == "torchao":
+        held = sys.modules["torch"].nn.Sequential(linear)
+        own.quantization.quantize_(held, own.quantization.Int8WeightOnlyConfig())
+        return held[0]
+    own = own.nn
+    sizes = linear.in_features, linear.out_features, linear.bias is not None
+    if how == "4 bit":
+        layer = own.Linear4bit(*sizes, linear.weight.dtype)
+    else:
+        layer = own.Linear8bitLt(*sizes, has_fp16_weights=False)
+    layer.load_state_dict(linear.state_dict())
+    return layer.to("cpu")
 
 
 def made_by_transformers(recipe):
