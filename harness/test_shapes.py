@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from torch import nn
 
@@ -14,6 +15,25 @@ from harness.compare.probing import far_layer, mode_is_ignored
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
 from reports.model import Diagnosis
+
+
+def _further(names: list[str]) -> Diagnosis | None:
+    """An adapter with more than the reference's tensors, an extension where the docstring names one of them.
+
+    None where a name is short: a docstring has such a word for other reasons ("gate", "bias").
+    """
+    if min(map(len, names)) < 5:
+        return None
+    return Diagnosis(
+        "shapes.further_tensors",
+        f"the adapter has what the reference's has not: {', '.join(names)}",
+        "a checkpoint of it would not fit the reference's",
+        matched=1,
+        tried=1,
+        documented_by=tuple(rf"\b{re.escape(name)}\b" for name in names),
+        source="check",
+        remedy=f"leave {', '.join(names)} out, or state in the docstring that it is an extension of the method",
+    )
 
 
 @check(
@@ -35,8 +55,9 @@ def test_canonical(context: Context, case: Case) -> None:
             there = tuple(ours.view(tensor.name).shape) if tensor.name in ours.names else "no such slot"
             optional = tensor.role == "base" and there == "no such slot"
             context.demand(optional or there == wanted, case, f"shape of {tensor.name}", wanted, there)
-    extra = sorted(set(ours.names) - set(theirs.names))
-    context.demand(not extra, case, "further tensors of the adapter", "none", ", ".join(extra))
+    if extra := sorted(set(ours.names) - set(theirs.names)):
+        told = ", ".join(extra)
+        raise Deviation(case, "further tensors of the adapter", "none", told, diagnosis=_further(extra))
 
 
 @check(
