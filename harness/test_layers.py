@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import nn
 
 from harness.cases.kind_cases import KindCase, of_kind, shapes_with
@@ -30,15 +31,20 @@ from harness.compare.kinds import (
 from harness.compare.layer import SubjectRaised
 from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, NotOffered
+from harness.compare.probing import alike
 from harness.compare.refusals import is_crash
+from harness.compare.thresholds import SAME_MASK
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
+from oracles.seeding import seed_torch
+from oracles.variants import Variant
 from reports.model import Diagnosis
 
 AFFECTED = ("forward.random_parameters", "forward.gradients", "forward.modes")
 
 
 FEW = 3  # cases of one shape
+RATE = 0.4  # of dropout
 
 
 def _of(kind: str, option: str | None = None) -> dict[str, Any]:
@@ -124,6 +130,68 @@ def test_conv2d_groups(context: Context, case: KindCase) -> None:
 def test_quantised(context: Context, case: KindCase) -> None:
     """Over a quantised weight (of the libraries that are installed), it is the equation of the dequantised one."""
     _starts_and_computes(context, case)
+
+
+def _dropping(kind: str) -> dict[str, Any]:
+    def strategy(variant: Variant) -> st.SearchStrategy[Any]:
+        return of_kind(kind)(variant).map(lambda case: case.but(dropout=RATE, batch=(16,), dtype="float32"))
+
+    return {
+        "failure_mode": "on these layers the regularisation that the configuration asks for is absent",
+        "domain": Domain(strategy=strategy),
+        "applies": lambda variant: variant.has_dropout,
+        "against": ("paper",),
+        "follows": ("dropout.active", *AFFECTED, f"layers.{kind}"),
+        "diagnose": False,
+        "examples": FEW,
+        "may_refuse": True,
+    }
+
+
+@check("layers", "major", title="on a Conv1D dropout is accepted and does nothing", **_dropping("conv1d"))
+def test_dropout_conv1d(context: Context, case: KindCase) -> None:
+    """On a Conv1D, in training mode with p > 0, two masks give two outputs."""
+    _drops(context, case)
+
+
+@check(
+    "layers", "major", title="on a convolution dropout is accepted and does nothing", **_dropping("conv2d")
+)
+def test_dropout_conv2d(context: Context, case: KindCase) -> None:
+    """The same of a convolution."""
+    _drops(context, case)
+
+
+def _drops(context: Context, case: KindCase) -> None:
+    if not case.spec.dropout:
+        raise NotOffered(f"dropout on {case.what}", "layers")
+    layer = adapted(context, case)
+    layer.write(case.far(dict.fromkeys(layer.names)))
+    layer.layer.train()
+    with torch.no_grad():
+        outputs = []
+        for seed in range(4):
+            seed_torch(seed)
+            outputs.append(layer(case.x).double())
+    varies = any(not alike(outputs[0], y, SAME_MASK) for y in outputs[1:])
+    if not varies:
+        quantity = f"outputs under four masks at p = {RATE}"
+        raise Deviation(case, quantity, "different", "equal", diagnosis=UNDROPPED)
+
+
+UNDROPPED = Diagnosis(
+    "layers.undropped",
+    "on this kind of layer dropout is accepted and does nothing",
+    "on these layers the regularisation that the configuration asks for is absent",
+    matched=1,
+    tried=1,
+    documented_by=(
+        r"dropout.{0,40}(linear layers? (only|alone)|is ignored|does nothing|is not applied)",
+        r"(no|without|ignor\w*) dropout.{0,40}(conv|layers?)",
+    ),
+    source="check",
+    remedy="drop the input of the adapter's branch here as on a linear layer, or refuse dropout for this kind",
+)
 
 
 def _starts_and_computes(context: Context, case: KindCase) -> None:

@@ -51,6 +51,7 @@ class LowRank(nn.Module):
         shapes = getattr(self, f"shapes_{self.kind}")()
         self.A = nn.Parameter(torch.randn(shapes[0], dtype=self.dtype))
         self.B = nn.Parameter(torch.zeros(shapes[1], dtype=self.dtype))
+        self.drop = nn.Identity() if self.kind == "embedding" else nn.Dropout(spec.dropout)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,7 +78,7 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kept is not None:
             return self.base(x)
-        return self.base(x) + self.s * getattr(self, f"path_{self.kind}")(x)
+        return self.base(x) + self.s * getattr(self, f"path_{self.kind}")(self.drop(x))
 
     def fold_in(self) -> None:
         self.kept, self.base = self.base, self.merged()
@@ -186,6 +187,24 @@ class TransposedLayout(LowRank):
         if self.base.nx != self.base.nf:
             return super().path_conv1d(x)
         return x @ (self.B @ self.A)
+
+
+@broken("dropout_conv1d", "undropped")
+class UndroppedConv1D(LowRank):
+    """Dropout is kept for linear layers, and accepted for a Conv1D."""
+
+    def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
+        super().__init__(base, spec)
+        self.drop = nn.Identity() if self.kind == "conv1d" else self.drop
+
+
+@broken("dropout_conv2d", "undropped")
+class UndroppedConvolution(LowRank):
+    """The same of a convolution, as loralib's has it."""
+
+    def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
+        super().__init__(base, spec)
+        self.drop = nn.Identity() if self.kind == "conv2d" else self.drop
 
 
 @broken("embedding_scale", "embed_scale")
