@@ -15,8 +15,7 @@ from tests.mutants import pool
 from tests.mutants.ask import ROOT, VARIANTS
 from tests.mutants.mutate import Mutant, mutants
 
-# Not quantised.py: the claims that would see it need a library that quantises, which is no part of the lock.
-SHARED = ("adapter", "target", "kinds", "switch", "merging", "peft_config")
+SHARED = ("adapter", "target", "kinds", "switch", "merging", "peft_config", "quantised")
 SUBJECT = (*(f"src/lora_lite/variants/{v}.py" for v in VARIANTS), *(f"src/lora_lite/{s}.py" for s in SHARED))
 ORACLES = (*(f"oracles/variants/{v}.py" for v in VARIANTS), "oracles/variants/paper.py", "oracles/peft.py")
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
