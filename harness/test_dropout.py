@@ -10,7 +10,7 @@ from harness.compare import rounding
 from harness.compare.context import Context, Pair, Refused
 from harness.compare.layer import Layer
 from harness.compare.outcome import Deviation, ModeMissing, ToldElsewhere
-from harness.compare.probing import alike, beneath, effective, far_layer, without_adapter
+from harness.compare.probing import alike, beneath, effective, far_layer, masked, without_adapter
 from harness.compare.thresholds import (
     EVALUATION_GAP,
     MASK_ENTRY,
@@ -50,13 +50,6 @@ def dropping(context: Context, case: Case) -> Layer:
     return layer
 
 
-def trained(layer: Layer, case: Case, seed: int) -> Tensor:
-    """One output in the mode that the layer is in, a mask drawn from ``seed``; float64."""
-    seed_torch(seed)
-    with torch.no_grad():
-        return layer(case.x).double()
-
-
 def evaluated(layer: Layer, case: Case) -> Tensor:
     """The output in evaluation mode, the layer put back to training."""
     layer.train(False)
@@ -80,8 +73,8 @@ def evaluated(layer: Layer, case: Case) -> Tensor:
 def test_active(context: Context, case: Case) -> None:
     """In training mode with p > 0 two masks give two outputs."""
     layer = dropping(context, case)
-    first = trained(layer, case, 1)
-    varies = any(not alike(first, trained(layer, case, seed), SAME_MASK) for seed in (2, 3, 4))
+    first = masked(layer, case.x, 1)
+    varies = any(not alike(first, masked(layer, case.x, seed), SAME_MASK) for seed in (2, 3, 4))
     dropped = not alike(first, evaluated(layer, case), NOTHING_DROPPED)
     if not varies and _has_no_effect(layer, case):
         raise Refused  # an adapter that contributes nothing has nothing to drop: a finding of other checks
@@ -128,7 +121,7 @@ def far_reference(context: Context, case: Case) -> Layer:
 
 def _varies(context: Context, case: Case) -> bool:
     theirs = far_reference(context, case)
-    return not alike(trained(theirs, case, 1), trained(theirs, case, 2), SAME_MASK)
+    return not alike(masked(theirs, case.x, 1), masked(theirs, case.x, 2), SAME_MASK)
 
 
 @check(
@@ -214,7 +207,7 @@ def _base_path(context: Context, case: Case) -> None:
     weight, bias = effective(layer, case)
     layer.train()
     M = weight - beneath(context, case, layer)
-    change = trained(layer, case, 0) - (case.x.double() @ weight.mT + bias)
+    change = masked(layer, case.x, 0) - (case.x.double() @ weight.mT + bias)
     outside = change - change @ torch.linalg.pinv(M.mT) @ M.mT
     kept = float(outside.norm()) <= OUTSIDE_SPAN * float(change.norm())
     context.demand(kept, case, f"x of the base path at p = {RATE}", "whole", "with entries dropped")
@@ -226,7 +219,7 @@ def read_mask(layer: Layer, case: Case, seed: int, base: Tensor) -> Tensor | Non
     weight, bias = effective(layer, case)
     layer.train()
     plain_bias = 0.0 if case.bias_vector is None else case.bias_vector.double()
-    y = trained(layer, case, seed)
+    y = masked(layer, case.x, seed)
     x = case.x.double()
     if alike(y, x @ weight.mT + bias, NOTHING_DROPPED):
         return torch.ones_like(x)
@@ -284,7 +277,7 @@ def _bias_in_sigmas(layer: Layer, case: Case) -> float:
     contribution = case.x.double() @ (weight - base).mT
     expected = case.x.double() @ weight.mT + bias
     samples = torch.stack(
-        [((trained(layer, case, seed) - expected) * contribution).sum(-1) for seed in range(64)]
+        [((masked(layer, case.x, seed) - expected) * contribution).sum(-1) for seed in range(64)]
     ).sum(-1)
     spread = float(samples.std()) / len(samples) ** 0.5
     return abs(float(samples.mean())) / spread if spread > 0 else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from harness.compare.context import Context
 from harness.compare.layer import SUBJECTS, BadAnswer, Layer
 from harness.compare.life_model import left_by
 from harness.compare.thresholds import SAME_FUNCTION, Closeness
+from oracles.seeding import seed_torch
 
 
 def far_layer(context: Context, case: Case) -> Layer:
@@ -70,6 +72,13 @@ def coefficient(actual: Tensor, exact: Tensor) -> float:
 def alike(actual: Tensor, expected: Tensor, within: Closeness) -> bool:
     """Whether every entry of ``actual`` is within the bound of the one in ``expected``."""
     return torch.allclose(actual, expected, rtol=within.relative, atol=within.absolute)
+
+
+def masked(layer: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> Tensor:
+    """One output in the mode that the layer is in, a mask drawn from ``seed``; float64, without a graph."""
+    seed_torch(seed)
+    with torch.no_grad():
+        return layer(x).double()
 
 
 def mode_is_ignored(context: Context, case: Case) -> bool:

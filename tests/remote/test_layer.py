@@ -177,11 +177,9 @@ def quantised_case(quantiser: str, variant: str) -> KindCase:
 @pytest.mark.parametrize("quantiser", QUANTISERS)
 def test_a_quantised_layer(quantiser: str, variant: str, remote: Implementation) -> None:
     """It is quantised there again: its passes, what is merged into it and what is taken out again are the same."""
-    found = []
+    case, found = quantised_case(quantiser, variant), []
     for subject in (remote, LoraLite()):
-        layer = subject.adapt(
-            quantised_case(quantiser, variant).base(), AdapterSpec(variant, rank=2, alpha=3.0)
-        )
+        layer = subject.adapt(case.base(), case.spec)
         for slot in layer.slots.values():
             slot.put(torch.ones(slot.canonical().shape) + 1)
         x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))

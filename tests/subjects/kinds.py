@@ -189,22 +189,28 @@ class TransposedLayout(LowRank):
         return x @ (self.B @ self.A)
 
 
-@broken("dropout_conv1d", "undropped")
-class UndroppedConv1D(LowRank):
-    """Dropout is kept for linear layers, and accepted for a Conv1D."""
+class Undropped(LowRank):
+    """Dropout is accepted for one kind, and left out there."""
+
+    without = ""
 
     def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
         super().__init__(base, spec)
-        self.drop = nn.Identity() if self.kind == "conv1d" else self.drop
+        self.drop = nn.Identity() if self.kind == self.without else self.drop
+
+
+@broken("dropout_conv1d", "undropped")
+class UndroppedConv1D(Undropped):
+    """Dropout is kept for linear layers, and accepted for a Conv1D."""
+
+    without = "conv1d"
 
 
 @broken("dropout_conv2d", "undropped")
-class UndroppedConvolution(LowRank):
+class UndroppedConvolution(Undropped):
     """The same of a convolution, as loralib's has it."""
 
-    def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
-        super().__init__(base, spec)
-        self.drop = nn.Identity() if self.kind == "conv2d" else self.drop
+    without = "conv2d"
 
 
 @broken("embedding_scale", "embed_scale")

@@ -937,10 +937,8 @@ class TorchServer:
         for name, _, place, *_ in base["tensors"]:
             value = self.tensors.tensor(raws[place])
             linear._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
-        rng = torch.get_rng_state()
         with self.ours():
             module = quantised(linear, quantiser)
-        torch.set_rng_state(rng)
         for path, number in base["modules"]:
             self.world.number(module.get_submodule(path), number)
         self.world.roots.append(module)
@@ -1055,21 +1053,20 @@ class TorchServer:
 
     @contextlib.contextmanager
     def ours(self):
-        """What is done for the audit's sake: what an import changes here is not laid at the subject's door."""
-        was = facts(self.torch)
+        """What is done for the audit's sake: what it changes or draws here is not laid at the subject's door."""
+        was, rng = facts(self.torch), self.torch.get_rng_state()
         try:
             yield
         finally:
+            self.torch.set_rng_state(rng)
             self.before.update({what: now for what, now in facts(self.torch).items() if now != was[what]})
 
     def transformer(self, recipe):
         """A model of transformers', built once a process and copied."""
         key = json.dumps(recipe, sort_keys=True)
         if key not in self.blanks:
-            rng = self.torch.get_rng_state()
             with self.ours():
                 self.blanks[key] = made_by_transformers(recipe)
-            self.torch.set_rng_state(rng)
         return copy.deepcopy(self.blanks[key])
 
 
