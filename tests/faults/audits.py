@@ -21,6 +21,8 @@ from typing import Any
 
 import platformdirs
 
+from tests.scratch import scratch
+
 ROOT = Path(__file__).parents[2]
 CODE = ("harness", "oracles", "reports/judge")
 CACHE = platformdirs.user_cache_path("adapter-conformance") / "faults"
@@ -147,6 +149,7 @@ def keep(run: Run, result: Result, folder: Path = CACHE) -> None:
 Prepare = Callable[[Run], None]
 
 
+@scratch()
 def results(
     runs: Sequence[Run],
     *,

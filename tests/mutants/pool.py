@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.mutants import ask
 from tests.mutants.mutate import Mutant
+from tests.scratch import scratch
 
 FORK = multiprocessing.get_context("fork")
 # What a process runs, and on what; it is given an `ask.Say` too.
@@ -31,6 +32,7 @@ class Job:
     at: str = "import"
 
 
+@scratch()
 def fates(chosen: Sequence[Mutant], jobs: int, seconds: float, stages: Sequence[int]) -> list[str]:
     """What killed each mutant, or "" for a survivor of every stage (so many examples per check)."""
     _import_what_does_not_change()
