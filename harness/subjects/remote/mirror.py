@@ -95,9 +95,8 @@ class Memory:
 
     def bytes(self) -> bytes:
         """What is in it now."""
-        return (
-            ctypes.string_at(self.storage.data_ptr(), self.storage.nbytes()) if self.storage.nbytes() else b""
-        )
+        size = self.storage.nbytes()
+        return ctypes.string_at(self.storage.data_ptr(), size) if size else b""
 
 
 class World:
@@ -240,17 +239,16 @@ class World:
         module = self.modules[number]
         kind = self.kinds[number] if number in self.kinds else _ancestor(told["bases"])
         wanted = kind if told["plain"] else mirror_of(kind, told["class"])  # type: ignore[arg-type]
+        own = module.__dict__  # past nn.Module's own __setattr__, which looks for parameters
         if type(module) is not wanted:
-            module.__class__ = wanted
-        module.__dict__.update({k: v for k, v in told["attributes"].items() if not k.startswith("_")})
-        self.flags[number] = module.training = bool(told["training"])
+            object.__setattr__(module, "__class__", wanted)
+        own.update({k: v for k, v in told["attributes"].items() if not k.startswith("_")})
+        self.flags[number] = own["training"] = bool(told["training"])
         (self.trains.add if told["trains"] else self.trains.discard)(number)
         tables = (("_parameters", told["parameters"]), ("_buffers", told["buffers"]))
         for table, entries in tables:
-            _refill(
-                module.__dict__[table], {e[0]: None if e[1] is None else self.tensors[e[1]] for e in entries}
-            )
-        module._non_persistent_buffers_set = {e[0] for e in told["buffers"] if not e[2]}
+            _refill(own[table], {e[0]: None if e[1] is None else self.tensors[e[1]] for e in entries})
+        own["_non_persistent_buffers_set"] = {e[0] for e in told["buffers"] if not e[2]}
         children = {name: None if child is None else self.modules[child] for name, child in told["children"]}
         _refill(module._modules, children)
         self.children[number] = children

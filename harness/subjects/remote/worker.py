@@ -14,6 +14,7 @@ import contextlib
 import copy
 import ctypes
 import dataclasses
+import functools
 import gc
 import importlib
 import importlib.util
@@ -58,6 +59,9 @@ CODES = {name: code for code, (name, _) in DTYPES.items()}
 
 # Messages
 
+# What is encoded is a tree of this side's own making: it is not searched for circles.
+as_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
 
 class BadMessage(Exception):
     """What came over the descriptor is no message of this protocol; the text is one sentence."""
@@ -84,7 +88,7 @@ class Channel:
         layouts = {str(i): raw.layout for i, raw in enumerate(raws) if raw.layout}
         if layouts:
             header = dict(header, layouts=layouts)
-        text, payload = json.dumps(header).encode(), pack(raws)
+        text, payload = as_json(header).encode(), pack(raws)
         self._write(FRAME.pack(MAGIC, len(text), len(payload)) + text + payload)
 
     def _write(self, data):
@@ -115,7 +119,7 @@ class Channel:
         while got < size:
             if self.wait is not None:
                 self.wait(self.read_fd)
-            chunk = os.read(self.read_fd, 1 << 20)
+            chunk = os.read(self.read_fd, 1 << 16)  # what a pipe holds
             if not chunk:
                 if got == 0 and what.startswith("the frame"):
                     return None
@@ -153,14 +157,15 @@ def pack(raws):
     order = sorted(
         range(len(raws)), key=lambda i: -DTYPES[raws[i].code][1]
     )  # aligned, as safetensors does it
-    entries, chunks, start = {}, [], 0
+    entries, chunks, start = [], [], 0
     for i in order:
         raw = raws[i]
         end = start + len(raw.data)
-        entries[str(i)] = {"dtype": raw.code, "shape": list(raw.shape), "data_offsets": [start, end]}
+        entries.append('"%d":{"dtype":"%s","shape":%s,"data_offsets":[%d,%d]}'
+                       % (i, raw.code, list(raw.shape), start, end))  # fmt: skip
         chunks.append(raw.data)
         start = end
-    text = json.dumps(entries).encode()
+    text = ("{%s}" % ",".join(entries)).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + b"".join(chunks)
 
@@ -206,6 +211,16 @@ class TorchTensors:
         import torch
 
         self.torch = torch
+        self.usual = (torch.nn.Parameter, torch.Tensor)
+        self.names = {getattr(torch, name): name for name in CODES if hasattr(torch, name)}
+
+    def is_plain(self, tensor):
+        """Whether a tensor is entries in this machine's memory, and nothing else."""
+        return (
+            tensor.is_cpu
+            and tensor.layout == self.torch.strided
+            and (type(tensor) in self.usual or type(tensor.data) is self.torch.Tensor)
+        )
 
     def code(self, dtype):
         """safetensors' name of a dtype. Raises ValueError for one that has none."""
@@ -226,7 +241,8 @@ class TorchTensors:
             return Raw(self.code(tensor.dtype), (0,), b"", layout)
         if tensor.layout != self.torch.strided or tensor.is_quantized:
             raise ValueError("a tensor of layout %s cannot be sent" % tensor.layout)
-        tensor = tensor.resolve_neg().resolve_conj().cpu()
+        if not tensor.is_cpu or tensor.is_neg() or tensor.is_conj():
+            tensor = tensor.resolve_neg().resolve_conj().cpu()
         if tensor.is_complex():
             tensor, layout = self.torch.view_as_real(tensor).contiguous(), {"complex": True}
         if not tensor.is_contiguous():
@@ -325,6 +341,9 @@ class Parcel:
 # What the audit sees of a module: the tree below it, its tensors, the memory these live in
 
 
+GEOMETRY = ("storage", "dtype", "shape", "stride", "offset", "requires_grad", "kind")
+
+
 class World:
     """All that is reachable from one base or model, by number, as the audit last saw it."""
 
@@ -374,81 +393,88 @@ class World:
         """What is new since the audit was last told: modules, tensors, memory, the geometry of slots."""
         modules, self.live = self.survey()
         said = {
-            "modules": [[n, d] for n, d in self._modules(modules)],
-            "tensors": [[n, d] for n, d in self._tensors(parcel)],
+            "modules": [[n, described(modules[n], told)] for n, told in self._modules(modules)],
+            "tensors": [[n, dict(zip(GEOMETRY, told))] for n, told in self._tensors()],
             "slots": [[n, name, d] for n, name, d in self._slots()],
         }
         said["storages"] = self._storages(parcel)
         return {key: value for key, value in said.items() if value}
 
+    def settle(self):
+        """Take all that is there now for known to the audit."""
+        modules, self.live = self.survey()
+        for each in (self._modules(modules), self._tensors()):
+            collections.deque(each, maxlen=0)
+        self._storages(Parcel(self.tensors))
+
     def _modules(self, modules):
-        plain, trains, evals, usual = {}, {}, {}, self.tensors.torch.nn.Module
+        known, number_of, hooked = {}, self.number_of, hooks_everywhere()
         for number, module in modules.items():
+            plain, trains = self.is_usual(module, known)
             told = (
                 bool(module.training),
-                self.is_plain(module, plain),
-                is_usual(module, "train", usual.train, trains) and is_usual(module, "eval", usual.eval, evals),
-                tuple((name, c if c is None else self.number(c)) for name, c in module._modules.items()),
-                tuple((name, t if t is None else self.number(t)) for name, t in module._parameters.items()),
-                tuple((name, t if t is None else self.number(t), name not in module._non_persistent_buffers_set)
-                      for name, t in module._buffers.items()),
+                plain and not hooked,
+                trains,
+                tuple([(name, c if c is None else number_of[id(c)]) for name, c in module._modules.items()]),
+                tuple([(name, t if t is None else number_of[id(t)]) for name, t in module._parameters.items()]),
+                tuple([(name, t if t is None else number_of[id(t)], name not in module._non_persistent_buffers_set)
+                       for name, t in module._buffers.items()]),
                 type(module),
             )  # fmt: skip
             if self.told_modules.get(number) != told:
                 self.told_modules[number] = told
-                yield number, described(module, told)
+                yield number, told
 
-    def is_plain(self, module, known):
-        """Whether a module is just what its class makes of its tensors: its own forward, no hooks, plain children."""
+    def is_usual(self, module, known):
+        """Whether a module and all below it are just what their classes make of their tensors; likewise ``train``."""
         found = known.get(id(module))
         if found is None:
-            found = known[id(module)] = self._is_plain(module) and all(
-                child is None or self.is_plain(child, known) for child in module._modules.values()
-            )
+            plain, trains = self._is_plain(module), trains_as_usual(module, self.tensors.torch.nn.Module)
+            for child in module._modules.values():
+                if child is not None:
+                    below = self.is_usual(child, known)
+                    plain, trains = plain and below[0], trains and below[1]
+            found = known[id(module)] = plain, trains
         return found
 
     def _is_plain(self, module):
+        """Whether a module's forward is its class' own, on plain tensors, without hooks."""
         kind = type(module)
         made = self.classes.get(id(module))
         if made is None and ORIGINAL.get(kind, (None,))[0] is not kind.forward:
             return False
         if made is not None and made != (kind, kind.forward, tuple(module._parameters)):
             return False
-        tensor, usual = self.tensors.torch.Tensor, self.tensors.torch.nn.Parameter
-        if any(p is not None and type(p) not in (tensor, usual) for p in module._parameters.values()):
-            return False  # a quantised weight computes by itself
-        own = vars(module)
-        if "forward" in own or "__call__" in own or any(name in own for name in module._parameters):
+        usual = self.tensors.usual
+        for parameter in module._parameters.values():
+            if parameter is not None and type(parameter) not in usual:
+                return False  # a quantised weight computes by itself
+        own = module.__dict__
+        if "forward" in own or "__call__" in own or not own.keys().isdisjoint(module._parameters):
             return False
         if made is None and tuple(module._parameters) != ORIGINAL[kind][1]:
             return False
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        return not any(own.get(name) for name in hooks) and not any(
-            getattr(module_module(), name, None) for name in GLOBAL_HOOKS
-        )
+        return not (
+            own.get("_forward_hooks") or own.get("_forward_pre_hooks")
+            or own.get("_backward_hooks") or own.get("_backward_pre_hooks")
+        )  # fmt: skip
 
-    def _tensors(self, parcel):
+    def _tensors(self):
         used = {}
         for number, tensor in self.live.items():
             told = self._geometry(tensor, used)
             if self.told_tensors.get(number) != told:
                 self.told_tensors[number] = told
-                keys = ("storage", "dtype", "shape", "stride", "offset", "requires_grad", "kind")
-                yield number, dict(zip(keys, told))
+                yield number, told
         self.storage_numbers = used
-        for number in set(self.told_storages) - {number for number, _ in used.values()}:
+        for number in self.told_storages.keys() - {number for number, _ in used.values()}:
             del self.told_storages[number]
 
     def _geometry(self, tensor, used):
-        torch = self.tensors.torch
+        torch, dtype = self.tensors.torch, self.tensors.names.get(tensor.dtype) or str(tensor.dtype)[6:]
         kind = "parameter" if isinstance(tensor, torch.nn.Parameter) else "tensor"
-        grad = bool(tensor.requires_grad)
-        if (
-            tensor.device.type != "cpu"
-            or tensor.layout != torch.strided
-            or type(tensor.data) is not torch.Tensor
-        ):
-            return None, str(tensor.dtype)[6:], tuple(tensor.shape), None, 0, grad, kind
+        if not self.tensors.is_plain(tensor):
+            return None, dtype, tuple(tensor.shape), None, 0, bool(tensor.requires_grad), kind
         storage = tensor.untyped_storage()
         at = (storage.data_ptr(), storage.nbytes())
         if at not in used:
@@ -458,21 +484,17 @@ class World:
                 storage,
             )  # held: its address means nothing else meanwhile
         return (
-            used[at][0], str(tensor.dtype)[6:], tuple(tensor.shape), tuple(tensor.stride()),
-            tensor.storage_offset(), grad, kind,
+            used[at][0], dtype, tuple(tensor.shape), tensor.stride(),
+            tensor.storage_offset(), tensor.requires_grad, kind,
         )  # fmt: skip
 
     def _storages(self, parcel):
-        said, seen = [], set()
-        for number, tensor in self.live.items():
-            storage = self.told_tensors[number][0]
-            if storage is None or storage in seen:
-                continue
-            seen.add(storage)
-            data = self.tensors.storage_bytes(tensor)
-            if self.told_storages.get(storage) != data:
-                self.told_storages[storage] = data
-                said.append([storage, parcel.add_bytes(data)])
+        said = []
+        for (address, size), (number, _) in self.storage_numbers.items():
+            data = ctypes.string_at(address, size) if size else b""
+            if self.told_storages.get(number) != data:
+                self.told_storages[number] = data
+                said.append([number, parcel.add_bytes(data)])
         return said
 
     def _slots(self):
@@ -490,18 +512,15 @@ class World:
             self.told_storages.pop(told[0], None)
 
 
-def is_usual(module, name, usual, known):
-    """Whether a method of a module and of all below it is the one that torch gives it."""
-    found = known.get(id(module))
-    if found is None:
-        found = known[id(module)] = (
-            getattr(type(module), name) is usual
-            and name not in vars(module)
-            and all(
-                child is None or is_usual(child, name, usual, known) for child in module._modules.values()
-            )
-        )
-    return found
+def trains_as_usual(module, usual):
+    """Whether a module's ``train`` and ``eval`` are those that torch gives it."""
+    kind, own = type(module), module.__dict__
+    return kind.train is usual.train and kind.eval is usual.eval and "train" not in own and "eval" not in own
+
+
+def hooks_everywhere():
+    """Whether hooks are set for all modules."""
+    return any(getattr(module_module(), name, None) for name in GLOBAL_HOOKS)
 
 
 def module_module():
@@ -529,7 +548,7 @@ def described(module, told):
     facts = {k: v for k, v in vars(module).items() if k[:1] != "_" and k != "training" and is_simple(v)}
     return {
         "class": kind.__name__,
-        "bases": ["%s.%s" % (c.__module__, c.__qualname__) for c in kind.__mro__],
+        "bases": bases_of(kind),
         "training": training,
         "plain": plain,
         "trains": trains,
@@ -538,6 +557,12 @@ def described(module, told):
         "buffers": buffers,
         "attributes": facts,
     }
+
+
+@functools.cache
+def bases_of(kind):
+    """The full names of a class and of those that it descends from."""
+    return ["%s.%s" % (c.__module__, c.__qualname__) for c in kind.__mro__]
 
 
 def is_simple(value):
@@ -691,15 +716,14 @@ class TorchServer:
             (module, graphs), within = self.compiled[header["compiled"]], self.ours  # compilers set variables
         arguments = [self.decoded(value, raws, inputs) for value in header["arguments"]]
         named = {key: self.decoded(value, raws, inputs) for key, value in header.get("named", {}).items()}
-        given = [(x, self.tensors.raw(x).data) for _, x in inputs]
         outputs = []
         with within():
             result = self.encoded(module(*arguments, **named), parcel, outputs)
         flowing = [t for t in outputs if t.requires_grad]
         if flowing and self.torch.is_grad_enabled():
-            self.calls[header["call"]] = (outputs, [leaf for leaf, _ in inputs], self.world)
+            self.calls[header["call"]] = (outputs, [leaf for leaf, _, _ in inputs], self.world)
         reply = {"value": result, "flows": [bool(t.requires_grad) for t in outputs], "graphs": len(graphs)}
-        written = [(i, x) for i, (x, was) in enumerate(given) if self.tensors.raw(x).data != was]
+        written = [(i, x) for i, (_, x, was) in enumerate(inputs) if self.tensors.raw(x).data != was]
         if written:
             reply["written"] = [[i, parcel.add(x)] for i, x in written]
         return reply
@@ -792,7 +816,7 @@ class TorchServer:
     # Values
 
     def decoded(self, value, raws, inputs=None):
-        """A value from a message. ``inputs`` collects the tensors that gradients flow to, and what stands for them."""
+        """A value from a message. ``inputs`` collects (leaf that gradients flow to, what stands for it, its bytes)."""
         if isinstance(value, list):
             return [self.decoded(part, raws, inputs) for part in value]
         if not isinstance(value, dict):
@@ -819,13 +843,14 @@ class TorchServer:
 
     def input(self, value, raws, inputs):
         """A tensor of a call; one that the audit computed from another is no leaf here either."""
-        tensor = self.tensors.tensor(raws[value["tensor"]])
+        raw = raws[value["tensor"]]
+        tensor = self.tensors.tensor(raw)
         if inputs is None:
             return tensor
         if value.get("flows"):
             tensor.requires_grad_(True)
         derived = tensor.clone() if value.get("derived") and value.get("flows") else tensor
-        inputs.append((tensor, derived))
+        inputs.append((tensor, derived, self.tensors.raw(derived).data if raw.layout else raw.data))
         return derived
 
     def encoded(self, value, parcel, outputs=None):
@@ -974,7 +999,7 @@ class TorchServer:
         Another release of transformers has further buffers.
         """
         known = set(self.world.told_tensors)
-        self.world.changes(Parcel(self.tensors))
+        self.world.settle()
         for number in set(self.world.told_tensors) - known - sent:
             self.world.told_storages.pop(self.world.told_tensors.pop(number)[0], None)
 
