@@ -7,6 +7,7 @@ takes has to start, compute, learn and fold as the equation says of `harness/cas
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,12 +29,12 @@ from harness.compare.kinds import (
     starts_at_the_base,
     takes,
 )
-from harness.compare.layer import SubjectRaised
+from harness.compare.layer import SubjectRaised, as_layer
 from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, NotOffered
 from harness.compare.probing import alike, masked
 from harness.compare.refusals import is_crash
-from harness.compare.thresholds import SAME_MASK
+from harness.compare.thresholds import SAME_MASK, THRESHOLDS
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
 from oracles.variants import Variant
@@ -175,6 +176,17 @@ def test_dropout_conv2d(context: Context, case: KindCase) -> None:
     _drops(context, case)
 
 
+@check(
+    "layers",
+    "major",
+    title="over a quantised weight dropout is accepted and does nothing",
+    **_dropping("quantised"),
+)
+def test_dropout_quantised(context: Context, case: KindCase) -> None:
+    """The same over a quantised weight, where several libraries have a path of its own."""
+    _drops(context, case)
+
+
 def _drops(context: Context, case: KindCase) -> None:
     if not case.spec.dropout:
         raise NotOffered(f"dropout on {case.what}", "layers")
@@ -185,6 +197,103 @@ def _drops(context: Context, case: KindCase) -> None:
     if all(alike(first, masked(layer, case.x, seed), SAME_MASK) for seed in (1, 2, 3)):
         quantity = f"outputs under four masks at p = {RATE}"
         raise Deviation(case, quantity, "different", "equal", diagnosis=UNDROPPED)
+
+
+OTHER_ACTS = Diagnosis(
+    "layers.other_acts",
+    "on this kind of layer it is not the chosen one of two adapters that acts, or not it alone",
+    "switching adapters runs a model that nobody asked for",
+    matched=1,
+    tried=1,
+    source="check",
+    remedy="let only the adapters that are active add to the output here, each with its own tensors and scale",
+)
+
+
+def _two_on(kind: str) -> dict[str, Any]:
+    return {
+        **_of(kind),
+        "title": "of two adapters on a layer of this kind the active one does not act as it does alone",
+        "failure_mode": OTHER_ACTS.failure_mode,
+        "applies": lambda variant: variant.base is None,
+        "follows": (*AFFECTED, f"layers.{kind}", "lifecycle.output"),
+        "examples": FEW,
+        "may_refuse": True,
+    }
+
+
+@check("layers", "critical", **_two_on("conv1d"))
+def test_two_conv1d(context: Context, case: KindCase) -> None:
+    """Of two adapters on a Conv1D the active one acts and learns alone: its output and gradients are the equation's."""
+    _each_alone(context, case)
+
+
+@check("layers", "critical", **_two_on("embedding"))
+def test_two_embedding(context: Context, case: KindCase) -> None:
+    """The same of an embedding."""
+    _each_alone(context, case)
+
+
+@check("layers", "critical", **_two_on("conv2d"))
+def test_two_conv2d(context: Context, case: KindCase) -> None:
+    """The same of a convolution."""
+    _each_alone(context, case)
+
+
+@check("layers", "critical", **_two_on("quantised"))
+def test_two_quantised(context: Context, case: KindCase) -> None:
+    """The same over a quantised weight."""
+    _each_alone(context, case)
+
+
+def _each_alone(context: Context, case: KindCase) -> None:
+    """One adapter after the other is switched on, and computes what the equation says of it."""
+    need(context.subject, case.spec, ("add_adapter", "set_adapters"))
+    first = adapted(context, case)
+    beside = replace(case, spec=replace(case.spec, alpha=2 * case.spec.alpha + 1))
+    second = _second(context, beside, first)
+    first.write(case.far(dict.fromkeys(first.names)))
+    second.write(replace(case, seed=case.seed + 1).far(dict.fromkeys(second.names)))
+    both = {"default": (case, first), "b": (beside, second)}
+    for name, other in (("default", "b"), ("b", "default")):
+        context.calling("set_adapters", context.subject.set_adapters, first.adapted, (name,))
+        try:
+            _computes(context, *both[name])
+        except Deviation as found:
+            found.diagnosis = _who_acts(context, both[name], both[other]) or found.diagnosis
+            found.witness = replace(found.witness, note=f"of default and b, {name} is switched on")
+            raise
+
+
+def _second(context: Context, case: KindCase, first: Kinds) -> Kinds:
+    """A further adapter on the layer. Raises NotOffered where it is refused."""
+    subject = context.subject
+    try:
+        found = context.calling("add_adapter", subject.add_adapter, first.adapted, "b", case.spec)
+    except (SubjectRaised, Unsupported) as why:
+        if is_crash(why):
+            raise
+        raise NotOffered(f"a second {case.spec.variant} on {case.what}: {why}", "layers") from why
+    return Kinds(as_layer(found, subject, "add_adapter"), case)
+
+
+def _who_acts(
+    context: Context, active: tuple[KindCase, Kinds], other: tuple[KindCase, Kinds]
+) -> Diagnosis | None:
+    """Whether the output is that of the other adapter, or of both."""
+    case, layer = active
+    with torch.no_grad():
+        actual, base = case.outputs(layer(case.x)).double(), case.outputs(case.base()(case.x)).double()
+    own, its = (equation_at(context, *each)[0]["output"] for each in (active, other))
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(
+        own.norm() + its.norm() + base.norm()
+    )
+    wrong = (its, own + its - base)
+    return OTHER_ACTS if any(_equal(actual, output, unit) for output in wrong) else None
+
+
+def _equal(actual: torch.Tensor, output: torch.Tensor, unit: float) -> bool:
+    return rounding.ratio(actual, output, unit) <= THRESHOLDS["formula"]
 
 
 def _starts_and_computes(context: Context, case: KindCase) -> None:

@@ -52,6 +52,7 @@ class LowRank(nn.Module):
         self.A = nn.Parameter(torch.randn(shapes[0], dtype=self.dtype))
         self.B = nn.Parameter(torch.zeros(shapes[1], dtype=self.dtype))
         self.drop = nn.Identity() if self.kind == "embedding" else nn.Dropout(spec.dropout)
+        self.further, self.active = nn.ModuleDict(), ("default",)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,9 +77,16 @@ class LowRank(nn.Module):
         return {"A": self.A, "B": self.B}
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kept is not None:
-            return self.base(x)
-        return self.base(x) + self.s * getattr(self, f"path_{self.kind}")(self.drop(x))
+        y = self.base(x)
+        return y if self.kept is not None else y + sum(each.update(x) for each in self.acting())
+
+    def acting(self) -> list[LowRank]:
+        """The adapters that are switched on."""
+        return [self if name == "default" else self.further[name] for name in self.active]
+
+    def update(self, x: Tensor) -> Tensor:
+        """What this adapter adds to the base's output."""
+        return self.s * getattr(self, f"path_{self.kind}")(self.drop(x))
 
     def fold_in(self) -> None:
         self.kept, self.base = self.base, self.merged()
@@ -138,6 +146,14 @@ class Library(Implementation):
     def adapt(self, base: nn.Module, spec: AdapterSpec) -> Adapted:  # type: ignore[override]
         layer = self.layer(base, spec)
         return Adapted(layer, {n: Slot(t) for n, t in layer.slots().items()})
+
+    def add_adapter(self, adapted: Adapted, name: str, spec: AdapterSpec) -> Adapted:
+        further = self.layer(adapted.module.base, spec)
+        adapted.module.further[name] = further
+        return Adapted(adapted.module, {n: Slot(t) for n, t in further.slots().items()})
+
+    def set_adapters(self, adapted: Adapted, names: Sequence[str]) -> None:
+        adapted.module.active = tuple(names)
 
     def merge(self, adapted: Adapted) -> nn.Module:  # type: ignore[override]
         return adapted.module.merged()
@@ -211,6 +227,50 @@ class UndroppedConvolution(Undropped):
     """The same of a convolution, as loralib's has it."""
 
     without = "conv2d"
+
+
+@broken("dropout_quantised", "undropped")
+class UndroppedQuantised(Undropped):
+    """The same over a quantised weight, whose path was written beside the other."""
+
+    without = "quantised"
+
+
+@broken("two_conv1d", "other_acts")
+class SwitchedNowhere(LowRank):
+    """Which adapter is active is noted, and the first one acts."""
+
+    def acting(self) -> list[LowRank]:
+        return [self]
+
+
+@broken("two_embedding", "other_acts")
+class AllAct(LowRank):
+    """Every adapter that is there acts."""
+
+    def acting(self) -> list[LowRank]:
+        return [self, *self.further.values()]
+
+
+@broken("two_conv2d")
+class FirstsScale(LowRank):
+    """Each adapter is scaled as the first is."""
+
+    def update(self, x: Tensor) -> Tensor:
+        return super().update(x) / self.s
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.s * sum(each.update(x) for each in self.acting())
+
+
+@broken("two_quantised")
+class FirstsA(LowRank):
+    """A second adapter goes through the first one's A."""
+
+    def acting(self) -> list[LowRank]:
+        for other in self.further.values():
+            other.A = self.A
+        return super().acting()
 
 
 @broken("embedding_scale", "embed_scale")
