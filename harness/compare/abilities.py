@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from harness.cases.kind_cases import QUANTISERS, KindCase
 from harness.cases.layer_cases import DTYPES, Case
 from harness.compare import isolation
 from harness.compare.layer import BadAnswer, SubjectRaised, adapt, said
@@ -65,6 +66,8 @@ class Abilities:
                 "dtype": self.dtype(case.dtype),
                 "bias": case.bias and self.bias,
             }
+            if isinstance(case, KindCase):
+                nearest["quantiser"] = self.quantiser(case.quantiser)
             changes |= {name: value for name, value in nearest.items() if value != getattr(case, name)}
         return dataclasses.replace(case, **changes) if changes else case
 
@@ -72,6 +75,13 @@ class Abilities:
         """The dtype itself where the subject takes it, else the finest that it does."""
         taken = [d for d in FINEST_FIRST if d in self.dtypes]
         return name if name in self.dtypes or not taken else taken[0]
+
+    def quantiser(self, name: str) -> str:
+        """The way of quantising itself, or the first whose library is where the subject runs."""
+        there: frozenset[str] | None = getattr(self.subject, "quantisers", None)
+        if there is None or not name or name.split()[0] in there:
+            return name
+        return next((own for own in QUANTISERS if own.split()[0] in there), name)
 
     def spec(self, spec: AdapterSpec) -> AdapterSpec:
         """The nearest spec that the subject can express."""

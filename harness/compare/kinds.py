@@ -91,7 +91,7 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     """
     if case.kind not in context.subject.layers:
         raise NotOffered(f"{case.kind} layers", "layers")
-    _can_be_made(case)
+    _can_be_made(context, case)
     seed_torch(case.seed)
     try:
         layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
@@ -162,20 +162,30 @@ def takes(context: Context, case: KindCase) -> bool:
 
     Raises OutsideDomain where no library that quantises is installed.
     """
-    _can_be_made(case)
+    _can_be_made(context, case)
     known, key = _TAKEN.setdefault(context.subject, {}), (context.variant.id, case.kind)
     if key not in known:
         known[key] = _is_taken(context, case.kind)
     return known[key]
 
 
-def _can_be_made(case: KindCase) -> None:
-    if case.kind == "quantised" and not case.quantiser:
+def _can_be_made(context: Context, case: KindCase) -> None:
+    if case.kind != "quantised":
+        return
+    if not case.quantiser:
         raise OutsideDomain("no library that quantises is installed here: torchao or bitsandbytes")
+    if not _is_there(context, case.quantiser):
+        raise OutsideDomain(f"no {case.quantiser.split()[0]} in the subject's environment")
+
+
+def _is_there(context: Context, quantiser: str) -> bool:
+    """Whether a layer can be quantised so where the subject runs; what is not said can."""
+    known: frozenset[str] | None = getattr(context.subject, "quantisers", None)
+    return known is None or not quantiser or quantiser.split()[0] in known
 
 
 def _is_taken(context: Context, kind: str) -> bool:
-    shapes = shapes_of(kind)
+    shapes = [shape for shape in shapes_of(kind) if _is_there(context, shape.get("quantiser", ""))]
     if not shapes:
         return False
     case = KindCase(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from harness.cases.kind_cases import QUANTISERS, KindCase
 from harness.cases.leaf_output import with_leaf_output
 from harness.cases.quantised_from import note_quantised
+from harness.compare.abilities import Abilities
 from harness.subjects.lora_lite import LoraLite
 from harness.subjects.remote.proxy import Command, remote_subject
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
@@ -202,6 +203,18 @@ def test_a_quantiser_that_is_not_there(remote: Implementation) -> None:
     note_quantised(base, "nowhere int8", torch.zeros(4, 6), None)
     with pytest.raises(Unsupported, match="no nowhere in the subject's environment"):
         remote.adapt(base, AdapterSpec("lora", rank=2))
+
+
+def test_what_is_there_quantises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case is quantised by a library of the subject's environment."""
+    monkeypatch.setattr("harness.compare.abilities.QUANTISERS", ["torchao int8", "bitsandbytes 8 bit"])
+    case, told = quantised_case("torchao int8", "lora"), {}
+    for there in (frozenset({"torchao"}), frozenset({"bitsandbytes"}), frozenset[str]()):
+        subject = LoraLite()
+        subject.quantisers = there  # type: ignore[attr-defined]
+        known = Abilities(subject, subject.dtypes, subject.inputs)
+        told["".join(there)] = known.fitted(case).quantiser
+    assert told == {"torchao": "torchao int8", "bitsandbytes": "bitsandbytes 8 bit", "": "torchao int8"}
 
 
 def test_a_refused_file_is_followed_too(remote: Implementation, tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def remote_subject(command: Command) -> Implementation:
     if without:
         own["dtypes"] = own.get("dtypes", Implementation.dtypes) - without
         methods["without_product"] = without
+    if "quantisers" in greeting:
+        methods["quantisers"] = frozenset(map(str, greeting["quantisers"]))
     extra = {"__doc__": greeting.get("doc") or None, "environment": greeting.get("environment", {})}
     kind = type(str(greeting.get("class"))[:100], (RemoteSubject,), {**methods, **own, **extra})
     subject: RemoteSubject = kind()

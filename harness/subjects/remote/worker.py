@@ -1521,7 +1521,12 @@ def greeting(server):
     }
     return dict(told, protocol=PROTOCOL, kind=server.kind, methods=own, doc=inspect.getdoc(type(subject)) or "",
                 **{"class": type(subject).__name__}, environment=environment(),
-                without_product=server.without_product())  # fmt: skip
+                without_product=server.without_product(), quantisers=quantisers())  # fmt: skip
+
+
+def quantisers():
+    """Which of the libraries are here whose quantised layers the audit makes."""
+    return [name for name in ("torchao", "bitsandbytes") if importlib.util.find_spec(name) is not None]
 
 
 def as_told(value):
