@@ -124,6 +124,17 @@ def test_conv2d_groups(context: Context, case: KindCase) -> None:
 @check(
     "layers",
     "critical",
+    title="on a convolution that pads with other than zeros the adapter is not the equation's",
+    **_of("conv2d", "padding_mode"),
+)
+def test_conv2d_padding_mode(context: Context, case: KindCase) -> None:
+    """On a convolution whose images are padded circularly, it is that of a linear layer on the padded patches."""
+    _starts_and_computes(context, case)
+
+
+@check(
+    "layers",
+    "critical",
     title="over a quantised weight the adapter is not the equation's",
     **_of("quantised"),
 )
@@ -299,10 +310,32 @@ def _equal(actual: torch.Tensor, output: torch.Tensor, unit: float) -> bool:
 def _starts_and_computes(context: Context, case: KindCase) -> None:
     layer = adapted(context, case)
     starts_at_the_base(context, case, layer)
+    learns = _can_learn(case, layer)
     if case.tied:
         _head_untouched(context, case)
     layer.write(case.far(dict.fromkeys(layer.names)))
     _computes(context, case, layer)
+    if not learns:
+        quantity = "the adapter's gradients at the start"
+        raise Deviation(case, quantity, "not all zero", "zero", diagnosis=CANNOT_LEARN)
+
+
+CANNOT_LEARN = Diagnosis(
+    "layers.never_trains",
+    "on this kind of layer a fresh adapter gets no gradient at all: it never trains",
+    "layers of this kind stay as they are, whatever the training",
+    matched=1,
+    tried=1,
+    source="check",
+    remedy="start one of the factors away from zero on this kind of layer, too",
+)
+
+
+def _can_learn(case: KindCase, layer: Kinds) -> bool:
+    """Whether at the present parameters something of the adapter gets a gradient."""
+    found = layer.observe(case)
+    own = [found[name] for n in layer.names if (name := f"gradient of {n}") in found]
+    return not own or any(bool(gradient.any()) for gradient in own)
 
 
 def _head_untouched(context: Context, case: KindCase) -> None:
@@ -435,6 +468,12 @@ def test_merge_conv2d_dilation(context: Context, case: KindCase) -> None:
 @check("layers", "critical", **_merge_of("conv2d", "groups"))
 def test_merge_conv2d_groups(context: Context, case: KindCase) -> None:
     """The same of a convolution with groups."""
+    _folds(context, case)
+
+
+@check("layers", "critical", **_merge_of("conv2d", "padding_mode"))
+def test_merge_conv2d_padding_mode(context: Context, case: KindCase) -> None:
+    """The same of a convolution that pads with other than zeros."""
     _folds(context, case)
 
 

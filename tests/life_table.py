@@ -59,6 +59,7 @@ def layer(claim: Claim) -> str:
     """The smallest layer: what is not the plain one's."""
     told = claim.witness.case if claim.witness else {}
     plain = {"dtype": "float32", "bias": False, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    plain["padding_mode"] = "zeros"
     left_out = ("alpha", "batch", "seed")
     plain |= {"padding_idx": None, "embed_scale": 1.0, "tied": False}
     return ", ".join(f"{k} {v}" for k, v in told.items() if k not in left_out and plain.get(k, "") != v)

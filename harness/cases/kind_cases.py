@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from hypothesis import strategies as st
@@ -27,15 +27,21 @@ from oracles.variants import Variant
 KINDS = ("conv1d", "embedding", "conv2d", "quantised")
 SIDE = 6  # of the images
 # What a layer of a kind may have that not every library takes; each is asked apart, so that none hides another's fault.
-OPTIONS: dict[str, Any] = {"dilation": 1, "groups": 1, "embed_scale": 1.0, "tied": False}
+OPTIONS: dict[str, Any] = {
+    "dilation": 1,
+    "groups": 1,
+    "padding_mode": "zeros",
+    "embed_scale": 1.0,
+    "tied": False,
+}
 
 
 @dataclass(frozen=True)
 class KindCase(Case):
     """One layer of a kind. ``in_features``: inputs of one row, for a convolution channels times kernel positions.
 
-    ``kernel`` to ``groups``: a convolution's; ``padding_idx``, ``embed_scale``: an embedding's, which is ``tied`` where
-    a linear head has the same weight.
+    ``kernel`` to ``padding_mode``: a convolution's; ``padding_idx``, ``embed_scale``: an embedding's, which is
+    ``tied`` where a linear head has the same weight.
     """
 
     kind: str = "conv1d"
@@ -44,6 +50,7 @@ class KindCase(Case):
     padding: int = 0
     dilation: int = 1
     groups: int = 1
+    padding_mode: Literal["zeros", "circular"] = "zeros"
     padding_idx: int | None = None
     embed_scale: float = 1.0
     tied: bool = False
@@ -107,9 +114,15 @@ class KindCase(Case):
         if self.kind == "embedding":
             return fn.one_hot(x, self.in_features).double().flatten(0, -2)
         if self.kind == "conv2d":
-            found = fn.unfold(x.double(), self.kernel, self.dilation, self.padding, self.stride)
-            return found.mT.flatten(0, 1)
+            return self._patches(x.double()).mT.flatten(0, 1)
         return x.double().flatten(0, -2)
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """Images as the patches that the kernel meets, (batch, in, places); linear in ``x``."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = fn.pad(x, [padding] * 4, mode=self.padding_mode), 0
+        return fn.unfold(x, self.kernel, self.dilation, padding, self.stride)
 
     def rows_from_the_corner(self, x: Tensor) -> Tensor:
         """A convolution's rows as of stride one, as many of them as the layer has outputs, from the image's start."""
@@ -130,8 +143,9 @@ class KindCase(Case):
         if self.kind != "conv2d":
             return gradient.reshape(self.input.shape)
         patches = gradient.reshape(self.batch[0], -1, self.in_features).mT
-        size = (SIDE, SIDE)
-        return fn.fold(patches, size, self.kernel, self.dilation, self.padding, self.stride)
+        with torch.enable_grad():
+            x = torch.zeros_like(self.input, dtype=torch.float64, requires_grad=True)
+            return torch.autograd.grad(self._patches(x), x, patches)[0]
 
     def outputs(self, y: Tensor) -> Tensor:
         """The layer's output as rows (n, out)."""
@@ -170,7 +184,7 @@ class KindCase(Case):
         """The case in plain values: what matters of its kind."""
         told = {"kind": self.kind, **super().describe()}
         of_kind = {
-            "conv2d": ("kernel", "stride", "padding", "dilation", "groups"),
+            "conv2d": ("kernel", "stride", "padding", "dilation", "groups", "padding_mode"),
             "embedding": ("padding_idx", "embed_scale", "tied"),
             "quantised": ("quantiser",),
         }
@@ -224,6 +238,7 @@ def _conv2d(case: KindCase) -> nn.Module:
         case.dilation,
         case.groups,
         case.bias,
+        case.padding_mode,
     ).to(case.torch_dtype)
     own = case.weight[case.blocks.bool()].reshape(layer.weight.shape)
     return _filled(layer, own, case.bias_vector)
@@ -308,6 +323,7 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"in_features": 3 * 4, "out_features": 5, "kernel": 2, "stride": 2},
         {"in_features": 2 * 9, "out_features": 4, "kernel": 3, "padding": 2, "dilation": 2},
         {"in_features": 4 * 4, "out_features": 6, "kernel": 2, "groups": 2},
+        {"in_features": 2 * 9, "out_features": 3, "kernel": 3, "padding": 1, "padding_mode": "circular"},
     ),
 }
 

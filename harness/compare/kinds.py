@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from weakref import WeakKeyDictionary
 
@@ -102,7 +103,7 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     _refuse_a_plain_one(context, case, layer)
     try:
         return Kinds(layer, case)
-    except NoSlot:
+    except (NoSlot, OutsideDomain):
         # Tensors of another shape may be a layout of the library's own, or a fault that shows in the output.
         starts_at_the_base(context, case, layer)
         raise
@@ -297,6 +298,11 @@ STRIDE_IGNORED = _says(
     "the adapter's own convolution has a stride of one",
     "each output gets the update of another place in the image",
 )
+PADDED_WITH_ZEROS = _says(
+    "padded_with_zeros",
+    "the adapter's own convolution pads with zeros where the layer pads otherwise",
+    "at the images' edges the update is another than what merging it gives",
+)
 MIRRORED = _says(
     "mirrored",
     "the positions of the update's kernel are mirrored",
@@ -365,6 +371,8 @@ def _faulty_convolutions(
         yield GROUPS_IGNORED, base + rows @ (wrong - W).mT
     if case.stride > 1:
         yield STRIDE_IGNORED, base + case.rows_from_the_corner(case.input) @ change.mT
+    if case.padding_mode != "zeros":
+        yield PADDED_WITH_ZEROS, base + replace(case, padding_mode="zeros").rows(case.input) @ change.mT
     if case.kernel > 1:
         turned = change.reshape(case.out_features, -1, case.kernel**2).flip(-1).flatten(1)
         yield MIRRORED, base + rows @ turned.mT

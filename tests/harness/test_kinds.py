@@ -7,7 +7,7 @@ import pytest
 from harness.cases import kind_cases
 from harness.compare.kinds import CATALOGUE
 from harness.engine.checks import load_checks
-from harness.test_layers import OTHER_ACTS, UNDROPPED, UNMERGED_OTHERWISE
+from harness.test_layers import CANNOT_LEARN, OTHER_ACTS, UNDROPPED, UNMERGED_OTHERWISE
 from oracles.mistakes import mistakes_of
 from tests.life_table import TWELVE, asked
 from tests.subjects.judged import audit
@@ -68,7 +68,9 @@ def test_every_claim_and_every_fault_is_shown() -> None:
     claims = {id_ for id_, check in load_checks().items() if check.info.aspect == "layers"}
     assert {b.claim for b in BROKEN_KINDS} == claims
     names = {d.mistake.removeprefix("layers.") for d in CATALOGUE}
-    of_checks = {d.mistake.removeprefix("layers.") for d in (OTHER_ACTS, UNDROPPED, UNMERGED_OTHERWISE)}
+    of_checks = {
+        d.mistake.removeprefix("layers.") for d in (CANNOT_LEARN, OTHER_ACTS, UNDROPPED, UNMERGED_OTHERWISE)
+    }
     elsewhere = {*of_checks, *(m.id for m in mistakes_of("lora"))}
     said = {b.says for b in BROKEN_KINDS} - {""}
     assert names <= said <= names | elsewhere

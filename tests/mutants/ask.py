@@ -25,7 +25,7 @@ LAST = ("training.", "targets.")
 # Files of no one variant: those variants that go through all of their ways, and the questions that are about them.
 OF_FILE = {
     "target": ("lora", "ia3"),  # one table for (IA)³, one for all others
-    "kinds": ("lora", "ia3"),
+    "kinds": ("lora", "dora", "ia3"),
     "switch": ("lora", "ia3", "hra"),  # adapters that add up, multiply, and are chained
     "merging": ("lora", "ia3", "dora"),
     "peft_config": ("lora", "dora", "ia3", "hra", "delora"),

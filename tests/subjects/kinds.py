@@ -105,8 +105,10 @@ class LowRank(nn.Module):
         return y if scale is None else y * scale.to(y.dtype)
 
     def path_conv2d(self, x: Tensor) -> Tensor:
-        b = self.base
-        return fn.conv2d(fn.conv2d(x, self.A, None, b.stride, b.padding, b.dilation), self.B, groups=b.groups)
+        b, padding = self.base, self.base.padding
+        if b.padding_mode != "zeros":
+            x, padding = fn.pad(x, b._reversed_padding_repeated_twice, mode=b.padding_mode), 0
+        return fn.conv2d(fn.conv2d(x, self.A, None, b.stride, padding, b.dilation), self.B, groups=b.groups)
 
     def merged(self) -> nn.Module:
         plain = copy.deepcopy(self.base)
@@ -325,6 +327,43 @@ class GroupsIgnored(LowRank):
         b = self.base
         h = fn.conv2d(x, self.A, None, b.stride, b.padding, b.dilation)
         return fn.conv2d(h[:, : self.B.shape[1]], self.B)
+
+
+@broken("conv2d_groups")
+class WrongSizeForGroups(LowRank):
+    """B of a convolution with groups has the shape that it has without."""
+
+    def shapes_conv2d(self) -> tuple:
+        b = self.base
+        return (self.r, b.in_channels, *b.kernel_size), (b.out_channels, self.r, 1, 1)
+
+
+@broken("conv2d_padding_mode", "padded_with_zeros")
+class PadsWithZeros(LowRank):
+    """The adapter's own convolution pads with zeros, whatever the layer's does."""
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b = self.base
+        return fn.conv2d(fn.conv2d(x, self.A, None, b.stride, b.padding, b.dilation), self.B, groups=b.groups)
+
+
+@broken("merge_conv2d_padding_mode", "update_lost")
+class PaddedNotFolded(LowRank):
+    """Merging leaves a convolution that pads with other than zeros as it is."""
+
+    def merged(self) -> nn.Module:
+        zeros = getattr(self.base, "padding_mode", "zeros") == "zeros"
+        return super().merged() if zeros else copy.deepcopy(self.base)
+
+
+@broken("embedding", "never_trains")
+class StartsAtZero(LowRank):
+    """On an embedding both factors start at zero."""
+
+    def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
+        super().__init__(base, spec)
+        if self.kind == "embedding":
+            nn.init.zeros_(self.A)
 
 
 @broken("conv2d_dilation")

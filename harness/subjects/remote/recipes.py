@@ -9,12 +9,15 @@ from torch import nn
 from harness.cases.quantised_from import quantised_from
 from oracles.implementation import Unsupported
 
+CONVOLUTION = (
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
+)  # fmt: skip
 # class of torch's -> the constructor's arguments that its instances keep under the same name
 KEPT: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features"),
     nn.Embedding: ("num_embeddings", "embedding_dim", "padding_idx"),
-    nn.Conv1d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
-    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    nn.Conv1d: CONVOLUTION,
+    nn.Conv2d: CONVOLUTION,
     nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
     nn.Dropout: ("p",),
     **dict.fromkeys((nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Flatten), ()),
