@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from harness.cases.tiny_models import EXPECTED, ModelCase, loss, put
 from harness.compare import rounding
 from harness.compare.context import Context, Refused
+from harness.compare.ear import heard
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, answering, as_layer
 from harness.compare.outcome import NotOffered
 from harness.compare.refusals import is_crash
@@ -68,15 +70,22 @@ def adapted_by(who: Implementation, case: ModelCase) -> AdaptedModel:
     return AdaptedModel(who.name, model, {name: as_layer(a, who, "adapt_model") for name, a in found.items()})
 
 
+DENIES = re.compile(r"\b(no|none|not|nothing|unsupported|mismatch)\b", re.IGNORECASE)
+
+
 def subject_on(context: Context, case: ModelCase) -> AdaptedModel:
     """The subject on the case's model.
 
-    Raises Refused where it does not take GPT-2's transposed layers, and where it has no default targets for one of
+    Raises Refused where it does not take GPT-2's transposed layers (by an exception, or by a warning with none of them
+    adapted), and where it has no default targets for one of
     the rarer architectures (`targets.coverage` asks about those) or says so of any but the first; NotOffered where
     it says that it does not take whole names as targets.
     """
     try:
-        return adapted_by(context.subject, case)
+        found = adapted_by(context.subject, case)
+        if case.kind.conv1d and not found.layers and any(map(DENIES.search, heard(context.subject.name))):
+            raise Refused
+        return found
     except (Unsupported, SubjectRaised) as why:
         says_so = isinstance(why, SubjectRaised) and not is_crash(why)
         if says_so and any("." in target for target in case.targets or ()):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -93,6 +94,26 @@ class NoConv1D(LoraLite):
         if model.config.model_type == "gpt2":
             raise ValueError("Conv1D is not supported")
         return super().adapt_model(model, spec, targets)
+
+
+class WarnsOfConv1D(LoraLite):
+    """Adapts none of GPT-2's transposed layers, and says so in a warning."""
+
+    says: ClassVar[str] = "no modules were adapted: is this architecture supported?"
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        if model.config.model_type != "gpt2":
+            return super().adapt_model(model, spec, targets)
+        warnings.warn(self.says, stacklevel=2)
+        return {}
+
+
+class SilentOnConv1D(WarnsOfConv1D):
+    """Adapts none of them, and what it warns of is something else."""
+
+    says = "this method is experimental"
 
 
 class OutputSide(LoraLite):
@@ -404,6 +425,8 @@ def test_a_library_may_have_no_defaults_for_a_rare_architecture() -> None:
     assert ask(NoDefaultsForT5(), "detach").outcome == "pass"
     assert ask(NoConv1D(), "coverage").outcome == "pass"
     assert ask(NoConv1D(), "default").outcome == "pass"
+    assert ask(WarnsOfConv1D(), "explicit").outcome == "pass"
+    assert ask(SilentOnConv1D(), "explicit").outcome == "fail"
     assert CHECKS["targets.coverage"].info.severity == "minor"
 
 

@@ -17,7 +17,9 @@ for name, config in (
     with torch.no_grad():
         adapted, merged = model(x), copy.deepcopy(model).merge_and_unload()(x)
     gap, within = float((adapted - merged).norm()), float((adapted - merged)[..., 1:-1, 1:-1].norm())
-    print(f"{name}: merged is off by {100 * gap / float(merged.norm()):.0f} %, inside the edges by {within:.0e}")
+    print(
+        f"{name}: merged is off by {100 * gap / float(merged.norm()):.0f} %, inside the edges by {within:.0e}"
+    )
     assert gap > 0.01 * float(merged.norm())
 model = peft.get_peft_model(copy.deepcopy(base), peft.HRAConfig(r=2, target_modules=["0"])).eval()
 with torch.no_grad():
