@@ -16,5 +16,7 @@ with torch.no_grad():
     network.restore()
     network.merge_to(1.0)
     gap = adapted - model(x)
-print(f"expected the merged layer to answer as the adapted one, got up to {float(gap.abs().max()):.2f} beside it")
+print(
+    f"expected the merged layer to answer as the adapted one, got up to {float(gap.abs().max()):.2f} beside it"
+)
 print(f"inside the edges up to {float(gap[..., 1:-1, 1:-1].abs().max()):.0e}")
