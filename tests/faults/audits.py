@@ -149,7 +149,6 @@ def keep(run: Run, result: Result, folder: Path = CACHE) -> None:
 Prepare = Callable[[Run], None]
 
 
-@scratch()
 def results(
     runs: Sequence[Run],
     *,
@@ -193,6 +192,11 @@ def _package(run: Run) -> str:
 
 
 def _asked(runs: Sequence[Run], seconds: float, prepare: Prepare) -> Iterator[tuple[Run, Result]]:
+    with scratch():
+        yield from _answers(runs, seconds, prepare)
+
+
+def _answers(runs: Sequence[Run], seconds: float, prepare: Prepare) -> Iterator[tuple[Run, Result]]:
     """Results from a process that has imported what the runs share, as they come."""
     ear, mouth = FORK.Pipe(duplex=False)
     process = FORK.Process(target=_serve, args=(mouth, runs, seconds, prepare))
