@@ -22,10 +22,12 @@ from harness.compare.context import Context
 from harness.compare.kinds import (
     Kinds,
     adapted,
+    agrees,
     equation_at,
     explain,
     explain_gradient,
     quantising_error,
+    refusable,
     starts_at_the_base,
     takes,
 )
@@ -34,7 +36,7 @@ from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, NotOffered
 from harness.compare.probing import alike, masked
 from harness.compare.refusals import is_crash
-from harness.compare.thresholds import SAME_MASK, THRESHOLDS
+from harness.compare.thresholds import SAME_MASK
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
 from oracles.variants import Variant
@@ -279,12 +281,8 @@ def _each_alone(context: Context, case: KindCase) -> None:
 def _second(context: Context, case: KindCase, first: Kinds) -> Kinds:
     """A further adapter on the layer. Raises NotOffered where it is refused."""
     subject = context.subject
-    try:
+    with refusable(f"a second {case.spec.variant} on {case.what}"):
         found = context.calling("add_adapter", subject.add_adapter, first.adapted, "b", case.spec)
-    except (SubjectRaised, Unsupported) as why:
-        if is_crash(why):
-            raise
-        raise NotOffered(f"a second {case.spec.variant} on {case.what}: {why}", "layers") from why
     return Kinds(as_layer(found, subject, "add_adapter"), case)
 
 
@@ -300,11 +298,7 @@ def _who_acts(
         own.norm() + its.norm() + base.norm()
     )
     wrong = (its, own + its - base)
-    return OTHER_ACTS if any(_equal(actual, output, unit) for output in wrong) else None
-
-
-def _equal(actual: torch.Tensor, output: torch.Tensor, unit: float) -> bool:
-    return rounding.ratio(actual, output, unit) <= THRESHOLDS["formula"]
+    return OTHER_ACTS if any(agrees(actual, output, unit) for output in wrong) else None
 
 
 def _starts_and_computes(context: Context, case: KindCase) -> None:
@@ -493,12 +487,8 @@ def _folds(context: Context, case: KindCase) -> None:
     need(context.subject, case.spec, ("merge",))
     layer = adapted(context, case)
     layer.write(case.far(dict.fromkeys(layer.names)))
-    try:
+    with refusable(f"merging {case.what}"):
         folded = context.calling("merge", context.subject.merge, layer.adapted)
-    except (SubjectRaised, Unsupported) as why:
-        if is_crash(why):
-            raise
-        raise NotOffered(f"merging {case.what}: {why}", "layers") from why
     with torch.no_grad():
         y = case.outputs(context.calling("the merged layer", folded, case.x)).double()
     exact, noise = equation_at(context, case, layer)

@@ -78,7 +78,8 @@ def remote(options: list[str]) -> int:
     Twice by turns, and the quicker one of each claim counts: a machine's speed drifts within minutes.
     """
     ways = [options, [*options, f"--subject-python={sys.executable}"]]
-    here, there = map(_quicker, *([seconds_per_claim(way) for way in ways] for _ in range(2)))
+    rounds = [[seconds_per_claim(way) for way in ways] for _ in range(2)]
+    here, there = (_quicker(*times) for times in zip(*rounds, strict=True))
     if here.keys() != there.keys():
         return _differ(here.keys() ^ there.keys())
     ratios = [there[name] / seconds for name, seconds in here.items() if seconds > 0]

@@ -78,10 +78,8 @@ class Abilities:
 
     def quantiser(self, name: str) -> str:
         """The way of quantising itself, or the first whose library is where the subject runs."""
-        there: frozenset[str] | None = getattr(self.subject, "quantisers", None)
-        if there is None or not name or name.split()[0] in there:
-            return name
-        return next((own for own in QUANTISERS if own.split()[0] in there), name)
+        there = [own for own in (name, *QUANTISERS) if own and can_quantise(self.subject, own)]
+        return there[0] if name and there else name
 
     def spec(self, spec: AdapterSpec) -> AdapterSpec:
         """The nearest spec that the subject can express."""
@@ -99,6 +97,12 @@ class Abilities:
         for size in batch[: len(batch) - wanted + 1]:
             rows *= size
         return (rows, *batch[len(batch) - wanted + 1 :]) if wanted else ()
+
+
+def can_quantise(subject: Implementation, quantiser: str) -> bool:
+    """Whether the quantiser's library is where the subject runs; a subject in this process says nothing of it."""
+    there: frozenset[str] | None = getattr(subject, "quantisers", None)
+    return there is None or quantiser.split()[0] in there
 
 
 FINEST_FIRST = ("float64", "float32", "float16", "bfloat16")

@@ -77,9 +77,8 @@ def subject_on(context: Context, case: ModelCase) -> AdaptedModel:
     """The subject on the case's model.
 
     Raises Refused where it does not take GPT-2's transposed layers (by an exception, or by a warning with none of them
-    adapted), and where it has no default targets for one of
-    the rarer architectures (`targets.coverage` asks about those) or says so of any but the first; NotOffered where
-    it says that it does not take whole names as targets.
+    adapted), and where it has no default targets for one of the rarer architectures (`targets.coverage` asks about
+    those) or says so of any but the first; NotOffered where it says that it does not take whole names as targets.
     """
     try:
         found = adapted_by(context.subject, case)

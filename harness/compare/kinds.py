@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from weakref import WeakKeyDictionary
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from harness.cases.kind_cases import KindCase, quantised, shapes_of
 from harness.compare import rounding
+from harness.compare.abilities import can_quantise
 from harness.compare.adapted_model import offers_models
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
@@ -94,12 +96,8 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
         raise NotOffered(f"{case.kind} layers", "layers")
     _can_be_made(context, case)
     seed_torch(case.seed)
-    try:
+    with refusable(f"{case.spec.variant} on {case.what}"):
         layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
-    except (SubjectRaised, Unsupported) as why:
-        if is_crash(why):
-            raise
-        raise NotOffered(f"{case.spec.variant} on {case.what}: {why}", "layers") from why
     _refuse_a_plain_one(context, case, layer)
     try:
         return Kinds(layer, case)
@@ -107,6 +105,17 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
         # Tensors of another shape may be a layout of the library's own, or a fault that shows in the output.
         starts_at_the_base(context, case, layer)
         raise
+
+
+@contextmanager
+def refusable(what: str) -> Iterator[None]:
+    """What the subject refuses inside is not offered; a crash is no refusal. Raises NotOffered."""
+    try:
+        yield
+    except (SubjectRaised, Unsupported) as why:
+        if is_crash(why):
+            raise
+        raise NotOffered(f"{what}: {why}", "layers") from why
 
 
 def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor], Tensor]) -> None:
@@ -135,7 +144,12 @@ def is_plain(case: KindCase, actual: Tensor) -> bool:
         return False
     rows = case.rows(case.input) @ case.weight.double().mT
     unit = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(rows.norm())
-    return rounding.ratio(case.outputs(actual).double(), rows, unit) <= THRESHOLDS["formula"]
+    return agrees(case.outputs(actual).double(), rows, unit)
+
+
+def agrees(actual: Tensor, output: Tensor, unit: float) -> bool:
+    """Whether two tensors differ by rounding alone; ``unit``: what one rounding may change their norm by."""
+    return rounding.ratio(actual, output, unit) <= THRESHOLDS["formula"]
 
 
 def _refuse_a_plain_one(context: Context, case: KindCase, layer: Layer) -> None:
@@ -175,18 +189,12 @@ def _can_be_made(context: Context, case: KindCase) -> None:
         return
     if not case.quantiser:
         raise OutsideDomain("no library that quantises is installed here: torchao or bitsandbytes")
-    if not _is_there(context, case.quantiser):
+    if not can_quantise(context.subject, case.quantiser):
         raise OutsideDomain(f"no {case.quantiser.split()[0]} in the subject's environment")
 
 
-def _is_there(context: Context, quantiser: str) -> bool:
-    """Whether a layer can be quantised so where the subject runs; what is not said can."""
-    known: frozenset[str] | None = getattr(context.subject, "quantisers", None)
-    return known is None or not quantiser or quantiser.split()[0] in known
-
-
 def _is_taken(context: Context, kind: str) -> bool:
-    shapes = [shape for shape in shapes_of(kind) if _is_there(context, shape.get("quantiser", ""))]
+    shapes = shapes_of(kind)
     if not shapes:
         return False
     case = KindCase(
@@ -315,7 +323,7 @@ def explain(context: Context, case: KindCase, layer: Kinds, actual: Tensor) -> D
     scale = float(actual.norm()) + float(case.rows(case.input).norm() * case.weight.double().norm())
     unit = rounding.roundoff(coarser(case.torch_dtype)) * scale
     for diagnosis, output in _faulty(context, case, layer):
-        if rounding.ratio(actual, output, unit) <= THRESHOLDS["formula"]:
+        if agrees(actual, output, unit):
             return diagnosis
     return None
 
@@ -333,7 +341,7 @@ def explain_gradient(context: Context, case: KindCase, layer: Kinds, actual: Ten
         G = cotangent(case, torch.Size((rows.shape[0], case.out_features))) * case.embed_scale
         own = case.back(G @ (merged - case.weight.double()))
     unit = rounding.roundoff(coarser(case.torch_dtype)) * float(G.norm() * merged.norm())
-    if rounding.ratio(actual, own, unit) > THRESHOLDS["formula"]:
+    if not agrees(actual, own, unit):
         return None
     return Diagnosis(cut.id, cut.summary, cut.failure_mode, matched=1, tried=1, remedy=cut.remedy)
 

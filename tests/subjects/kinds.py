@@ -347,15 +347,6 @@ class PadsWithZeros(LowRank):
         return fn.conv2d(fn.conv2d(x, self.A, None, b.stride, b.padding, b.dilation), self.B, groups=b.groups)
 
 
-@broken("merge_conv2d_padding_mode", "update_lost")
-class PaddedNotFolded(LowRank):
-    """Merging leaves a convolution that pads with other than zeros as it is."""
-
-    def merged(self) -> nn.Module:
-        zeros = getattr(self.base, "padding_mode", "zeros") == "zeros"
-        return super().merged() if zeros else copy.deepcopy(self.base)
-
-
 @broken("embedding", "never_trains")
 class StartsAtZero(LowRank):
     """On an embedding both factors start at zero."""
@@ -554,6 +545,14 @@ class DilatedNotFolded(NotFoldedIn):
 
     def leaves(self, plain: nn.Module) -> bool:
         return self.kind == "conv2d" and plain.dilation[0] > 1
+
+
+@broken("merge_conv2d_padding_mode", "update_lost")
+class PaddedNotFolded(NotFoldedIn):
+    """Merging leaves a convolution that pads with other than zeros as it is."""
+
+    def leaves(self, plain: nn.Module) -> bool:
+        return self.kind == "conv2d" and plain.padding_mode != "zeros"
 
 
 @broken("merge_conv2d_groups", "update_lost")
