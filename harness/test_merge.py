@@ -13,6 +13,7 @@ from harness.cases.tiny_models import ModelCase, logits
 from harness.compare import rounding
 from harness.compare.adapted_model import far, offers_models, subject_on
 from harness.compare.context import Context, double
+from harness.compare.kinds import refusable
 from harness.compare.layer import Layer, SubjectRaised, answering
 from harness.compare.outcome import Deviation, NotApplicable, NotOffered
 from harness.compare.probing import beneath, coefficient, effective, far_layer, plain_layer
@@ -406,9 +407,14 @@ def test_model(context: Context, case: ModelCase) -> None:
     ours.write(far(ours, case))
     ours.model.eval()
     with torch.no_grad():
-        wanted = logits(ours.model, case).double()
-        with answering(ours.who, f"merge_model of {case.architecture}"):
+        with answering(ours.who, "the adapted model's forward", of=case.architecture):
+            wanted = logits(ours.model, case).double()
+        with (
+            refusable(f"merging a whole {case.architecture}", "merge_model"),
+            answering(ours.who, f"merge_model of {case.architecture}"),
+        ):
             merged = context.subject.merge_model(ours.model)
-        actual = logits(merged.eval(), case).double()
+        with answering(ours.who, "the merged model's forward", of=case.architecture):
+            actual = logits(merged.eval(), case).double()
     unit = rounding.roundoff(torch.float32) * float(torch.linalg.vector_norm(wanted))
     context.judge(case, "logits of the merged model", actual, wanted, ROUNDOFFS["layer of a model"] * unit)

@@ -32,7 +32,7 @@ from harness.compare.adapted_model import (
 )
 from harness.compare.context import Context
 from harness.compare.ear import heard
-from harness.compare.layer import Layer, SubjectRaised
+from harness.compare.layer import Layer, SubjectRaised, answering
 from harness.compare.outcome import Deviation, NoSlot, ToldElsewhere
 from harness.compare.refusals import is_crash
 from harness.compare.thresholds import ROUNDOFFS
@@ -566,7 +566,7 @@ def test_detach(context: Context, case: ModelCase) -> None:
     context.demand(extra == "none", case, "names in the model's state", "as before", f"differ in {extra}")
     changed = {n for n, t in before.items() if not rounding.same_values(t, after[n])}
     context.demand(not changed, case, "weights after detach", "bitwise as before", listed(changed))
-    with torch.no_grad():
+    with torch.no_grad(), answering(ours.who, "the detached model's forward", of=case.architecture):
         same = rounding.same_values(logits(plain, case), logits(ours.model, case))
     context.demand(same, case, "logits after detach", "bitwise as before", "changed")
 

@@ -61,19 +61,17 @@ class Lifecycle:
         return Named(adapted.module, slots_of(adapted.module, spec, name), name)
 
     def set_adapters(self, adapted: Adapted, names: Sequence[str]) -> None:
-        """``base_model.set_adapter`` with a list; none of them: what ``disable_adapter`` does, without its block."""
-        tuner = model_of(adapted).base_model
-        known = model_of(adapted).peft_config
+        """``PeftModel.set_adapter``, or with several ``base_model``'s; none of them: what ``disable_adapter`` does."""
+        model = model_of(adapted)
         with quiet():
             if not names:
-                tuner.disable_adapter_layers()
+                model.base_model.disable_adapter_layers()
                 return
-            if unknown := [name for name in names if name not in known]:
-                raise ValueError(
-                    f"Adapter {unknown[0]} not found."
-                )  # as PeftModel.set_adapter says of one name
-            tuner.set_adapter(list(names))
-            tuner.enable_adapter_layers()
+            if len(names) == 1:
+                model.set_adapter(names[0])
+            else:
+                model.base_model.set_adapter(list(names))
+            model.base_model.enable_adapter_layers()
 
     def delete_adapter(self, adapted: Adapted, name: str) -> None:
         """``PeftModel.delete_adapter``."""

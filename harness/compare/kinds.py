@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -64,6 +64,10 @@ class Kinds:
             if name in self.names:
                 self.layer.write({name: self.case.live(name, value, self.layer.value(name).shape)})
 
+    def is_in_blocks(self, name: str) -> bool:
+        """Whether the slot of a convolution with groups has each group's own block alone, and no zeros between."""
+        return self.layer.value(name).numel() < self.value(name).numel()
+
     def parameters(self) -> dict[str, Tensor]:
         """Every canonical tensor; what has no slot and is determined by the weight, from the weight."""
         values = {name: self.value(name) for name in self.names} | self.left
@@ -108,14 +112,14 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
 
 
 @contextmanager
-def refusable(what: str) -> Iterator[None]:
-    """What the subject refuses inside is not offered; a crash is no refusal. Raises NotOffered."""
+def refusable(what: str, mode: str = "layers") -> Iterator[None]:
+    """What the subject refuses inside is a mode that is not offered; a crash is no refusal. Raises NotOffered."""
     try:
         yield
     except (SubjectRaised, Unsupported) as why:
         if is_crash(why):
             raise
-        raise NotOffered(f"{what}: {why}", "layers") from why
+        raise NotOffered(f"{what}: {why}", mode) from why
 
 
 def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor], Tensor]) -> None:
@@ -223,9 +227,10 @@ def equation_at(context: Context, case: KindCase, layer: Kinds) -> tuple[Quantit
     G = cotangent(case, torch.Size((rows.shape[0], case.out_features))) * case.embed_scale
     point = Point(rows, case.weight.double(), b, layer.parameters(), G, case.spec)
     trained = [n for n in layer.names if layer.layer.raw(n).requires_grad]
+    in_blocks = [f"gradient of {n}" for n in layer.names if layer.is_in_blocks(n)]
 
     def at(p: Point) -> Quantities:
-        return _of_layer(case, rounding.evaluate(context.forward, p, trained, True))
+        return _of_layer(case, rounding.evaluate(context.forward, p, trained, True), in_blocks)
 
     @cache
     def noise() -> dict[str, float]:
@@ -235,15 +240,13 @@ def equation_at(context: Context, case: KindCase, layer: Kinds) -> tuple[Quantit
     return exact, lambda name: noise()[name]
 
 
-def _of_layer(case: KindCase, found: Quantities) -> Quantities:
+def _of_layer(case: KindCase, found: Quantities, in_blocks: Sequence[str]) -> Quantities:
     """Quantities of the rows as quantities of the layer: scaled, folded, without what is not asked."""
     found = {**found, "output": found["output"] * case.embed_scale}
     gradient = found.pop("gradient of x")
     if case.kind != "embedding":
         found["gradient of x"] = case.back(gradient)
-    if case.groups > 1:  # a group's own block of what joins the rank to the outputs
-        joined = (case.out_features, case.spec.rank)
-        found = {n: g * case._mask(g.shape[1]) if tuple(g.shape) == joined else g for n, g in found.items()}
+    found |= {n: found[n] * case._mask(found[n].shape[1]) for n in in_blocks if n in found}
     if case.padding_idx is not None:  # whether the padding's own row learns is not said
         found = {
             n: g for n, g in found.items() if not n.startswith("gradient") or case.in_features not in g.shape

@@ -62,6 +62,8 @@ def resolve(ref: str, place: Place | None = None) -> Resolved:
     if (release := _release(ref)) is not None:
         there = place.python or _made(releases.metadata_of(ref), place, ref)
         return _remote(there, releases.FILE, release, ref)
+    if ref == "peft" and place.python is not None:  # a fork, or a release installed somewhere
+        return _remote(place.python, releases.FILE, "Peft", ref)
     target, _, attribute = ref.rpartition(":") if ":" in ref else (ref, "", "")
     if not target or (":" in ref and not attribute):
         raise BadSubject(

@@ -11,7 +11,14 @@ from harness.test_layers import CANNOT_LEARN, OTHER_ACTS, UNDROPPED, UNMERGED_OT
 from oracles.mistakes import mistakes_of
 from tests.life_table import TWELVE, asked
 from tests.subjects.judged import audit
-from tests.subjects.kinds import BROKEN_KINDS, BrokenKind, Library, PutsPlainOnes, fake_quantiser
+from tests.subjects.kinds import (
+    BROKEN_KINDS,
+    BrokenKind,
+    DenseLibrary,
+    Library,
+    PutsPlainOnes,
+    fake_quantiser,
+)
 from tests.subjects.wrapped import Library as LinearOnly
 
 
@@ -34,6 +41,12 @@ def test_a_right_library_is_not_accused() -> None:
     left = {c.check: c.cause for c in found.run.claims if c.outcome != "pass"}
     assert left == {"layers.merge_conv2d_groups": "not_offered"}
     assert found.verdicts["lora"].verdict == "Faithful"
+
+
+def test_groups_may_share_the_rank() -> None:
+    """A second factor without blocks computes the equation, and learns where a block would have zeros."""
+    found = audit(DenseLibrary(), ["lora"], checks=lambda c: c.id == "layers.conv2d_groups", profile=TWELVE)
+    assert [c.outcome for c in found.run.claims] == ["pass"]
 
 
 def test_who_replaces_layers_one_by_one_is_not_asked_of_those_it_does_not_mean() -> None:

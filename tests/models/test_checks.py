@@ -434,6 +434,51 @@ def test_a_library_may_take_models_of_transformers_alone() -> None:
     assert ask(NoPlainModels(), "long_list").outcome == "not_applicable"
 
 
+class BreaksModels(LoraLite):
+    """The model does not run after the library has done something to it."""
+
+    name = "breaks_models"
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        found = super().adapt_model(model, spec, targets)
+        model.register_forward_hook(self.fail if self.at == "adapt" else lambda *a: None)
+        return found
+
+    def merge_model(self, model: nn.Module) -> nn.Module:
+        if self.at == "refused":
+            raise ValueError("GPT-2 is not supported for merging")
+        model.register_forward_hook(self.fail)
+        return model
+
+    at = "adapt"
+
+    def fail(self, *_: Any) -> None:
+        raise RuntimeError("the library's own mistake")
+
+
+@pytest.mark.parametrize(
+    ("at", "cause", "where"),
+    [
+        ("adapt", "wrapper", "the adapted model's forward"),
+        ("merge", "wrapper", "the merged model's forward"),
+        ("refused", "not_offered", "not supported for merging"),
+    ],
+)
+def test_a_model_that_does_not_run_is_not_the_audits_mistake(
+    at: str, cause: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BreaksModels, "at", at)
+    load_checks()
+    quick = Profile("quick", 3, 0)
+    (claim,) = claims_for(
+        BreaksModels(), variants=["lora"], checks=lambda c: c.id == "merge.model", profile=quick
+    )
+    assert claim.cause == cause, claim
+    assert where in str(claim.reason)
+
+
 def test_sides_pass_and_are_asked_of_ia3_alone() -> None:
     assert ask(LoraLite(), "sides", "ia3").outcome == "pass"
     assert not claims_for(LoraLite(), variants=["hra"], checks=lambda c: c.id == "targets.sides")

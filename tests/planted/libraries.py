@@ -210,7 +210,7 @@ DROPPED = "self.lora_dropout[self.active_adapters[0]]"
 LINEAR = "__import__('torch').nn.functional.linear"
 PEFT = Library(
     "peft",
-    "tests/faults/subjects/peft_lives.py:PeftLives",
+    "harness/subjects/peft_release.py:Peft",
     (),
     {
         **_scales(LORA, UPDATE, "assign scaling", 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ import torch
 
 from harness import bisect
 from harness.subjects import releases
+from harness.subjects.peft_release import Peft as Release
 from harness.subjects.remote import environment, worker
 from harness.subjects.remote.environment import BadEnvironment, Metadata, metadata_of
 from harness.subjects.remote.process import ARRAYS, IMPLEMENTATION, Command, NoWorker, start
 from harness.subjects.remote.proxy import remote_subject
 from harness.subjects.resolve import SHIPPED, BadSubject, Place, resolve
+from oracles.peft import Peft as Installed
 from tests.remote.served import SUBJECTS
 from tests.subjects.judged import QUICK, once
 
@@ -174,6 +177,29 @@ def test_a_release_has_its_requirements() -> None:
     assert "transformers==4.57.1" in releases.metadata_of("peft@0.4.0").dependencies
     newest = releases.metadata_of("peft@0.21.2").dependencies
     assert newest[:2] == ("peft==0.21.2", f"torch=={torch.__version__.partition('+')[0]}")
+
+
+def test_a_fork_of_peft_runs_in_its_own_interpreter() -> None:
+    """`--subject peft` is, in another interpreter, whatever PEFT is installed there."""
+    found = resolve("peft", Place(Path(sys.executable))).implementation
+    assert (found.name, found.version) == ("peft", metadata.version("peft"))
+    assert "embedding" in found.layers
+
+
+@pytest.mark.parametrize(
+    ("variant", "asked"),
+    [
+        ("lora", ("layers.", "merge.")),
+        ("ia3", ("lifecycle.", "layers.", "checkpoints.", "merge.", "shapes.")),
+    ],
+)
+def test_a_release_is_asked_what_the_installed_one_is(variant: str, asked: tuple[str, ...]) -> None:
+    """The file that every release is asked through offers what the shipped subject does, and answers the same."""
+    installed, release = (
+        {c.id: c.outcome for c in once(who, [variant], lambda check: check.id.startswith(asked), QUICK)}
+        for who in (Installed(), Release())
+    )
+    assert installed == release
 
 
 RELEASES = [f"0.{n}.0" for n in range(4, 12)]

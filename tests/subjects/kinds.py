@@ -283,6 +283,24 @@ class ScaleIgnored(LowRank):
         return fn.embedding(x, self.A.T, padding_idx=self.base.padding_idx) @ self.B.T
 
 
+class DenseOverGroups(LowRank):
+    """The second factor joins every output to the whole rank, whatever the convolution's groups."""
+
+    def shapes_conv2d(self) -> tuple:
+        b = self.base
+        return (self.r, b.in_channels, *b.kernel_size), (b.out_channels, self.r, 1, 1)
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b = self.base
+        return fn.conv2d(fn.conv2d(x, self.A, None, b.stride, b.padding, b.dilation), self.B)
+
+
+class DenseLibrary(Library):
+    """Right, with more numbers than groups need."""
+
+    layer = DenseOverGroups
+
+
 class PutsPlainOnes(Library):
     """A plain embedding is made in the place of every embedding."""
 
