@@ -14,10 +14,10 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from harness.cases.kind_cases import KindCase, of_kind, shapes_with
-from harness.cases.layer_cases import Domain
+from harness.cases.kind_cases import KindCase, of_kind, of_shape, shapes_of, shapes_with
+from harness.cases.layer_cases import Case, Domain
 from harness.cases.leaf_output import with_leaf_output
-from harness.compare import rounding
+from harness.compare import rank_stabilised, rounding
 from harness.compare.context import Context
 from harness.compare.kinds import (
     Kinds,
@@ -34,7 +34,7 @@ from harness.compare.kinds import (
 from harness.compare.layer import SubjectRaised, as_layer
 from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, NotOffered
-from harness.compare.probing import alike, masked
+from harness.compare.probing import alike, masked, mode_is_ignored
 from harness.compare.refusals import is_crash
 from harness.compare.thresholds import SAME_MASK
 from harness.engine.checks import check
@@ -131,6 +131,17 @@ def test_conv2d_groups(context: Context, case: KindCase) -> None:
 )
 def test_conv2d_padding_mode(context: Context, case: KindCase) -> None:
     """On a convolution whose images are padded circularly, it is that of a linear layer on the padded patches."""
+    _starts_and_computes(context, case)
+
+
+@check(
+    "layers",
+    "critical",
+    title="on a convolution that is not the same in both directions the adapter is not the equation's",
+    **_of("conv2d", "oblong"),
+)
+def test_conv2d_oblong(context: Context, case: KindCase) -> None:
+    """On a convolution with a kernel, stride and padding of its own for each direction, it is that of its patches."""
     _starts_and_computes(context, case)
 
 
@@ -423,6 +434,65 @@ def _merge_of(kind: str, option: str | None = None) -> dict[str, Any]:
     }
 
 
+MODE_IGNORED = Diagnosis(
+    "layers.mode_ignored",
+    "on this kind of layer the mode is accepted and makes no difference",
+    "a checkpoint of this mode is another model here than on linear layers",
+    matched=1,
+    tried=1,
+    source="check",
+    remedy="let the layers of this kind take the mode as linear ones do, or refuse it there in a sentence",
+)
+
+
+IN_MODES = ("conv1d", "embedding", "conv2d", "quantised")
+
+
+def _modes(variant: Variant) -> tuple[str, ...]:
+    return (*variant.modes, *((rank_stabilised.NAME,) if rank_stabilised.has_it(variant) else ()))
+
+
+def _in_modes(variant: Variant) -> st.SearchStrategy[KindCase]:
+    """The plainest layer of every kind, in each of the variant's modes."""
+    shapes = [{"kind": kind, **shapes_with(kind)[0]} for kind in IN_MODES if shapes_of(kind)]
+    return st.one_of([of_shape(variant, shape, mode) for shape in shapes for mode in _modes(variant)])
+
+
+@check(
+    "layers",
+    "critical",
+    title="on another kind of layer, in one of its modes, the adapter is not the equation's",
+    failure_mode="a checkpoint of this mode is another model here than on linear layers",
+    domain=Domain(strategy=_in_modes),
+    against=("paper",),
+    applies=lambda variant: bool(_modes(variant)),
+    examples=2 * len(IN_MODES),
+    follows=(*AFFECTED, "shapes.modes", "scale.rank_stabilised", *(f"layers.{kind}" for kind in IN_MODES)),
+    diagnose=False,
+    may_refuse=True,
+    whole=True,
+)
+def test_modes(context: Context, case: KindCase) -> None:
+    """In each of the variant's modes the adapter on another kind of layer is the equation's, far from its start."""
+    if case.kind not in context.subject.layers:
+        raise NotOffered(f"{case.kind} layers", "layers")
+    on = [name for name in _modes(context.variant) if getattr(case.spec, name)]
+    linear = Case(case.spec, 6, 4, case.bias, (3,), "float32", case.seed)
+    if not on or mode_is_ignored(context, linear, on):
+        raise NotOffered(f"{' and '.join(_modes(context.variant))} on linear layers", "layers")
+    layer = adapted(context, case)
+    layer.write(case.far(dict.fromkeys(layer.names)))
+    try:
+        _computes(context, case, layer)
+    except Deviation as found:
+        plain = replace(case, spec=replace(case.spec, **dict.fromkeys(on, False)))  # type: ignore[arg-type]
+        exact = equation_at(context, plain, layer)[0]["output"]
+        unit = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(exact.norm())
+        same = agrees(layer.observe(case)["output"], exact, unit)
+        found.diagnosis = MODE_IGNORED if same else found.diagnosis
+        raise
+
+
 @check("layers", "critical", **_merge_of("conv1d"))
 def test_merge_conv1d(context: Context, case: KindCase) -> None:
     """Where merging is offered, a folded Conv1D computes what the adapted one does; and so, in place and taken out."""
@@ -468,6 +538,12 @@ def test_merge_conv2d_groups(context: Context, case: KindCase) -> None:
 @check("layers", "critical", **_merge_of("conv2d", "padding_mode"))
 def test_merge_conv2d_padding_mode(context: Context, case: KindCase) -> None:
     """The same of a convolution that pads with other than zeros."""
+    _folds(context, case)
+
+
+@check("layers", "critical", **_merge_of("conv2d", "oblong"))
+def test_merge_conv2d_oblong(context: Context, case: KindCase) -> None:
+    """The same of a convolution that is not the same in both directions."""
     _folds(context, case)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.tiny_models import ModelCase, logits
-from harness.compare import rounding
+from harness.compare import rank_stabilised, rounding
 from harness.compare.adapted_model import far, offers_models, subject_on
 from harness.compare.context import Context, double
 from harness.compare.kinds import refusable
@@ -113,6 +113,25 @@ def _further_moved(context: Context, case: Case, layer: Layer) -> dict[str, Tens
 )
 def test_modes(context: Context, case: Case) -> None:
     """In each mode the merged layer is the adapted one."""
+    _merged(context, case, far_layer(context, case))
+
+
+@check(
+    "merge",
+    "critical",
+    title="with rank-stabilised scaling the merged layer is not the adapted one",
+    failure_mode="deployment would run another model than the one that was trained and evaluated",
+    domain=rank_stabilised.DRAWN,
+    against=("paper",),
+    applies=rank_stabilised.has_it,
+    examples=4,
+    follows=("merge.weight", "scale.rank_stabilised", "forward.linear", "forward.base_kept"),
+    diagnose=False,
+    may_refuse=True,
+)
+def test_rank_stabilised(context: Context, case: Case) -> None:
+    """With α/√r in place of α/r the merged layer is the adapted one."""
+    rank_stabilised.is_offered(context, case)
     _merged(context, case, far_layer(context, case))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from harness.cases.layer_cases import Case, Domain
-from harness.compare import rounding, saved_files
+from harness.compare import rank_stabilised, rounding, saved_files
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
 from harness.compare.outcome import Deviation, NotApplicable, OutsideDomain, ToldElsewhere
@@ -71,6 +71,25 @@ def test_round_trip(context: Context, case: Case) -> None:
 )
 def test_modes(context: Context, case: Case) -> None:
     """In each mode, a saved adapter comes back bitwise, on a fresh copy of the base."""
+    _round_trip(context, case)
+
+
+@check(
+    "save_load",
+    "critical",
+    title="an adapter with rank-stabilised scaling does not come back as it was",
+    failure_mode="what is deployed from the checkpoint acts more strongly or less than what was trained",
+    domain=dataclasses.replace(FILES, ranks=rank_stabilised.DRAWN.ranks, mode=rank_stabilised.NAME),
+    examples=EXAMPLES,
+    against=("paper",),
+    applies=rank_stabilised.has_it,
+    follows=("save_load.round_trip", "scale.rank_stabilised"),
+    diagnose=False,
+    may_refuse=True,
+)
+def test_rank_stabilised(context: Context, case: Case) -> None:
+    """With α/√r in place of α/r, a saved adapter comes back bitwise and acts as strongly."""
+    rank_stabilised.is_offered(context, case)
     _round_trip(context, case)
 
 

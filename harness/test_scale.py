@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.cases.layer_cases import Case, Domain
-from harness.compare import rounding
+from harness.compare import rank_stabilised, rounding
 from harness.compare.context import Context, double
 from harness.compare.lacking import nothing_lacks
 from harness.compare.outcome import Deviation
@@ -44,6 +44,23 @@ def test_effective(context: Context, case: Case) -> None:
             ratio=abs(factor - 1),
             threshold=SCALE_FACTOR,
         )
+
+
+@check(
+    "scale",
+    "critical",
+    title="with rank-stabilised scaling the layer computes another function than the reference",
+    failure_mode="a checkpoint of rank-stabilised LoRA from elsewhere acts more strongly or less here",
+    domain=rank_stabilised.DRAWN,
+    applies=rank_stabilised.has_it,
+    examples=4,
+    follows=("scale.effective", "forward.random_parameters", "forward.gradients"),
+    may_refuse=True,
+)
+def test_rank_stabilised(context: Context, case: Case) -> None:
+    """With α/√r in place of α/r, where it is offered, output and gradients far from the start are the reference's."""
+    rank_stabilised.is_offered(context, case)
+    context.compare(context.pair(case, "far"), gradients=True)
 
 
 @check(

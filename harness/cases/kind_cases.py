@@ -31,6 +31,7 @@ OPTIONS: dict[str, Any] = {
     "dilation": 1,
     "groups": 1,
     "padding_mode": "zeros",
+    "oblong": False,
     "embed_scale": 1.0,
     "tied": False,
 }
@@ -40,8 +41,9 @@ OPTIONS: dict[str, Any] = {
 class KindCase(Case):
     """One layer of a kind. ``in_features``: inputs of one row, for a convolution channels times kernel positions.
 
-    ``kernel`` to ``padding_mode``: a convolution's; ``padding_idx``, ``embed_scale``: an embedding's, which is
-    ``tied`` where a linear head has the same weight.
+    ``kernel`` to ``oblong``: a convolution's, an ``oblong`` one with one more of kernel, stride and padding along an
+    image's rows; ``padding_idx``, ``embed_scale``: an embedding's, which is ``tied`` where a linear head has the same
+    weight.
     """
 
     kind: str = "conv1d"
@@ -51,6 +53,7 @@ class KindCase(Case):
     dilation: int = 1
     groups: int = 1
     padding_mode: Literal["zeros", "circular"] = "zeros"
+    oblong: bool = False
     padding_idx: int | None = None
     embed_scale: float = 1.0
     tied: bool = False
@@ -70,7 +73,17 @@ class KindCase(Case):
     @property
     def channels(self) -> int:
         """Input channels of a convolution."""
-        return self.in_features // self.kernel**2
+        return self.in_features // self.positions
+
+    @property
+    def positions(self) -> int:
+        """How many places a convolution's kernel has."""
+        down, along = self.two(self.kernel)
+        return down * along
+
+    def two(self, number: int) -> tuple[int, int]:
+        """A convolution's number for the columns and for the rows of an image."""
+        return number, number + self.oblong
 
     @cached_property
     def weight(self) -> Tensor:
@@ -85,7 +98,7 @@ class KindCase(Case):
     @property
     def blocks(self) -> Tensor:
         """(out, in): one where the output's group looks at the input."""
-        return self._mask(self.channels, self.kernel**2).to(self.torch_dtype)
+        return self._mask(self.channels, self.positions).to(self.torch_dtype)
 
     def _mask(self, columns: int, each: int = 1) -> Tensor:
         own = torch.arange(self.out_features) * self.groups // self.out_features
@@ -119,17 +132,18 @@ class KindCase(Case):
 
     def _patches(self, x: Tensor) -> Tensor:
         """Images as the patches that the kernel meets, (batch, in, places); linear in ``x``."""
-        padding = self.padding
+        down, along = self.two(self.padding)
         if self.padding_mode != "zeros":
-            x, padding = fn.pad(x, [padding] * 4, mode=self.padding_mode), 0
-        return fn.unfold(x, self.kernel, self.dilation, padding, self.stride)
+            x, down, along = fn.pad(x, [along, along, down, down], mode=self.padding_mode), 0, 0
+        return fn.unfold(x, self.two(self.kernel), self.dilation, (down, along), self.two(self.stride))
 
     def rows_from_the_corner(self, x: Tensor) -> Tensor:
         """A convolution's rows as of stride one, as many of them as the layer has outputs, from the image's start."""
-        patches = fn.unfold(x.double(), self.kernel, self.dilation, self.padding)
-        full = SIDE + 2 * self.padding - self.dilation * (self.kernel - 1)
-        side = (full - 1) // self.stride + 1
-        return patches.unflatten(-1, (full, full))[..., :side, :side].flatten(2).mT.flatten(0, 1)
+        kernels, paddings = self.two(self.kernel), self.two(self.padding)
+        patches = fn.unfold(x.double(), kernels, self.dilation, paddings)
+        full = [SIDE + 2 * p - self.dilation * (k - 1) for k, p in zip(kernels, paddings, strict=True)]
+        down, along = ((f - 1) // s + 1 for f, s in zip(full, self.two(self.stride), strict=True))
+        return patches.unflatten(-1, full)[..., :down, :along].flatten(2).mT.flatten(0, 1)
 
     def of_first_group(self, value: Tensor) -> Tensor:
         """A canonical value (out, r) whose groups all stand where the first one's stands; others as they are."""
@@ -188,7 +202,8 @@ class KindCase(Case):
             "embedding": ("padding_idx", "embed_scale", "tied"),
             "quantised": ("quantiser",),
         }
-        return {**told, **{name: getattr(self, name) for name in of_kind.get(self.kind, ())}}
+        further = ("oblong",) if self.oblong else ()
+        return {**told, **{name: getattr(self, name) for name in (*of_kind.get(self.kind, ()), *further)}}
 
 
 @torch.no_grad()
@@ -232,9 +247,9 @@ def _conv2d(case: KindCase) -> nn.Module:
     layer = nn.Conv2d(
         case.channels,
         case.out_features,
-        case.kernel,
-        case.stride,
-        case.padding,
+        case.two(case.kernel),
+        case.two(case.stride),
+        case.two(case.padding),
         case.dilation,
         case.groups,
         case.bias,
@@ -324,6 +339,7 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"in_features": 2 * 9, "out_features": 4, "kernel": 3, "padding": 2, "dilation": 2},
         {"in_features": 4 * 4, "out_features": 6, "kernel": 2, "groups": 2},
         {"in_features": 2 * 9, "out_features": 3, "kernel": 3, "padding": 1, "padding_mode": "circular"},
+        {"in_features": 2 * 2 * 3, "out_features": 4, "kernel": 2, "oblong": True},
     ),
 }
 
@@ -347,7 +363,7 @@ def of_kind(kind: str, option: str | None = None) -> Callable[[Variant], st.Sear
         shapes = [{"kind": kind, **shape} for shape in shapes_of(kind) if options_of(shape) == wanted]
         # A case all the same where nothing is there that quantises: the claim says so.
         shapes = shapes or [{"kind": kind, **SHAPES[kind][0]}]
-        return st.sampled_from(shapes).flatmap(lambda shape: _cases(variant, shape))
+        return st.sampled_from(shapes).flatmap(lambda shape: of_shape(variant, shape))
 
     return strategy
 
@@ -360,14 +376,18 @@ def shapes_of(kind: str) -> list[dict[str, Any]]:
 
 
 @st.composite
-def _cases(draw: st.DrawFn, variant: Variant, shape: Mapping[str, Any]) -> KindCase:
+def of_shape(
+    draw: st.DrawFn, variant: Variant, shape: Mapping[str, Any], mode: str | None = None
+) -> KindCase:
+    """A layer of a kind and shape, in one of the variant's modes if one is named."""
     groups, out, in_ = shape.get("groups", 1), shape["out_features"], shape["in_features"]
     ranks = [r for r in (2, 4, 1, 3) if r % groups == 0 and offered_rank(variant, out, in_, r)]
     dtypes = [d for d in ("float32", "float64") if d not in variant.refuses_dtypes]
     if shape["kind"] == "quantised":
         dtypes = ["float32"]
+    spec = AdapterSpec(variant.id, draw(st.sampled_from(ranks)), draw(st.sampled_from((3.5, 0.5))))
     return KindCase(
-        AdapterSpec(variant.id, draw(st.sampled_from(ranks)), draw(st.sampled_from((3.5, 0.5)))),
+        variant.option(mode).put(spec, True) if mode else spec,
         # With a bias first: a claim of two cases has one that has it.
         bias=shape["kind"] != "embedding" and draw(st.sampled_from((True, False))),
         batch=(2,),

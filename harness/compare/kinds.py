@@ -380,10 +380,10 @@ def _faulty_convolutions(
         with torch.no_grad():
             wrong, _ = paper.effective(context.forward, W, None, values, case.spec)
         yield GROUPS_IGNORED, base + rows @ (wrong - W).mT
-    if case.stride > 1:
+    if max(case.two(case.stride)) > 1:
         yield STRIDE_IGNORED, base + case.rows_from_the_corner(case.input) @ change.mT
     if case.padding_mode != "zeros":
         yield PADDED_WITH_ZEROS, base + replace(case, padding_mode="zeros").rows(case.input) @ change.mT
-    if case.kernel > 1:
-        turned = change.reshape(case.out_features, -1, case.kernel**2).flip(-1).flatten(1)
+    if case.positions > 1:
+        turned = change.reshape(case.out_features, -1, case.positions).flip(-1).flatten(1)
         yield MIRRORED, base + rows @ turned.mT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -81,9 +81,12 @@ def masked(layer: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> Tensor:
         return layer(x).double()
 
 
-def mode_is_ignored(context: Context, case: Case) -> bool:
-    """Whether the case's mode changes neither the slots' shapes nor, at equal parameters, the output."""
-    without = case.but(**dict.fromkeys(context.variant.modes, False))
+def mode_is_ignored(context: Context, case: Case, modes: Sequence[str] = ()) -> bool:
+    """Whether the case's mode changes neither the slots' shapes nor, at equal parameters, the output.
+
+    ``modes``: those that may be on; of itself, those of the variant that are asked on their own.
+    """
+    without = case.but(**dict.fromkeys(modes or context.variant.modes, False))
     wide = [c.but(in_features=6, out_features=4, rank=2, batch=(3,)) for c in (case, without)]
     layers = [context.layer(c) for c in wide]
     shapes = [{n: tuple(layer.view(n).shape) for n in layer.names} for layer in layers]

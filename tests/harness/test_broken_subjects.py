@@ -11,6 +11,7 @@ from tests.subjects import (  # noqa: F401  (they fill the table)
     awkward_loaders,
     broken_alone,
     broken_contexts,
+    broken_rank_stabilised,
     checkpoint_loaders,
 )
 from tests.subjects.broken import BROKEN, Broken

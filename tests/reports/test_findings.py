@@ -235,6 +235,20 @@ def test_the_same_error_everywhere_is_one_finding():
     assert len(found(run(*claims, other))) == 2
 
 
+def test_two_complaints_of_one_line_are_two_findings() -> None:
+    """Sizes that do not fit and an operation in place are not one cause, whatever the line; two sizes are."""
+    said = (
+        "The size of tensor a (6) must match 8",
+        "a leaf Variable ... in-place operation",
+        "(2x4 and 6x2) must match",
+    )
+    claims = [
+        claim(check, outcome="error", reason=words, cause="raised", detail="RuntimeError at layer.py:L8")
+        for check, words in zip(("scale.effective", "dropout.active", "forward.at_init"), said, strict=True)
+    ]
+    assert sorted(len(f.claims) for f in found(run(*claims))) == [1, 2]
+
+
 def test_what_cannot_be_verified_is_said_once_per_reason():
     claims = [claim(FORWARD, oracle=o, outcome="unverified", reason="not synced") for o in ("peft", "author")]
     finding = only(run(*claims))

@@ -46,7 +46,8 @@ class LowRank(nn.Module):
 
     def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
         super().__init__()
-        self.base, self.s, self.r = base.requires_grad_(False), spec.alpha / spec.rank, spec.rank
+        self.base, self.r = base.requires_grad_(False), spec.rank
+        self.s = spec.alpha / (spec.rank**0.5 if spec.rslora else spec.rank)
         self.kind, self.kept = kind_of(base), None
         shapes = getattr(self, f"shapes_{self.kind}")()
         self.A = nn.Parameter(torch.randn(shapes[0], dtype=self.dtype))
@@ -365,6 +366,27 @@ class PadsWithZeros(LowRank):
         return fn.conv2d(fn.conv2d(x, self.A, None, b.stride, b.padding, b.dilation), self.B, groups=b.groups)
 
 
+@broken("conv2d_oblong")
+class FirstNumberForBoth(LowRank):
+    """The adapter's own convolution has the columns' stride and padding for the rows, too."""
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b = self.base
+        y = fn.conv2d(x, self.A, None, b.stride[0], b.padding[0], b.dilation)
+        there = self.base(x).shape[-2:]  # as far as the base's answer goes
+        y = fn.pad(y, (0, max(0, there[1] - y.shape[-1]), 0, max(0, there[0] - y.shape[-2])))
+        return fn.conv2d(y[..., : there[0], : there[1]], self.B, groups=b.groups)
+
+
+@broken("modes", "mode_ignored")
+class PlainScaleOnEmbeddings(LowRank):
+    """Rank-stabilised LoRA's scale is that of linear layers and convolutions, and on an embedding α/r."""
+
+    def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
+        super().__init__(base, spec)
+        self.s = spec.alpha / spec.rank if self.kind == "embedding" else self.s
+
+
 @broken("embedding", "never_trains")
 class StartsAtZero(LowRank):
     """On an embedding both factors start at zero."""
@@ -571,6 +593,14 @@ class PaddedNotFolded(NotFoldedIn):
 
     def leaves(self, plain: nn.Module) -> bool:
         return self.kind == "conv2d" and plain.padding_mode != "zeros"
+
+
+@broken("merge_conv2d_oblong", "update_lost")
+class OblongNotFolded(NotFoldedIn):
+    """Merging leaves a convolution whose kernel is no square as it is."""
+
+    def leaves(self, plain: nn.Module) -> bool:
+        return self.kind == "conv2d" and plain.kernel_size[0] != plain.kernel_size[1]
 
 
 @broken("merge_conv2d_groups", "update_lost")
