@@ -36,10 +36,10 @@ from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, NotOffered
 from harness.compare.probing import alike, masked, mode_is_ignored
 from harness.compare.refusals import is_crash
-from harness.compare.thresholds import SAME_MASK
+from harness.compare.thresholds import MASK_ENTRY, MASK_SHARE, SAME_MASK, STANDARD_ERRORS
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
-from oracles.variants import Variant
+from oracles.variants import Variant, paper
 from reports.model import Diagnosis
 
 AFFECTED = ("forward.random_parameters", "forward.gradients", "forward.modes")
@@ -47,6 +47,7 @@ AFFECTED = ("forward.random_parameters", "forward.gradients", "forward.modes")
 
 FEW = 3  # cases of one shape
 RATE = 0.4  # of dropout
+MASKS = 8
 
 
 def _of(kind: str, option: str | None = None) -> dict[str, Any]:
@@ -186,14 +187,19 @@ def _dropping(kind: str) -> dict[str, Any]:
     }
 
 
-@check("layers", "major", title="on a Conv1D dropout is accepted and does nothing", **_dropping("conv1d"))
+@check(
+    "layers", "major", title="on a Conv1D dropout does nothing, or has another rate", **_dropping("conv1d")
+)
 def test_dropout_conv1d(context: Context, case: KindCase) -> None:
-    """On a Conv1D, in training mode with p > 0, two masks give two outputs."""
+    """On a Conv1D, in training mode with p > 0, two masks give two outputs; entries are zeroed at that rate."""
     _drops(context, case)
 
 
 @check(
-    "layers", "major", title="on a convolution dropout is accepted and does nothing", **_dropping("conv2d")
+    "layers",
+    "major",
+    title="on a convolution dropout does nothing, or has another rate",
+    **_dropping("conv2d"),
 )
 def test_dropout_conv2d(context: Context, case: KindCase) -> None:
     """The same of a convolution."""
@@ -203,7 +209,7 @@ def test_dropout_conv2d(context: Context, case: KindCase) -> None:
 @check(
     "layers",
     "major",
-    title="over a quantised weight dropout is accepted and does nothing",
+    title="over a quantised weight dropout does nothing, or has another rate",
     **_dropping("quantised"),
 )
 def test_dropout_quantised(context: Context, case: KindCase) -> None:
@@ -221,6 +227,55 @@ def _drops(context: Context, case: KindCase) -> None:
     if all(alike(first, masked(layer, case.x, seed), SAME_MASK) for seed in (1, 2, 3)):
         quantity = f"outputs under four masks at p = {RATE}"
         raise Deviation(case, quantity, "different", "equal", diagnosis=UNDROPPED)
+    _drops_as_asked(context, _readable(case))
+
+
+WRONG_RATE = Diagnosis(
+    "layers.wrong_rate",
+    "on this kind of layer dropout has another rate than the one that was asked for",
+    "these layers are regularised more or less than the configuration says, and than the linear ones are",
+    matched=1,
+    tried=1,
+    source="check",
+    remedy="hand the rate of the configuration on to the dropout of this kind of layer",
+)
+
+
+def _readable(case: KindCase) -> KindCase:
+    """A layer of the kind whose output tells what its adapter's branch was given: its rank is that of its inputs."""
+    sizes = {name: shapes_with(case.kind)[0][name] for name in ("in_features", "out_features")}
+    spec = replace(case.spec, rank=sizes["in_features"])
+    return replace(case, **sizes, kernel=1, stride=1, padding=0, spec=spec)
+
+
+def _drops_as_asked(context: Context, case: KindCase) -> None:
+    """Where the branch is given x with entries zeroed, the others are divided by 1 − p, and as many are zeroed."""
+    layer = adapted(context, case)
+    layer.write(case.far(dict.fromkeys(layer.names)))
+    rows, W = case.rows(case.input), case.weight.double()
+    b = None if case.bias_vector is None else case.bias_vector.double()
+    values = layer.parameters()
+    with torch.no_grad():
+        weight, bias = paper.effective(context.forward, W, b, values, case.spec)
+    beneath = case.variant.weight_beneath(W, values)
+    layer.layer.train()
+    back = torch.linalg.pinv((weight - beneath).mT)
+    seen = [case.outputs(masked(layer, case.x, seed)) - rows @ beneath.mT - bias for seed in range(MASKS)]
+    factors = torch.stack([change @ back / rows for change in seen])
+    kept = factors[factors.abs() > MASK_ENTRY]
+    factor = float(kept.median()) if kept.numel() else 0.0
+    near = (factors.abs() < MASK_ENTRY) | ((factors - factor).abs() < MASK_ENTRY)
+    if near.double().mean() < MASK_SHARE:
+        return  # it drops something else, which the linear layers' own checks are about
+    share = 1 - kept.numel() / factors.numel()
+    off = abs(share - RATE) / (RATE * (1 - RATE) / factors.numel()) ** 0.5
+    if abs(factor - 1 / (1 - RATE)) > MASK_ENTRY or off > STANDARD_ERRORS:
+        expected, actual = _in_words(RATE, 1 / (1 - RATE)), _in_words(share, factor)
+        raise Deviation(case, f"entries of x at p = {RATE}", expected, actual, diagnosis=WRONG_RATE)
+
+
+def _in_words(share: float, factor: float) -> str:
+    return f"{share:.2f} of them zeroed, the rest times {factor:.3g}"
 
 
 OTHER_ACTS = Diagnosis(

@@ -260,7 +260,9 @@ class ClaimRun:
         taken = tuple(d for d in self.check.domain.dtypes if d in context.abilities.dtypes)
         if not taken:
             raise ToldElsewhere("none of the dtypes asked about is taken: see dtype.taken", "dtype.taken")
-        domain = dataclasses.replace(self.check.domain, mode=self.mode or self.check.domain.mode, dtypes=taken)
+        domain = dataclasses.replace(
+            self.check.domain, mode=self.mode or self.check.domain.mode, dtypes=taken
+        )
         offered, count = cases_of(self.oracle, self.check.info, self.variant, domain)
         asked = count or self.examples
 

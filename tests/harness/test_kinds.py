@@ -7,7 +7,14 @@ import pytest
 from harness.cases import kind_cases
 from harness.compare.kinds import CATALOGUE
 from harness.engine.checks import load_checks
-from harness.test_layers import CANNOT_LEARN, MODE_IGNORED, OTHER_ACTS, UNDROPPED, UNMERGED_OTHERWISE
+from harness.test_layers import (
+    CANNOT_LEARN,
+    MODE_IGNORED,
+    OTHER_ACTS,
+    UNDROPPED,
+    UNMERGED_OTHERWISE,
+    WRONG_RATE,
+)
 from oracles.mistakes import mistakes_of
 from tests.life_table import TWELVE, asked
 from tests.subjects.judged import audit
@@ -83,7 +90,7 @@ def test_every_claim_and_every_fault_is_shown() -> None:
     names = {d.mistake.removeprefix("layers.") for d in CATALOGUE}
     of_checks = {
         d.mistake.removeprefix("layers.")
-        for d in (CANNOT_LEARN, MODE_IGNORED, OTHER_ACTS, UNDROPPED, UNMERGED_OTHERWISE)
+        for d in (CANNOT_LEARN, MODE_IGNORED, OTHER_ACTS, UNDROPPED, UNMERGED_OTHERWISE, WRONG_RATE)
     }
     elsewhere = {*of_checks, *(m.id for m in mistakes_of("lora"))}
     said = {b.says for b in BROKEN_KINDS} - {""}

@@ -239,6 +239,16 @@ class UndroppedQuantised(Undropped):
     without = "quantised"
 
 
+@broken("dropout_conv2d", "wrong_rate")
+class DropsHalf(LowRank):
+    """On convolutions dropout has torch's own rate, a half."""
+
+    def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
+        super().__init__(base, spec)
+        if self.kind == "conv2d" and spec.dropout:
+            self.drop = nn.Dropout()
+
+
 @broken("two_conv1d", "other_acts")
 class SwitchedNowhere(LowRank):
     """Which adapter is active is noted, and the first one acts."""
