@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from harness.cases.kind_cases import KindCase, of_kind, of_shape, shapes_of, shapes_with
 from harness.cases.layer_cases import Case, Domain
@@ -546,6 +546,77 @@ def test_modes(context: Context, case: KindCase) -> None:
         same = agrees(layer.observe(case)["output"], exact, unit)
         found.diagnosis = MODE_IGNORED if same else found.diagnosis
         raise
+
+
+HALVES = ("conv1d", "embedding", "conv2d")
+
+
+def _in_half(variant: Variant) -> st.SearchStrategy[KindCase]:
+    shapes = [{"kind": kind, **shapes_with(kind)[0]} for kind in HALVES]
+    return st.one_of([of_shape(variant, s) for s in shapes]).map(lambda c: replace(c, dtype="bfloat16"))
+
+
+def _of_half(follows: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "failure_mode": "half-precision models that have such layers fail, or go on in another dtype",
+        "domain": Domain(strategy=_in_half),
+        "against": ("paper",),
+        "examples": 2 * len(HALVES),
+        "follows": follows,
+        "diagnose": False,
+        "may_refuse": True,
+        "whole": True,
+    }
+
+
+@check(
+    "layers",
+    "major",
+    title="on another kind of layer in half precision the adapter is another, or answers in another dtype",
+    **_of_half((*AFFECTED, "dtype.output", "dtype.taken", *(f"layers.{kind}" for kind in HALVES))),
+)
+def test_half(context: Context, case: KindCase) -> None:
+    """On other kinds of layers in bfloat16 the output is the equation's within its rounding, and of the base's dtype."""
+    layer = _half(context, case)
+    with torch.no_grad():
+        wanted, y = case.base()(case.x).dtype, layer(case.x)
+    context.demand(y.dtype == wanted, case, "dtype of the output", wanted, y.dtype)
+    _as_the_equation(context, case, layer, "output", y)
+
+
+@check(
+    "layers",
+    "major",
+    title="on another kind of layer in half precision the merged layer is another, or has another dtype",
+    **_of_half(("merge.half", "merge.weight", "layers.half", *(f"layers.merge_{kind}" for kind in HALVES))),
+)
+def test_merge_half(context: Context, case: KindCase) -> None:
+    """Merged there, the weight keeps its dtype and the layer computes what the adapted one does."""
+    need(context.subject, case.spec, ("merge",))
+    layer = _half(context, case)
+    with refusable(f"merging {case.what}"):
+        folded = context.calling("merge", context.subject.merge, layer.adapted)
+    wanted, dtype = case.torch_dtype, getattr(getattr(folded, "weight", None), "dtype", None)
+    context.demand(dtype == wanted, case, "dtype of the merged weight", wanted, dtype)
+    with torch.no_grad():
+        y = context.calling("the merged layer", folded, case.x)
+    _as_the_equation(context, case, layer, "output of the merged layer", y)
+
+
+def _half(context: Context, case: KindCase) -> Kinds:
+    """The subject on the layer in bfloat16, far from its start. Raises NotOffered where it takes no such dtype."""
+    if case.dtype != "bfloat16":
+        raise NotOffered("bfloat16", "layers")
+    layer = adapted(context, case)
+    layer.write(case.far(dict.fromkeys(layer.names)))
+    return layer
+
+
+def _as_the_equation(context: Context, case: KindCase, layer: Kinds, what: str, y: Tensor) -> None:
+    exact, noise = equation_at(context, case, layer)
+    floor = rounding.roundoff(case.torch_dtype) * float(exact["output"].norm())
+    rows = case.outputs(y).double()
+    context.judge(case, what, rows, exact["output"], floor, noise=lambda: noise("output"))
 
 
 @check("layers", "critical", **_merge_of("conv1d"))

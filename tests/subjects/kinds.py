@@ -249,6 +249,24 @@ class DropsHalf(LowRank):
             self.drop = nn.Dropout()
 
 
+@broken("half")
+class AnswersInFloat32(LowRank):
+    """On convolutions in half precision the answer is in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y.float() if self.kind == "conv2d" and y.dtype == torch.bfloat16 else y
+
+
+@broken("merge_half")
+class FoldsIntoFloat32(LowRank):
+    """The folded weight of an embedding in half precision is in float32."""
+
+    def merged(self) -> nn.Module:
+        plain = super().merged()
+        return plain.float() if self.kind == "embedding" and self.dtype == torch.bfloat16 else plain
+
+
 @broken("two_conv1d", "other_acts")
 class SwitchedNowhere(LowRank):
     """Which adapter is active is noted, and the first one acts."""
