@@ -576,7 +576,7 @@ def _of_half(follows: tuple[str, ...]) -> dict[str, Any]:
     **_of_half((*AFFECTED, "dtype.output", "dtype.taken", *(f"layers.{kind}" for kind in HALVES))),
 )
 def test_half(context: Context, case: KindCase) -> None:
-    """On other kinds of layers in bfloat16 the output is the equation's within its rounding, and of the base's dtype."""
+    """On other kinds of layers in bfloat16 the output is the equation's within rounding, and of the base's dtype."""
     layer = _half(context, case)
     with torch.no_grad():
         wanted, y = case.base()(case.x).dtype, layer(case.x)
