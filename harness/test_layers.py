@@ -7,6 +7,7 @@ takes has to start, compute, learn and fold as the equation says of `harness/cas
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from harness.cases.kind_cases import KindCase, of_kind, of_shape, shapes_of, sha
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.leaf_output import with_leaf_output
 from harness.compare import rank_stabilised, rounding
-from harness.compare.context import Context
+from harness.compare.context import Context, where_worst
 from harness.compare.kinds import (
     Kinds,
     adapted,
@@ -32,6 +33,7 @@ from harness.compare.kinds import (
     takes,
 )
 from harness.compare.layer import SubjectRaised, as_layer
+from harness.compare.life_model import Held, compositions
 from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, NotOffered
 from harness.compare.probing import alike, masked, mode_is_ignored
@@ -342,6 +344,36 @@ def _each_alone(context: Context, case: KindCase) -> None:
             found.diagnosis = _who_acts(context, both[name], both[other]) or found.diagnosis
             found.witness = replace(found.witness, note=f"of default and b, {name} is switched on")
             raise
+    _both_together(context, case, [Held(c.spec, layer.parameters()) for c, layer in both.values()], first)
+
+
+TOGETHER = Diagnosis(
+    "layers.together",
+    "on this kind of layer two active adapters act together in another way than the references'",
+    "what two adapters do together here is another model than on linear layers, and than elsewhere",
+    matched=1,
+    tried=1,
+    source="check",
+    remedy="put active adapters together on this kind of layer as on linear ones, or refuse more than one here",
+)
+
+
+def _both_together(context: Context, case: KindCase, active: Sequence[Held], layer: Kinds) -> None:
+    """Switched on together, they answer as the references do of a linear layer with these weights."""
+    try:
+        context.calling("set_adapters", context.subject.set_adapters, layer.adapted, ("default", "b"))
+    except (SubjectRaised, Unsupported):
+        return  # one at a time, which the claims on linear layers are about
+    with torch.no_grad():
+        actual = case.outputs(layer(case.x)).double()
+    rows, b = case.rows(case.input), None if case.bias_vector is None else case.bias_vector.double()
+    right = [compose((case.weight.double(), b), active) for compose in compositions(case.spec.variant)]
+    outputs = [rows @ W.mT * case.embed_scale + (0 if bias is None else bias) for W, bias in right]
+    size = case.embed_scale * float(rows.norm() * sum(W.norm() for W, _ in right))
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype)) * size
+    if not any(agrees(actual, output, unit) for output in outputs):
+        expected, found = where_worst(actual, outputs[0])
+        raise Deviation(case, "output of default and b together", expected, found, diagnosis=TOGETHER)
 
 
 def _second(context: Context, case: KindCase, first: Kinds) -> Kinds:

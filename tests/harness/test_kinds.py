@@ -11,6 +11,7 @@ from harness.test_layers import (
     CANNOT_LEARN,
     MODE_IGNORED,
     OTHER_ACTS,
+    TOGETHER,
     UNDROPPED,
     UNMERGED_OTHERWISE,
     WRONG_RATE,
@@ -90,7 +91,7 @@ def test_every_claim_and_every_fault_is_shown() -> None:
     names = {d.mistake.removeprefix("layers.") for d in CATALOGUE}
     of_checks = {
         d.mistake.removeprefix("layers.")
-        for d in (CANNOT_LEARN, MODE_IGNORED, OTHER_ACTS, UNDROPPED, UNMERGED_OTHERWISE, WRONG_RATE)
+        for d in (CANNOT_LEARN, MODE_IGNORED, OTHER_ACTS, TOGETHER, UNDROPPED, UNMERGED_OTHERWISE, WRONG_RATE)
     }
     elsewhere = {*of_checks, *(m.id for m in mistakes_of("lora"))}
     said = {b.says for b in BROKEN_KINDS} - {""}

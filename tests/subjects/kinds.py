@@ -275,6 +275,16 @@ class SwitchedNowhere(LowRank):
         return [self]
 
 
+@broken("two_conv2d", "together")
+class AveragedOnConvolutions(LowRank):
+    """Of several active adapters on a convolution the mean acts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        several = len(self.active) if self.kind == "conv2d" and self.kept is None else 1
+        return y if several < 2 else self.base(x) + (y - self.base(x)) / several
+
+
 @broken("two_embedding", "other_acts")
 class AllAct(LowRank):
     """Every adapter that is there acts."""
