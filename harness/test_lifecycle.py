@@ -399,7 +399,7 @@ def _others_untouched(layer: Life, done: Done) -> None:
     failure_mode="the second adapter begins from another function than the base model",
     domain=Domain(
         strategy=lives(
-            steps.SET, steps.FOLD, steps.TRAIN, steps.MODES, ends=((), steps.FOLD[:1], steps.SET[:1])
+            steps.SET, steps.FOLD, steps.TRAIN, steps.MODES, ends=((), steps.FOLD[:1], steps.FOLD[:1])
         )
     ),
     against=("paper",),

@@ -49,13 +49,15 @@ def _deleting(name: str) -> tuple[Step, ...]:
             about=(
                 _deleting(FIRST),
                 (("set_adapters", FIRST, SECOND), *_deleting(FIRST)),
+                (("set_adapters", FIRST, SECOND), *_deleting(SECOND)),
                 (("set_adapters", SECOND), *_deleting(SECOND)),
                 _deleting(SECOND),
             ),
         )
     ),
     against=("paper",),
-    examples=FEW,
+    examples=2 * FEW,
+    whole=True,
     follows=("lifecycle.merged", "lifecycle.output", "forward.random_parameters", "forward.base_kept"),
     diagnose=False,
 )

@@ -52,7 +52,8 @@ def found(broken: BrokenLife | BrokenKind, of_case: Callable[[Claim], str]) -> t
 
 def steps(claim: Claim) -> str:
     """The shrunken sequence."""
-    return f"`{claim.witness.case['steps']}`" if claim.witness else ""
+    told = claim.witness.case.get("steps") if claim.witness else None
+    return f"`{told}`" if told else ""
 
 
 def layer(claim: Claim) -> str:

@@ -8,7 +8,7 @@ from harness.compare.life_faults import CATALOGUE
 from harness.engine.checks import load_checks
 from oracles.variants import VARIANTS
 from tests.life_table import asked
-from tests.subjects.broken_lives import BROKEN_LIVES, BrokenLife
+from tests.subjects.broken_lives import BROKEN_LIVES, BrokenLife, DroppingLibrary
 from tests.subjects.judged import QUICK, audit
 from tests.subjects.lives import Library
 from tests.subjects.wrapped import Library as OneAdapter
@@ -23,7 +23,7 @@ def test_found_out(broken: BrokenLife) -> None:
     assert said == broken.says
     if claim.outcome == "fail":
         assert claim.witness is not None
-        assert len(str(claim.witness.case["steps"]).split(" · ")) <= broken.steps
+        assert len(str(claim.witness.case.get("steps")).split(" · ")) <= broken.steps
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -31,6 +31,12 @@ def test_a_right_library_is_not_accused(variant: str) -> None:
     """With all the methods, everything holds."""
     found = audit(Library(), [variant], checks=lambda check: check.info.aspect == "lifecycle", profile=QUICK)
     assert {c.id: c.reason for c in found.run.claims if c.outcome != "pass"} == {}
+
+
+def test_settings_of_their_own_are_no_fault() -> None:
+    """A library with a rate of dropout for each adapter passes."""
+    found = audit(DroppingLibrary(), ["lora"], checks=lambda c: c.id == "lifecycle.dropout", profile=QUICK)
+    assert [c.outcome for c in found.run.claims] == ["pass"]
 
 
 @pytest.mark.parametrize("variant", ["lora", "pissa"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors import safe_open
@@ -581,3 +581,58 @@ class LowerRankFails(FirstRank):
 
 
 __all__ = ["BROKEN_LIVES", "BrokenLife", "save_file"]
+
+
+# --- settings of several adapters
+
+
+class Dropping(Layer):
+    """LoRA with dropout, at a rate for each adapter."""
+
+    def add(self, name: str, spec: AdapterSpec) -> None:
+        super().add(name, spec)
+        self.adapter(name).train(self.training)
+
+    def rate(self, name: str) -> float:
+        return self.adapter(name).spec.dropout
+
+    def adapted(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        for name in self.active:
+            adapter = self.adapter(name)
+            kept = nn.functional.dropout(x, self.rate(name), adapter.training)
+            y = y + adapter.spec.alpha / adapter.spec.rank * kept @ adapter.A.mT @ adapter.B.mT
+        return y
+
+
+class DroppingLibrary(Library):
+    """Right, LoRA alone."""
+
+    variants = frozenset({"lora"})
+    layer = Dropping
+
+
+@layer("lora", "dropout", "dropout_of_another")
+class OneRateForAll(Dropping):
+    """The rate of the adapter that was added last is everybody's."""
+
+    def rate(self, name: str) -> float:
+        return list(self.adapters.values())[-1].spec.dropout
+
+
+@layer("lora", "dropout", "added_in_training")
+class AddedInTraining(Dropping):
+    """What is added is in training mode, whatever the layer is in."""
+
+    def add(self, name: str, spec: AdapterSpec) -> None:
+        super().add(name, spec)
+        self.adapter(name).train()
+
+
+@layer("lora dora", "scale", "root_of_another")
+class FormOfTheFirst(Layer):
+    """Whether the scale is rank-stabilised is what the first adapter says."""
+
+    def add(self, name: str, spec: AdapterSpec) -> None:
+        first = next(iter(self.adapters.values())).spec if self.adapters else spec
+        super().add(name, replace(spec, rslora=first.rslora))
