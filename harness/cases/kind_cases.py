@@ -98,12 +98,12 @@ class KindCase(Case):
     @property
     def blocks(self) -> Tensor:
         """(out, in): one where the output's group looks at the input."""
-        return self._mask(self.channels, self.positions).to(self.torch_dtype)
+        return self.mask(self.out_features, self.in_features).to(self.torch_dtype)
 
-    def _mask(self, columns: int, each: int = 1) -> Tensor:
-        own = torch.arange(self.out_features) * self.groups // self.out_features
-        of_column = torch.arange(columns) * self.groups // columns
-        return (own[:, None] == of_column.repeat_interleave(each)[None, :]).double()
+    def mask(self, rows: int, columns: int) -> Tensor:
+        """(rows, columns): one where both are of the same group, which are as many rows and columns each."""
+        of_row, of_column = (torch.arange(n) * self.groups // n for n in (rows, columns))
+        return (of_row[:, None] == of_column[None, :]).double()
 
     def base(self, dtype: torch.dtype | None = None) -> Any:
         """A fresh layer of the kind with this case's weight and bias."""
@@ -149,7 +149,7 @@ class KindCase(Case):
         """A canonical value (out, r) whose groups all stand where the first one's stands; others as they are."""
         if tuple(value.shape) != (self.out_features, self.spec.rank):
             return value
-        own = value[self._mask(self.spec.rank).bool()].reshape(self.out_features, -1)
+        own = value[self.mask(self.out_features, self.spec.rank).bool()].reshape(self.out_features, -1)
         return fn.pad(own, (0, self.spec.rank - own.shape[1]))
 
     def back(self, gradient: Tensor) -> Tensor:
@@ -169,14 +169,14 @@ class KindCase(Case):
         """A slot's tensor, or its gradient, in the canonical shape: kernels flattened, groups with their zeros."""
         shape = self._shape(name)
         if len(shape) == 2 and live.numel() * self.groups == shape[0] * shape[1] and self.groups > 1:
-            spread = live.reshape(self.out_features, -1).repeat(1, self.groups)
-            return spread * self._mask(shape[1]).to(live.dtype)
+            spread = live.reshape(shape[0], -1).repeat(1, self.groups)
+            return spread * self.mask(*shape).to(live.dtype)
         return live.reshape(shape)
 
     def live(self, name: str, matrix: Tensor, shape: torch.Size) -> Tensor:
         """A canonical value in the shape of a slot."""
         if matrix.dim() == 2 and matrix.numel() != shape.numel() and self.groups > 1:
-            own = self._mask(matrix.shape[1]).bool()
+            own = self.mask(*matrix.shape).bool()
             return matrix[own].reshape(shape)
         return matrix.reshape(shape)
 
@@ -192,7 +192,7 @@ class KindCase(Case):
         if self.groups == 1:
             return drawn
         joined = (self.out_features, self.spec.rank)
-        return {n: v * self._mask(v.shape[1]) if tuple(v.shape) == joined else v for n, v in drawn.items()}
+        return {n: v * self.mask(*v.shape) if tuple(v.shape) == joined else v for n, v in drawn.items()}
 
     def describe(self) -> dict[str, Any]:
         """The case in plain values: what matters of its kind."""

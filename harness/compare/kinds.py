@@ -246,7 +246,7 @@ def _of_layer(case: KindCase, found: Quantities, in_blocks: Sequence[str]) -> Qu
     gradient = found.pop("gradient of x")
     if case.kind != "embedding":
         found["gradient of x"] = case.back(gradient)
-    found |= {n: found[n] * case._mask(found[n].shape[1]) for n in in_blocks if n in found}
+    found |= {n: found[n] * case.mask(*found[n].shape) for n in in_blocks if n in found}
     if case.padding_idx is not None:  # whether the padding's own row learns is not said
         found = {
             n: g for n, g in found.items() if not n.startswith("gradient") or case.in_features not in g.shape

@@ -23,6 +23,7 @@ from tests.subjects.kinds import (
     BROKEN_KINDS,
     BrokenKind,
     DenseLibrary,
+    InBlocksLibrary,
     Library,
     PutsPlainOnes,
     fake_quantiser,
@@ -55,6 +56,13 @@ def test_groups_may_share_the_rank() -> None:
     """A second factor without blocks computes the equation, and learns where a block would have zeros."""
     found = audit(DenseLibrary(), ["lora"], checks=lambda c: c.id == "layers.conv2d_groups", profile=TWELVE)
     assert [c.outcome for c in found.run.claims] == ["pass"]
+
+
+def test_groups_may_have_blocks_in_both_factors() -> None:
+    """Then the update is one that a convolution with groups can hold, and that merging is asked for."""
+    asked_for = ("layers.conv2d_groups", "layers.merge_conv2d_groups")
+    found = audit(InBlocksLibrary(), ["lora"], checks=lambda c: c.id in asked_for, profile=TWELVE)
+    assert [c.outcome for c in found.run.claims] == ["pass", "pass"]
 
 
 def test_who_replaces_layers_one_by_one_is_not_asked_of_those_it_does_not_mean() -> None:

@@ -340,6 +340,49 @@ class DenseLibrary(Library):
     layer = DenseOverGroups
 
 
+class InBlocks(LowRank):
+    """Both factors have a block for each group of the convolution, so that the update can be folded in."""
+
+    def shapes_conv2d(self) -> tuple:
+        b = self.base
+        return (self.r, b.in_channels // b.groups, *b.kernel_size), (b.out_channels, self.r // b.groups, 1, 1)
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b = self.base
+        if b.padding_mode != "zeros":
+            return super().path_conv2d(x)
+        first = fn.conv2d(x, self.A, None, b.stride, b.padding, b.dilation, b.groups)
+        return fn.conv2d(first, self.B, groups=b.groups)
+
+    def merged(self) -> nn.Module:
+        plain, g = copy.deepcopy(self.base), getattr(self.base, "groups", 1)
+        if g == 1:
+            return super().merged()
+        blocks = self.factor(self.B.flatten(1).reshape(g, -1, self.r // g))
+        with torch.no_grad():
+            update = self.s * blocks @ self.A.flatten(1).reshape(g, self.r // g, -1)
+            plain.weight += update.reshape(plain.weight.shape)
+        return plain
+
+    def factor(self, blocks: Tensor) -> Tensor:
+        """B by groups (groups, out / groups, r / groups)."""
+        return blocks
+
+
+class InBlocksLibrary(Library):
+    """Right, and merges convolutions with groups."""
+
+    layer = InBlocks
+
+
+@broken("merge_conv2d_groups")
+class BlocksMixedUp(InBlocks):
+    """Folding takes the blocks of the second factor in another order."""
+
+    def factor(self, blocks: Tensor) -> Tensor:
+        return blocks.flip(0)
+
+
 class PutsPlainOnes(Library):
     """A plain embedding is made in the place of every embedding."""
 
