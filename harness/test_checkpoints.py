@@ -153,7 +153,7 @@ def _as_written(context: Context, case: VectorCase) -> None:
 @check(
     "checkpoints",
     "major",
-    title="a checkpoint that fits neither its configuration nor the base is loaded without an error",
+    title="a checkpoint that does not fit its configuration, or the base, is loaded without an error",
     failure_mode="part of an adapter would not be applied",
     domain=Domain(strategy=drawn(expect=("refuse",))),
     against=("paper",),

@@ -366,7 +366,7 @@ def _checkpointed(context: Context, case: Case, reentrant: bool, wants_gradient:
 
 WIDE_OUTPUT = Diagnosis(
     "contexts.autocast_wide",
-    "under autocast the layer answers in the dtype of its parameters, where a plain layer answers in bfloat16",
+    "under autocast the layer answers in another dtype than a plain layer, which answers in bfloat16",
     "activations take twice the memory, and code that expects autocast's dtype meets another one",
     matched=1,
     tried=1,

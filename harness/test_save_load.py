@@ -477,7 +477,7 @@ def test_interchange(context: Context, case: Case) -> None:
         raise OutsideDomain("only PEFT's checkpoint format is exchanged")
     taken = [_from_peft(context, case), _to_peft(context, case)]
     if not any(taken):
-        raise OutsideDomain("the subject neither takes nor writes PEFT's checkpoint format")
+        raise OutsideDomain("what the subject saves of one adapter, and loads, is no folder in PEFT's format")
 
 
 def _from_peft(context: Context, case: Case) -> bool:

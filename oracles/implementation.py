@@ -112,6 +112,9 @@ class Adapted:
     lora, pissa: ``A`` (r, in), ``B`` (out, r); pissa also ``W`` (out, in), the residual base weight.
     dora: also ``m`` (out,). ia3: ``l`` (out,) or, feed-forward, (in,). hra: ``U`` (in, r), reflection i is
     column i. delora: ``A``, ``B``, ``lambda`` (1,), and the persistent buffer ``w_norm`` (in,).
+    Of another kind, the same of the matrix that the layer is (Conv1D and quantised: as linear; an embedding: in is the
+    number of tokens; a convolution: in is channels times positions of the kernel), in any shape with these numbers in
+    this order; under groups a factor may hold the groups' own blocks alone.
     """
 
     module: nn.Module
@@ -154,7 +157,10 @@ class Implementation(ABC):
         return spec
 
     def save(self, adapted: Adapted, path: Path) -> None:
-        """Write the adapter, in whatever mode, merged or not, to ``path`` (a file, or a folder that is made)."""
+        """Write the adapter, in whatever mode, merged or not, to ``path`` (a file, or a folder that is made).
+
+        Of several on a layer, the one whose handle ``adapted`` is, alone.
+        """
         raise Unsupported(f"{self.name} offers no save")
 
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
@@ -211,7 +217,10 @@ class Implementation(ABC):
     # Whole models
 
     def load_peft(self, model: nn.Module, folder: Path) -> Mapping[str, Adapted]:
-        """Apply a checkpoint in PEFT's format in place; module name -> adapted layer."""
+        """Apply a checkpoint in PEFT's format in place; module name -> adapted layer.
+
+        A file that does not fit its own configuration, or the model, is refused. Trainable or not: as the library has it.
+        """
         raise Unsupported(f"{self.name} does not read PEFT's format")
 
     def save_peft(self, model: nn.Module, folder: Path) -> None:
@@ -219,5 +228,5 @@ class Implementation(ABC):
         raise Unsupported(f"{self.name} does not write PEFT's format")
 
     def merge_model(self, model: nn.Module) -> nn.Module:
-        """The model with all its adapters folded in."""
+        """The model with all its adapters folded in, ``model`` or another; tied weights compute what they did."""
         raise Unsupported(f"{self.name} offers no merging of whole models")

@@ -26,7 +26,7 @@ VERDICTS = {
 }
 DROPOUT = ("BUG", "dropout.active", "dropout is accepted and does nothing")
 ALPHA = ("BUG", "save_load.other_settings", "another alpha at load gives another model and is not refused")
-AUTOCAST = ("OK-undoc", "contexts.autocast_dtype", "answers in the dtype of its parameters")
+AUTOCAST = ("OK-undoc", "contexts.autocast_dtype", "answers in another dtype than a plain layer")
 # Per variant, every finding: its tag, a claim that it rests on, and words of its title.
 FINDINGS = {
     "lora": (DROPOUT, ALPHA, AUTOCAST),
