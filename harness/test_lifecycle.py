@@ -54,7 +54,7 @@ FOLDED, FRESH = ROUNDOFFS["folded layer"], ROUNDOFFS["fresh adapter"]
         )
     ),
     against=("paper",),
-    follows=("forward.random_parameters", "forward.modes", *BASE_MOVES),
+    follows=("lifecycle.same_tensors", "forward.random_parameters", "forward.modes", *BASE_MOVES),
     diagnose=False,
 )
 def test_output(context: Context, case: LifeCase) -> None:
@@ -291,7 +291,13 @@ def _is_base(layer: Life, quantity: str, actual: Tensor, expected: Tensor) -> No
         strategy=lives(steps.SET, steps.TRAIN, steps.MODES, steps.ADD, begins=GIVEN, about=(steps.TRAIN,))
     ),
     against=("paper",),
-    follows=("training.alive", "step0.dead_parameters", "lifecycle.output", "forward.gradients"),
+    follows=(
+        "lifecycle.same_tensors",
+        "training.alive",
+        "step0.dead_parameters",
+        "lifecycle.output",
+        "forward.gradients",
+    ),
     diagnose=False,
 )
 def test_inactive(context: Context, case: LifeCase) -> None:
@@ -331,7 +337,13 @@ def _only_active_moved(layer: Life, done: Done) -> None:
         )
     ),
     against=("paper",),
-    follows=("forward.gradients", "lifecycle.output", "lifecycle.inactive", "step0.gradients"),
+    follows=(
+        "lifecycle.same_tensors",
+        "forward.gradients",
+        "lifecycle.output",
+        "lifecycle.inactive",
+        "step0.gradients",
+    ),
     diagnose=False,
 )
 def test_gradients(context: Context, case: LifeCase) -> None:
@@ -361,7 +373,7 @@ def _gradients_of_the_model(layer: Life, done: Done) -> None:
     failure_mode="an adapter that was trained is lost, or acts otherwise, once another one is there",
     domain=Domain(strategy=lives(steps.ADD, steps.SET, steps.FILES, steps.DELETE, steps.FOLD, begins=GIVEN)),
     against=("paper",),
-    follows=("lifecycle.output",),
+    follows=("lifecycle.output", "lifecycle.same_tensors"),
     diagnose=False,
 )
 def test_others(context: Context, case: LifeCase) -> None:

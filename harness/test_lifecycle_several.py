@@ -121,6 +121,55 @@ def _nothing_replaced(layer: Life, done: Done) -> None:
         raise
 
 
+DROPPED = named(
+    "dropped",
+    "a call puts new tensors in the place of those that an adapter was handed out with",
+    "an optimiser that was made before goes on with tensors that nothing reads any more: training has no effect",
+    "write into the tensors that are there; make no new parameters when adapters are switched, folded in or taken out",
+)
+
+
+@check(
+    "lifecycle",
+    "critical",
+    title="the tensors that an adapter was handed out with are not the layer's any more",
+    failure_mode="an optimiser that was made before goes on with tensors that nothing reads any more",
+    domain=Domain(
+        strategy=lives(
+            begins=TWO,
+            about=(
+                (("set_adapters", SECOND), ("set_adapters", FIRST)),
+                (FOLD, ("unmerge",)),
+                (("set_adapters", FIRST, SECOND), ("eval",), ("train",)),
+                (("set_adapters",), ("set_adapters", FIRST)),
+            ),
+        )
+    ),
+    against=("paper",),
+    examples=2 * FEW,
+    whole=True,
+    diagnose=False,
+)
+def test_same_tensors(context: Context, case: LifeCase) -> None:
+    """Switched, folded in and taken out, a layer trains the parameters that it had when its adapters were made."""
+    need(context.subject, case.spec, SEVERAL)
+    with life(context, case) as layer:
+        made: dict[tuple[str, str], Tensor] = {}
+        for done in layer.run():
+            there = {id(p) for p in layer.module.parameters()}
+            gone = [key for key, p in made.items() if key[0] in layer.handles and id(p) not in there]
+            if gone:
+                quantity = f"parameters of the layer {done.after}, of those that were handed out"
+                raise Deviation(case, quantity, "all of them", f"without {listed(gone)}", diagnosis=DROPPED)
+            slots = {
+                (name, t): h.raw(t)
+                for name, h in layer.handles.items()
+                for t in h.names
+                if (told := case.variant.tensor(t)) is not None and told.role == "parameter"
+            }
+            made |= {key: p for key, p in slots.items() if id(p) in there}
+
+
 TRAINABLE = named(
     "inactive_trainable",
     "adapters that are not active are trainable",
@@ -151,7 +200,7 @@ TRAINABLE = named(
     ),
     against=("paper",),
     examples=FEW,
-    follows=("shapes.roles", "lifecycle.output", "lifecycle.inactive"),
+    follows=("shapes.roles", "lifecycle.output", "lifecycle.inactive", "lifecycle.same_tensors"),
     diagnose=False,
 )
 def test_trainable(context: Context, case: LifeCase) -> None:

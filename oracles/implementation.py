@@ -219,7 +219,7 @@ class Implementation(ABC):
     def load_peft(self, model: nn.Module, folder: Path) -> Mapping[str, Adapted]:
         """Apply a checkpoint in PEFT's format in place; module name -> adapted layer.
 
-        A file that does not fit its own configuration, or the model, is refused. Trainable or not: as the library has it.
+        A file that does not fit its own configuration, or the model, is refused. Trainable or not is its choice.
         """
         raise Unsupported(f"{self.name} does not read PEFT's format")
 

@@ -583,6 +583,17 @@ class LowerRankFails(FirstRank):
 __all__ = ["BROKEN_LIVES", "BrokenLife", "save_file"]
 
 
+@layer("lora", "same_tensors", "dropped")
+class SwitchingMakesParameters(Layer):
+    """Switching makes new parameters of those that are active."""
+
+    def switch(self, names: Sequence[str]) -> None:
+        super().switch(names)
+        for name in names if len(self.adapters) > 1 else ():
+            for tensor, held in list(self.adapter(name).named_parameters()):
+                setattr(self.adapter(name), tensor, nn.Parameter(held.detach().clone()))
+
+
 # --- settings of several adapters
 
 
