@@ -131,8 +131,7 @@ def _computes(context: Context, case: Case, layer: Layer, values: Mapping[str, T
 
 def _two(context: Context, case: Case, second: AdapterSpec, *, training: bool = True) -> dict[str, Layer]:
     """A layer with the case's adapter and a second one, in that mode, both far from the start."""
-    first = context.layer(case)
-    first.train(training)
+    first = context.layer(case) if training else adapt(context.subject, case.base().eval(), case.spec)
     found = context.calling("add_adapter", context.subject.add_adapter, first.adapted, SECOND, second)
     both = {FIRST: first, SECOND: as_layer(found, context.subject, "add_adapter")}
     for place, layer in enumerate(both.values()):
