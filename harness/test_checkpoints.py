@@ -9,6 +9,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import torch
+
 from harness.cases.layer_cases import Domain
 from harness.checkpoints.adapter_folder import AdapterFolder
 from harness.checkpoints.base_checkpoint import BaseCheckpoint
@@ -141,6 +143,31 @@ def test_dtypes(context: Context, case: VectorCase) -> None:
 def test_equation(context: Context, case: VectorCase) -> None:
     """Each method's tensors, in PEFT's names and layout, give the paper's function of the base."""
     _as_written(context, case)
+
+
+@check(
+    "checkpoints",
+    "major",
+    title="after a checkpoint is loaded the base is trainable beside the adapter",
+    failure_mode="training that goes on from the checkpoint changes the whole model, which no adapter's file holds",
+    domain=Domain(strategy=drawn(*SCALE)),
+    against=("paper",),
+    applies=has(*SCALE),
+    examples=2,
+    may_refuse=True,
+    follows=("shapes.frozen_base", "targets.counts"),
+    diagnose=False,
+)
+def test_frozen(context: Context, case: VectorCase) -> None:
+    """Where a loaded adapter wants gradients, nothing of the base does."""
+    base = case.vector.build(torch.float32)
+    names, own = dict(base.named_parameters()).keys(), {id(parameter) for parameter in base.parameters()}
+    wanting = {n: p for n, p in loaded(context, case, base).named_parameters() if p.requires_grad}
+    thawed = {n for n, p in wanting.items() if id(p) in own}
+    # What has a name of the base's own is a weight that the adapter has been merged into.
+    if any(n not in thawed and n not in names for n in wanting):
+        quantity = "parameters of the base that want a gradient beside the adapter's"
+        context.demand(not thawed, case, quantity, "none", ", ".join(sorted(thawed)))
 
 
 def _as_written(context: Context, case: VectorCase) -> None:

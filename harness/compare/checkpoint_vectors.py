@@ -69,27 +69,25 @@ def has(*sources: str, expect: Collection[str] = ("apply", "apply_or_refuse")) -
     return lambda variant: bool(chosen(variant, sources, expect))
 
 
-def loaded(context: Context, case: VectorCase) -> nn.Module:
-    """The vector's base in float32 with its adapter, by the subject.
+def loaded(context: Context, case: VectorCase, base: nn.Module | None = None) -> nn.Module:
+    """The vector's base in float32, or ``base``, with its adapter, by the subject.
 
     Raises Unsupported where it offers none, and where it refuses this one in so many words: that is a mode that is
     missing, and no file misread.
     """
     try:
-        return _load(context, case)
+        return load_from(context, case.vector, case.vector.adapter, base)[0]
     except SubjectRaised as error:
         if isinstance(error.__cause__, ValueError | NotImplementedError):
             raise Unsupported(str(error).replace(str(case.vector.home), "refs/vectors")) from error
         raise
 
 
-def _load(context: Context, case: VectorCase) -> nn.Module:
-    return load_from(context, case.vector, case.vector.adapter)[0]
-
-
-def load_from(context: Context, vector: Vector, folder: Path) -> tuple[nn.Module, Collection[str]]:
+def load_from(
+    context: Context, vector: Vector, folder: Path, base: nn.Module | None = None
+) -> tuple[nn.Module, Collection[str]]:
     """The vector's base in float32 with a folder's adapter, by the subject; and the layers that it says it adapted."""
-    model = vector.build(torch.float32)
+    model = vector.build(torch.float32) if base is None else base
     layers = context.calling("load_peft", context.subject.load_peft, model, folder)
     return model, layers if isinstance(layers, Mapping) else ()
 
@@ -198,7 +196,7 @@ def _diagnosis(identity: str, sentence: str) -> Diagnosis:
 def is_refused(context: Context, case: VectorCase) -> bool:
     """Whether the subject will not have the folder; raises Unsupported where it reads none."""
     try:
-        _load(context, case)
+        load_from(context, case.vector, case.vector.adapter)
     except SubjectRaised:
         return True
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -406,6 +407,16 @@ class LeavesTransposed(MergesModels):
             if type(module).__name__ == "Conv1D" and hasattr(module, "lora_lite"):
                 lora_lite.detach(module)
         return lora_lite.merge(model) if lora_lite.adapters(model) else model
+
+
+@library("lora", "checkpoints.frozen", "Partial", "init shapes forward")
+class ThawsOnLoading(LoraLite):
+    """Loading a checkpoint thaws the whole model."""
+
+    def load_peft(self, model: nn.Module, folder: Path) -> Mapping[str, Adapted]:
+        found = super().load_peft(model, folder)
+        model.requires_grad_(True)
+        return found
 
 
 @library("dora", "save_load.roles", "Partial", "init shapes forward save_load")
