@@ -23,6 +23,7 @@ SAME_LINES = {
     "step0": "forward",
     "dropout": "forward",
     "scale": "forward",
+    "contexts": "forward",
 }
 LONGEST_LINE, LONGEST_DOCSTRING = 400, 20_000
 
@@ -118,8 +119,8 @@ def _shown(path: Path, root: Path) -> Path:
 
 
 def subject_cites(subject: Subject, variant: str, aspect: str) -> tuple[Cite, ...]:
-    """The subject's lines for one aspect; those of the nearest aspect that it names a place for."""
-    for candidate in (aspect, SAME_LINES.get(aspect, "forward"), "forward", *ASPECTS):
+    """The subject's lines for one aspect, or of the one that has the same; none where it names no place for it."""
+    for candidate in (aspect, SAME_LINES.get(aspect, aspect)):
         if cite := subject.quotes.get((variant, candidate)):
             return (cite,)
     return ()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refs.quotes import cite_file
+from refs.vocabulary import ASPECTS
 from reports.model import Cite, Finding, Run
 
 
@@ -25,13 +26,22 @@ def place_of(run: Run, finding: Finding) -> Place:
     for cite in cites:
         if (path := _in_repository(run.root, Path(cite.alias))) is not None:
             return _place(path, cite, is_exact=True)
-    own = _class_of(run)
+    own = _nearby(run, finding) or _class_of(run)
     if own is not None:
         return own
     # Nothing of the subject lies here (an audit that is rendered elsewhere): its own words for the place.
     return (
         _place(cites[0].alias, cites[0], True) if cites else Place(run.subject.ref or "subject", 1, 1, False)
     )
+
+
+def _nearby(run: Run, finding: Finding) -> Place | None:
+    """Lines of the same method that are about something else, for want of those that are meant."""
+    quotes = {aspect: c for (variant, aspect), c in run.subject.quotes.items() if variant == finding.variant}
+    for cite in (quotes[a] for a in ASPECTS if a in quotes and quotes[a].start is not None):
+        if (path := _in_repository(run.root, Path(cite.alias))) is not None:
+            return _place(path, cite, is_exact=False)
+    return None
 
 
 def _place(path: str, cite: Cite, is_exact: bool) -> Place:

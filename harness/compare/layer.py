@@ -24,6 +24,12 @@ SUBJECTS: dict[str, Implementation] = {}
 
 
 FOLDER = re.compile(r"[^\s'\"(\[=]*/audit-[a-z0-9_]{8}/")
+COMPLAINTS = {
+    "sizes that do not fit": r"must match|mat1 and mat2|size mismatch|shape '|broadcast|expected input",
+    "dtypes that do not fit": r"same dtype|expected scalar type|not implemented for '",
+    "in place": r"in-place operation|modified by an inplace",
+    "the graph": r"does not require grad|backward through the graph",
+}
 ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,16}\b")
 
 
@@ -83,8 +89,14 @@ class answering:  # noqa: N801 - used as a context manager
 def _raised(who: str, error: BaseException, what: str, of: str) -> SubjectRaised:
     where = f"{what} of {of}" if of else what
     name, words, place = type(error).__name__, said(error), place_of(error, SUBJECTS.get(who))
-    kind = f"{name} at {place}" if place else f"{name} in {what}: {words}"
+    kind = f"{name} at {place}{_complaint(words)}" if place else f"{name} in {what}: {words}"
     return SubjectRaised(who, f"raised {name} in {where}: {words}", kind, place)
+
+
+def _complaint(words: str) -> str:
+    """Which of torch's complaints it is, in brackets: two of them about one line have two causes."""
+    found = (name for name, told in COMPLAINTS.items() if re.search(told, words, re.IGNORECASE))
+    return next((f" ({name})" for name in found), "")
 
 
 def said(error: BaseException) -> str:

@@ -286,12 +286,19 @@ class Peft(Implementation):
         return found
 
     def source(self, variant: str, aspect: str) -> Any:
-        """The tuner's layer and the method that carries the aspect, where this release has it."""
+        """The tuner's file and the method that carries the aspect; None for an aspect that is none of its layer's."""
         folder = {"pissa": "lora", "dora": "lora"}.get(variant, variant)
+        stem = {"ia3": "IA3", "hra": "HRA"}.get(folder, folder.capitalize())
+        linear = f"{stem}Linear" if folder in ("hra", "delora") else "Linear"
+        symbols = {
+            **dict.fromkeys(("shapes", "init"), f"{stem}Layer.update_layer"),
+            **dict.fromkeys(("forward", "scale", "dropout"), f"{linear}.forward"),
+            "merge": f"{linear}.merge",
+        }
         for file in (f"tuners/{folder}/layer.py", f"tuners/{folder}.py"):
             path = Path(peft.__file__).parent / file
-            if path.is_file():
-                return path, ("Linear.merge" if aspect == "merge" else "Linear.forward")
+            if path.is_file() and aspect in symbols:
+                return path, symbols[aspect]
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -10,13 +9,6 @@ from reports.model import CheckInfo, Claim, Declaration, Diagnosis
 
 Key = tuple[str | None, ...]
 Kind = str  # "difference" "error" "wrapper" "declared" "unverified" "mode_missing" "not_offered"
-# What torch complains of: two such complaints of one line have two causes, however the sizes or the types differ.
-COMPLAINTS = {
-    "sizes": r"must match|mat1 and mat2|size mismatch|shape '|broadcast|expected input|same number of dimensions",
-    "dtypes": r"same dtype|expected scalar type|not implemented for '",
-    "in place": r"in-place operation|modified by an inplace",
-    "graph": r"does not require grad|backward through the graph",
-}
 # Questions of yes or no, which many mistakes answer alike: where what they follow is broken, that is the explanation.
 SAYS_LITTLE = {"step0.dead_parameters", "training.alive", "init.identity", "dropout.expectation"}
 # aspect -> methods without which it cannot be told of any implementation; the others are a matter of taste.
@@ -42,12 +34,6 @@ def is_special(claim: Claim) -> bool:
     """Not applicable, and yet a gap of the subject's."""
     method = claim.cause == "not_offered" and claim.detail in NEEDED_METHODS.get(claim.aspect, ())
     return is_missing_mode(claim) or (claim.outcome == "not_applicable" and method)
-
-
-def complaint(claim: Claim) -> str | None:
-    """Which of torch's complaints an exception is; None for any other."""
-    words = claim.reason or ""
-    return next((name for name, said in COMPLAINTS.items() if re.search(said, words, re.IGNORECASE)), None)
 
 
 class Grouping:
@@ -76,7 +62,7 @@ class Grouping:
         if claim.cause == "wrapper":
             return (("wrapper", claim.detail or claim.reason),)
         if claim.outcome == "error":
-            return (("error", claim.cause, claim.detail or claim.reason, complaint(claim)),)
+            return (("error", claim.cause, claim.detail or claim.reason),)
         if claim.outcome == "fail":
             return self._defects(claim, frozenset())
         if claim.outcome == "declared":

@@ -78,3 +78,18 @@ def test_a_crash(name: str) -> None:
 def test_from_another_process_the_type_and_the_words_decide(kind: str, text: str, crash: bool) -> None:
     told = {"type": kind, "bases": [kind, "Exception"], "text": text, "frames": [["lib.py", 3, False]]}
     assert is_crash(_raised(_says(exception_of(told)))) == crash
+
+
+def test_two_complaints_of_one_line_are_of_two_kinds() -> None:
+    """Sizes that do not fit and an operation in place, of one line, have two causes; two sizes have one."""
+
+    def library(x: torch.Tensor) -> torch.Tensor:
+        return x.add_(torch.zeros(2))
+
+    def kind(x: torch.Tensor) -> str:
+        error = _raised(lambda: library(x))
+        assert isinstance(error, SubjectRaised)
+        return error.kind
+
+    sizes, leaf = kind(torch.zeros(3)), kind(torch.zeros(2, requires_grad=True))
+    assert sizes == kind(torch.zeros(4)) != leaf

@@ -235,20 +235,6 @@ def test_the_same_error_everywhere_is_one_finding():
     assert len(found(run(*claims, other))) == 2
 
 
-def test_two_complaints_of_one_line_are_two_findings() -> None:
-    """Sizes that do not fit and an operation in place are not one cause, whatever the line; two sizes are."""
-    said = (
-        "The size of tensor a (6) must match 8",
-        "a leaf Variable ... in-place operation",
-        "(2x4 and 6x2) must match",
-    )
-    claims = [
-        claim(check, outcome="error", reason=words, cause="raised", detail="RuntimeError at layer.py:L8")
-        for check, words in zip(("scale.effective", "dropout.active", "forward.at_init"), said, strict=True)
-    ]
-    assert sorted(len(f.claims) for f in found(run(*claims))) == [1, 2]
-
-
 def test_what_cannot_be_verified_is_said_once_per_reason():
     claims = [claim(FORWARD, oracle=o, outcome="unverified", reason="not synced") for o in ("peft", "author")]
     finding = only(run(*claims))
@@ -338,6 +324,13 @@ def test_findings_cite_both_sides():
     finding = only(run(claim(FORWARD, outcome="fail")))
     assert finding.subject_cites[0].label == "tests/reports/sample.py:L7"
     assert any(c.label.startswith("peft_lora_layer.py:L") for c in finding.reference_cites)
+
+
+def test_lines_about_something_else_are_not_quoted():
+    """A fault in the life of an adapter, where the subject names no place for that, has none."""
+    asked = info("lifecycle.output", "critical", "", "")
+    finding = only(run(claim(asked.id, outcome="fail"), checks={**CHECKS, asked.id: asked}))
+    assert finding.subject_cites == ()
 
 
 def test_a_finding_says_against_whom_it_stands():
