@@ -294,7 +294,14 @@ class Life:
             return bool(self.active) and not (self.merged and name == "merge_in_place")
         if name == "unmerge":
             return self.merged
-        return name != "training_step" or (bool(self.active) and not self.merged)
+        return name != "training_step" or (
+            bool(self.active) and not self.merged and not self._trains_further()
+        )
+
+    def _trains_further(self) -> bool:
+        """Whether an adapter learns a tensor that its method does not have, of which the model knows nothing."""
+        known = {t.name for t in self.case.variant.tensors}
+        return any(n not in known for _, n in self.trained())
 
     def _call(self, method: str, *arguments: Any) -> Any:
         return self.context.calling(method, getattr(self.context.subject, method), *arguments)

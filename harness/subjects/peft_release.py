@@ -310,7 +310,7 @@ class WithLoraBias(Peft):
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
         """As without, of a layer that has a bias. Raises Unsupported for one that has none."""
-        if base.bias is None:
+        if getattr(base, "bias", None) is None:
             raise Unsupported("PEFT merges lora_bias only into a layer that has a bias")
         return super().adapt(base, spec)
 

@@ -8,7 +8,7 @@ from harness.compare.life_faults import CATALOGUE
 from harness.engine.checks import load_checks
 from oracles.variants import VARIANTS
 from tests.life_table import asked
-from tests.subjects.broken_lives import BROKEN_LIVES, BrokenLife, DroppingLibrary
+from tests.subjects.broken_lives import BROKEN_LIVES, BrokenLife, DroppingLibrary, ShiftingLibrary
 from tests.subjects.judged import QUICK, audit
 from tests.subjects.lives import Library
 from tests.subjects.wrapped import Library as OneAdapter
@@ -37,6 +37,13 @@ def test_settings_of_their_own_are_no_fault() -> None:
     """A library with a rate of dropout for each adapter passes."""
     found = audit(DroppingLibrary(), ["lora"], checks=lambda c: c.id == "lifecycle.dropout", profile=QUICK)
     assert [c.outcome for c in found.run.claims] == ["pass"]
+
+
+def test_a_further_tensor_that_learns_is_no_fault() -> None:
+    """What the model does not know of is not trained in a life: the output would be another."""
+    checks = ("lifecycle.output", "lifecycle.merged", "lifecycle.gradients", "lifecycle.copies")
+    found = audit(ShiftingLibrary(), ["lora"], checks=lambda c: c.id in checks, profile=QUICK)
+    assert {c.id: c.reason for c in found.run.claims if c.outcome != "pass"} == {}
 
 
 @pytest.mark.parametrize("variant", ["lora", "pissa"])

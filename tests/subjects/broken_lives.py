@@ -623,6 +623,30 @@ class DroppingLibrary(Library):
     layer = Dropping
 
 
+class LearnsAShift(Layer):
+    """LoRA with a bias of its own beside the factors, which starts at zero."""
+
+    def add(self, name: str, spec: AdapterSpec) -> None:
+        super().add(name, spec)
+        out = self.base.weight.shape[0]
+        self.adapter(name).register_parameter("shift", nn.Parameter(torch.zeros(out), requires_grad=False))
+
+    def adapted(self, x: Tensor) -> Tensor:
+        return super().adapted(x) + sum(self.adapter(name).shift for name in self.active).to(x.dtype)
+
+    def folded(self) -> Folded:
+        W, b = super().folded()
+        shift = sum(self.adapter(name).shift.detach() for name in self.active)
+        return W, None if b is None else b + shift
+
+
+class ShiftingLibrary(Library):
+    """Right, LoRA alone, with a tensor that the method does not have."""
+
+    variants = frozenset({"lora"})
+    layer = LearnsAShift
+
+
 @layer("lora", "dropout", "dropout_of_another")
 class OneRateForAll(Dropping):
     """The rate of the adapter that was added last is everybody's."""
