@@ -5,7 +5,6 @@
 """A DeLoRA adapter that is added while another is merged takes its norms from the merged weight."""
 
 import peft
-import torch
 from torch import nn
 
 base, config = nn.Linear(4, 3), peft.DeloraConfig(r=2, target_modules=["0"], init_weights=False)
