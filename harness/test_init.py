@@ -16,7 +16,7 @@ from harness.compare import rounding
 from harness.compare.context import Context, plain
 from harness.compare.layer import Layer, adapt
 from harness.compare.outcome import Deviation, NoSlot, OutsideDomain, ToldElsewhere
-from harness.compare.probing import mode_is_ignored
+from harness.compare.probing import drops_over_evaluation, mode_is_ignored
 from harness.compare.thresholds import (
     FALSE_ALARM,
     GAUSSIAN_SIGMA,
@@ -26,7 +26,6 @@ from harness.compare.thresholds import (
     SUPPORT,
 )
 from harness.engine.checks import check
-from oracles.implementation import Implementation
 from oracles.seeding import seed_torch
 from oracles.variants import Canonical, Variant
 from reports.model import Diagnosis
@@ -387,19 +386,10 @@ def test_evaluation_mode(context: Context, case: Case) -> None:
 
     Stricter than PEFT, whose fresh layers are in training mode.
     """
-    mine, what = _drops(context.subject, case), "two calls over a base in evaluation mode"
-    if mine and _drops(context.oracle, case):
+    mine, what = drops_over_evaluation(context.subject, case), "two calls over a base in evaluation mode"
+    if mine and drops_over_evaluation(context.oracle, case):
         raise Deviation(case, what, "equal", "different", diagnosis=STAYS, shared=True)
     context.demand(not mine, case, what, "equal", "different")
-
-
-def _drops(who: Implementation, case: Case) -> bool:
-    base = case.base().eval()
-    seed_torch(case.seed)
-    layer = adapt(who, base, case.spec)
-    layer.write(case.far(dict.fromkeys(layer.names)))
-    with torch.no_grad():
-        return not rounding.same_values(layer(case.x), layer(case.x))
 
 
 @check(

@@ -15,8 +15,8 @@ from harness.compare.layer import Layer, adapt, as_layer
 from harness.compare.life_faults import named
 from harness.compare.offered import need
 from harness.compare.outcome import Deviation, NotOffered
-from harness.compare.probing import effective, masked
-from harness.compare.thresholds import MASK_ENTRY, MASK_SHARE
+from harness.compare.probing import drops_over_evaluation, effective, kept_factor, masked
+from harness.compare.thresholds import MASK_ENTRY
 from harness.engine.checks import check
 from oracles.implementation import AdapterSpec
 from oracles.variants import paper
@@ -77,7 +77,7 @@ def test_dropout(context: Context, case: Case) -> None:
                 f"{factor:.3g}",
                 diagnosis=OTHERS_RATE if others else None,
             )
-    if _drops_at_once(context, case):
+    if drops_over_evaluation(context.subject, case):
         return  # a first adapter is not in the base's mode, either, which init.evaluation_mode is about
     layer = _two(context, case, other.spec, training=False)[FIRST]
     _switch(context, layer, SECOND)
@@ -139,13 +139,6 @@ def _two(context: Context, case: Case, second: AdapterSpec, *, training: bool = 
     return both
 
 
-def _drops_at_once(context: Context, case: Case) -> bool:
-    """Whether a first adapter drops entries over a base in evaluation mode."""
-    layer = adapt(context.subject, case.base().eval(), case.spec)
-    layer.write(case.far(dict.fromkeys(layer.names)))
-    return not rounding.same_values(masked(layer, case.x, 0), masked(layer, case.x, 1))
-
-
 def _switch(context: Context, layer: Layer, name: str) -> None:
     context.calling("set_adapters", context.subject.set_adapters, layer.adapted, (name,))
 
@@ -157,9 +150,4 @@ def _kept_factor(layer: Layer, case: Case) -> float:
     layer.train()
     x, W = case.x.double(), case.weight.double()
     kept = (masked(layer, case.x, 0) - x @ W.mT) @ torch.linalg.pinv((weight - W).mT) / x
-    there = kept[kept.abs() > MASK_ENTRY]
-    if not there.numel():
-        return 1.0
-    factor = float(there.median())
-    near = (kept.abs() < MASK_ENTRY) | ((kept - factor).abs() < MASK_ENTRY)
-    return factor if near.double().mean() > MASK_SHARE else 1.0
+    return kept_factor(kept) or 1.0

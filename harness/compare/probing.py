@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from harness.cases.layer_cases import Case
+from harness.compare import rounding
 from harness.compare.abilities import abilities_of
 from harness.compare.context import Context
-from harness.compare.layer import SUBJECTS, BadAnswer, Layer
+from harness.compare.layer import SUBJECTS, BadAnswer, Layer, adapt
 from harness.compare.life_model import left_by
-from harness.compare.thresholds import SAME_FUNCTION, Closeness
+from harness.compare.thresholds import MASK_ENTRY, MASK_SHARE, SAME_FUNCTION, Closeness
+from oracles.implementation import Implementation
 from oracles.seeding import seed_torch
 
 
@@ -79,6 +81,27 @@ def masked(layer: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> Tensor:
     seed_torch(seed)
     with torch.no_grad():
         return layer(x).double()
+
+
+def kept_factor(factors: Tensor) -> float | None:
+    """What entries that are kept are multiplied by, of what each was multiplied by; 0 where none is kept.
+
+    None where they are no mask: some dropped, the others by one factor.
+    """
+    kept = factors[factors.abs() > MASK_ENTRY]
+    factor = float(kept.median()) if kept.numel() else 0.0
+    near = (factors.abs() < MASK_ENTRY) | ((factors - factor).abs() < MASK_ENTRY)
+    return factor if near.double().mean() >= MASK_SHARE else None
+
+
+def drops_over_evaluation(who: Implementation, case: Case) -> bool:
+    """Whether a fresh adapter over a base in evaluation mode drops entries, far from its start."""
+    base = case.base().eval()
+    seed_torch(case.seed)
+    layer = adapt(who, base, case.spec)
+    layer.write(case.far(dict.fromkeys(layer.names)))
+    with torch.no_grad():
+        return not rounding.same_values(layer(case.x), layer(case.x))
 
 
 def mode_is_ignored(context: Context, case: Case, modes: Sequence[str] = ()) -> bool:

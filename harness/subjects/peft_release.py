@@ -74,13 +74,7 @@ def _documents(config: str, word: str) -> bool:
     return word in inspect.getsource(inspect.getmodule(getattr(peft, config)) or peft).lower()
 
 
-CONFIGURATIONS = {
-    "LORA": "LoraConfig",
-    "IA3": "IA3Config",
-    "HRA": "HRAConfig",
-    "DELORA": "DeloraConfig",
-    "VERA": "VeraConfig",
-}
+CONFIGURATIONS = {variant.upper(): config for variant, (config, *_) in BINDINGS.items()}  # by PEFT's type
 # Options that say something only where another one is on, and what wrote the file.
 WITHOUT_EFFECT = {"megatron_core", "peft_version", "qalora_group_size"}
 CUSTOM = {"model_type": "custom"}  # releases before 0.6 ask every model for its configuration

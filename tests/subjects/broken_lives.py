@@ -580,9 +580,6 @@ class LowerRankFails(FirstRank):
         return rank < first
 
 
-__all__ = ["BROKEN_LIVES", "BrokenLife", "save_file"]
-
-
 @layer("lora", "same_tensors", "dropped")
 class SwitchingMakesParameters(Layer):
     """Switching makes new parameters of those that are active."""
@@ -671,3 +668,6 @@ class FormOfTheFirst(Layer):
     def add(self, name: str, spec: AdapterSpec) -> None:
         first = next(iter(self.adapters.values())).spec if self.adapters else spec
         super().add(name, replace(spec, rslora=first.rslora))
+
+
+__all__ = ["BROKEN_LIVES", "BrokenLife", "save_file"]
