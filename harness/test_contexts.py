@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -197,6 +197,47 @@ def test_frozen_input(context: Context, case: Case) -> None:
         observe(layer, case, wants_gradient=False),
         wanted,
     )
+
+
+@check(
+    "contexts",
+    "critical",
+    title="where a part of the adapter is frozen the layer computes or trains otherwise",
+    failure_mode="training that freezes one of its tensors, or an adapter beneath others that train, follows another "
+    "trajectory",
+    domain=SMALL,
+    against=("paper",),
+    examples=EXAMPLES // 2,
+    follows=(*WRONG_BEFORE, "contexts.frozen_input"),
+    diagnose=False,
+)
+def test_partly_frozen(context: Context, case: Case) -> None:
+    """With some tensors frozen by ``requires_grad_(False)``, output and the other gradients are what they were.
+
+    All but one of them, as LoRA-FA trains B alone, and all: a gradient has to reach what is below.
+    """
+    layer = far_layer(context, case)
+    wanted = observe(layer, case)
+    trained = {n: layer.raw(n) for n in layer.names if layer.raw(n).requires_grad and layer.raw(n).is_leaf}
+    alone = [n for n, tensor in trained.items() if sum(tensor is other for other in trained.values()) == 1]
+    for name in (*(alone if len(trained) > 1 else ()), ""):
+        where = f"where {name} alone trains" if name else "where all of the adapter is frozen"
+        found = _frozen_but(layer, case, trained, name, where)
+        same(context, case, where, found, wanted)
+
+
+def _frozen_but(
+    layer: Layer, case: Case, trained: Mapping[str, Tensor], name: str, where: str
+) -> rounding.Quantities:
+    """What the layer computes while no other of its tensors trains; they train again afterwards."""
+    try:
+        for each, tensor in trained.items():
+            tensor.requires_grad_(each == name)
+        found = observe(layer, case, where=f" {where}")
+    finally:
+        for tensor in trained.values():
+            tensor.requires_grad_(True)
+    return found
 
 
 @check(

@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from harness.cases.kind_cases import KindCase, of_kind, of_shape, shapes_of, shapes_with
+from harness.cases.kind_cases import KINDS, KindCase, of_kind, shapes_with
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.leaf_output import with_leaf_output
 from harness.compare import rank_stabilised, rounding
@@ -27,6 +27,7 @@ from harness.compare.kinds import (
     equation_at,
     explain,
     explain_gradient,
+    on_each_kind,
     quantising_error,
     refusable,
     starts_at_the_base,
@@ -535,21 +536,8 @@ MODE_IGNORED = Diagnosis(
 )
 
 
-IN_MODES = ("conv1d", "embedding", "conv2d", "quantised")
-
-
 def _modes(variant: Variant) -> tuple[str, ...]:
     return (*variant.modes, *((rank_stabilised.NAME,) if rank_stabilised.has_it(variant) else ()))
-
-
-def _plainest(kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """The first shape of each kind; of quantised layers, where a library is there that makes them."""
-    return [{"kind": kind, **shape} for kind in kinds for shape in shapes_of(kind)[:1]]
-
-
-def _in_modes(variant: Variant) -> st.SearchStrategy[KindCase]:
-    """The plainest layer of every kind, in each of the variant's modes."""
-    return st.one_of([of_shape(variant, s, mode) for s in _plainest(IN_MODES) for mode in _modes(variant)])
 
 
 @check(
@@ -557,28 +545,36 @@ def _in_modes(variant: Variant) -> st.SearchStrategy[KindCase]:
     "critical",
     title="on another kind of layer, in one of its modes, the adapter is not the equation's",
     failure_mode="a checkpoint of this mode is another model here than on linear layers",
-    domain=Domain(strategy=_in_modes),
+    domain=Domain(strategy=of_kind("conv1d")),
     against=("paper",),
     applies=lambda variant: bool(_modes(variant)),
-    examples=2 * len(IN_MODES),
-    follows=(*AFFECTED, "shapes.modes", "scale.rank_stabilised", *(f"layers.{kind}" for kind in IN_MODES)),
+    examples=2,
+    follows=(*AFFECTED, "shapes.modes", "scale.rank_stabilised", *(f"layers.{kind}" for kind in KINDS)),
     diagnose=False,
     may_refuse=True,
-    whole=True,
 )
 def test_modes(context: Context, case: KindCase) -> None:
     """In each of the variant's modes the adapter on another kind of layer is the equation's, far from its start."""
-    if case.kind not in context.subject.layers:
-        raise NotOffered(f"{case.kind} layers", "layers")
-    on = [name for name in _modes(context.variant) if getattr(case.spec, name)]
     linear = Case(case.spec, 6, 4, case.bias, (3,), "float32", case.seed)
-    if not on or mode_is_ignored(context, linear, on):
+    on = [name for name in _modes(context.variant) if _acts(context, linear, name)]
+    if not on:
         raise NotOffered(f"{' and '.join(_modes(context.variant))} on linear layers", "layers")
+    for name in on:
+        there = replace(case, spec=context.variant.option(name).put(case.spec, True))
+        on_each_kind(context, there, KINDS, functools.partial(_computes_in, name))
+
+
+def _acts(context: Context, linear: Case, mode: str) -> bool:
+    """Whether the subject has the mode on linear layers. Raises Unsupported, as any layer that is not offered."""
+    return not mode_is_ignored(context, linear.but(**{mode: True}), [mode])
+
+
+def _computes_in(mode: str, context: Context, case: KindCase) -> None:
     layer = _far(context, case)
     try:
         _computes(context, case, layer)
     except Deviation as found:
-        plain = replace(case, spec=replace(case.spec, **dict.fromkeys(on, False)))  # type: ignore[arg-type]
+        plain = replace(case, spec=context.variant.option(mode).put(case.spec, False))
         exact = equation_at(context, plain, layer)[0]["output"]
         unit = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(exact.norm())
         same = agrees(layer.observe(case)["output"], exact, unit)
@@ -590,9 +586,7 @@ HALVES = ("conv1d", "embedding", "conv2d")
 
 
 def _in_half(variant: Variant) -> st.SearchStrategy[KindCase]:
-    return st.one_of([of_shape(variant, s) for s in _plainest(HALVES)]).map(
-        lambda c: replace(c, dtype="bfloat16")
-    )
+    return of_kind("conv1d")(variant).map(lambda case: replace(case, dtype="bfloat16"))
 
 
 def _of_half(follows: tuple[str, ...]) -> dict[str, Any]:
@@ -600,11 +594,10 @@ def _of_half(follows: tuple[str, ...]) -> dict[str, Any]:
         "failure_mode": "half-precision models that have such layers fail, or go on in another dtype",
         "domain": Domain(strategy=_in_half),
         "against": ("paper",),
-        "examples": 2 * len(HALVES),
+        "examples": 2,
         "follows": follows,
         "diagnose": False,
         "may_refuse": True,
-        "whole": True,
     }
 
 
@@ -616,6 +609,10 @@ def _of_half(follows: tuple[str, ...]) -> dict[str, Any]:
 )
 def test_half(context: Context, case: KindCase) -> None:
     """On other kinds of layers in bfloat16 the output is the equation's within rounding, and of the base's dtype."""
+    on_each_kind(context, case, HALVES, _computes_in_half)
+
+
+def _computes_in_half(context: Context, case: KindCase) -> None:
     layer = _half(context, case)
     with torch.no_grad():
         wanted, y = case.base()(case.x).dtype, layer(case.x)
@@ -632,6 +629,10 @@ def test_half(context: Context, case: KindCase) -> None:
 def test_merge_half(context: Context, case: KindCase) -> None:
     """Merged there, the weight keeps its dtype and the layer computes what the adapted one does."""
     need(context.subject, case.spec, ("merge",))
+    on_each_kind(context, case, HALVES, _folds_in_half)
+
+
+def _folds_in_half(context: Context, case: KindCase) -> None:
     layer = _half(context, case)
     with refusable(f"merging {case.what}"):
         folded = context.calling("merge", context.subject.merge, layer.adapted)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare.context import Context
-from harness.compare.layer import SubjectRaised, adapt, answering
-from harness.compare.outcome import Deviation, ModeMissing, Unverified
+from harness.compare.ear import heard
+from harness.compare.layer import Layer, SubjectRaised, adapt, answering
+from harness.compare.outcome import Deviation, ModeMissing, OutsideDomain, Unverified
 from harness.compare.probing import far_layer, mode_is_ignored
+from harness.compare.thresholds import BASE_CHANGED
 from harness.engine.checks import check
-from oracles.implementation import Unsupported
+from oracles.implementation import AdapterSpec, Unsupported
+from oracles.variants import Variant
 from reports.model import Diagnosis
 
 
@@ -172,6 +177,101 @@ def test_bad_rank(context: Context, case: Case) -> None:
             "an adapter",
             diagnosis=None if rank else RANK_ZERO,
         )
+
+
+def _undefined(variant: Variant, case: Case) -> Iterator[tuple[str, Case]]:
+    """The smallest rank above one that the method has no meaning for, plainly ("") and in each mode."""
+    for mode in ("", *variant.modes):
+        there = case.but(**{mode: True}) if mode else case
+        for rank in range(2, max(case.in_features, case.out_features) + 2):
+            wanted = there.but(rank=rank)
+            if not variant.in_domain(case.out_features, case.in_features, wanted.spec):
+                yield mode, wanted
+                break
+
+
+def _has_undefined_ranks(variant: Variant) -> bool:
+    return any(_undefined(variant, Case(AdapterSpec(variant.id), 4, 4, True, (2,), "float32", 0)))
+
+
+PEFT_TAKES_FEWER = "PEFT 0.21, which takes as many triples as there are and keeps α/r of the rank asked for"
+PEFT_WARNS = "PEFT 0.21, which starts so and warns of it"
+PEFT_TAKES_MORE = "PEFT 0.21, which makes more vectors orthogonal than there are dimensions"
+UNDEFINED = Diagnosis(
+    "shapes.undefined_rank",
+    "a rank that the method is not defined for is taken without a word",
+    "what trains would be another adapter than the configuration says, or would not start as the base",
+    matched=1,
+    tried=1,
+    source="check",
+    documented_by=(r"\b(odd|even)\b", r"\brank\b.{0,60}(above|larger|exceed|at most|\bmin\()"),
+    severity="minor",
+    remedy="refuse such a rank in a sentence, or warn of it",
+)
+
+
+@check(
+    "shapes",
+    "minor",
+    title="a rank that the method is not defined for is taken without a word",
+    failure_mode="what trains would be another adapter than the configuration says, or would not start as the base",
+    applies=_has_undefined_ranks,
+    domain=Domain(dtypes=("float32",), sizes=(4, 9)),
+    examples=1,
+    against=("paper",),
+    follows=("init.identity",),
+    diagnose=False,
+    may_refuse=True,
+)
+def test_undefined_rank(context: Context, case: Case) -> None:
+    """Above min(in, out) in PiSSA, odd in HRA, above in with Gram-Schmidt: refused, warned of, or as one would hope.
+
+    That is: its tensors have the rank that was asked for, and it starts as the base layer.
+    """
+    asked = [each for mode, each in _undefined(context.variant, case) if _is_offered(context, mode, each)]
+    if not asked:
+        raise OutsideDomain("it is not asked for such ranks")
+    for each in asked:
+        before = len(heard(context.subject.name))
+        try:
+            layer = adapt(context.subject, each.base(), each.spec)
+        except (SubjectRaised, Unsupported):
+            continue
+        if len(heard(context.subject.name)) == before:
+            _as_asked(context, each, layer)
+
+
+def _is_offered(context: Context, mode: str, case: Case) -> bool:
+    """Whether the subject has the mode, and leaves the rank to who asks."""
+    try:
+        there = not mode or not mode_is_ignored(context, case.but(rank=2), [mode])
+    except (SubjectRaised, Unsupported):
+        return False
+    return there and context.abilities.fitted(case) == case
+
+
+def _as_asked(context: Context, case: Case, layer: Layer) -> None:
+    """Every tensor has the rank of the case, and the layer starts as its base."""
+    for tensor in context.variant.tensors:
+        if tensor.name in layer.names and tensor.role != "base":
+            asked = tensor.shape(case.out_features, case.in_features, case.spec)
+            there = tuple(layer.view(tensor.name).shape)
+            if asked != there:
+                alike = PEFT_TAKES_FEWER if context.variant.factorised else None
+                raise _taken(case, f"{tensor.name} of {asked}", f"{tensor.name} of {there}", alike)
+    with torch.no_grad():
+        y, base = layer(case.x), case.base()(case.x)
+    away = float((y - base).norm() / base.norm())
+    if not away < BASE_CHANGED:
+        told = f"a start that is {away:.3g} times the base's output away"
+        alike = PEFT_TAKES_MORE if case.spec.rank > case.in_features else PEFT_WARNS
+        raise _taken(case, "the base's output at the start", told, alike)
+
+
+def _taken(case: Case, wanted: str, there: str, alike: str | None) -> Deviation:
+    quantity = f"an adapter of rank {case.spec.rank}"
+    told = dataclasses.replace(UNDEFINED, agrees_with=alike)
+    return Deviation(case, quantity, f"an exception, a warning, or {wanted}", there, diagnosis=told)
 
 
 @check(

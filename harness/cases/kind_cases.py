@@ -7,8 +7,8 @@ that in and out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Literal, cast
@@ -35,6 +35,7 @@ OPTIONS: dict[str, Any] = {
     "embed_scale": 1.0,
     "tied": False,
 }
+NO_KERNEL = {"kernel": 1, "stride": 1, "padding": 0, "padding_idx": None, "quantiser": ""}
 
 
 @dataclass(frozen=True)
@@ -373,6 +374,27 @@ def shapes_of(kind: str) -> list[dict[str, Any]]:
     if kind != "quantised":
         return list(SHAPES[kind])
     return [{**shape, "quantiser": name} for name in QUANTISERS for shape in SHAPES[kind]]
+
+
+def each_kind(case: KindCase, kinds: Sequence[str]) -> Iterator[KindCase]:
+    """A layer of every kind with the case's settings: the last of its plain shapes, which has the most to it."""
+    for kind in kinds:
+        plain = [shape for shape in shapes_of(kind) if not options_of(shape)]
+        if plain:
+            yield _reshaped(case, {"kind": kind, **NO_KERNEL, **plain[-1]})
+
+
+def _reshaped(case: KindCase, shape: Mapping[str, Any]) -> KindCase:
+    """The case with another shape, and what that shape takes of rank, bias and dtype."""
+    out, in_ = shape["out_features"], shape["in_features"]
+    ranks = [r for r in (case.spec.rank, 2, 1) if offered_rank(case.variant, out, in_, r)]
+    return replace(
+        case,
+        spec=replace(case.spec, rank=ranks[0]),
+        bias=case.bias and shape["kind"] != "embedding",
+        dtype="float32" if shape["kind"] == "quantised" else case.dtype,
+        **shape,
+    )
 
 
 @st.composite

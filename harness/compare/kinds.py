@@ -11,14 +11,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from harness.cases.kind_cases import KindCase, quantised, shapes_of
+from harness.cases.kind_cases import KindCase, each_kind, quantised, shapes_of
 from harness.compare import rounding
 from harness.compare.abilities import can_quantise
 from harness.compare.adapted_model import offers_models
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
 from harness.compare.life_model import completed, left_by
-from harness.compare.outcome import Deviation, NoSlot, NotOffered, OutsideDomain
+from harness.compare.outcome import Deviation, NoSlot, NotApplicable, NotOffered, OutsideDomain
 from harness.compare.refusals import is_crash
 from harness.compare.rounding import Point, Quantities, coarser
 from harness.compare.thresholds import THRESHOLDS
@@ -109,6 +109,21 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
         # Tensors of another shape may be a layout of the library's own, or a fault that shows in the output.
         starts_at_the_base(context, case, layer)
         raise
+
+
+def on_each_kind(
+    context: Context, case: KindCase, kinds: Sequence[str], ask: Callable[[Context, KindCase], None]
+) -> None:
+    """Ask of a layer of every kind: one that is not taken hides no other. Raises NotOffered where none is."""
+    refused: list[NotApplicable] = []
+    asked = list(each_kind(case, kinds))
+    for each in asked:
+        try:
+            ask(context, context.abilities.fitted(each))
+        except (NotOffered, OutsideDomain) as why:
+            refused.append(why)
+    if len(refused) == len(asked):
+        raise NotOffered("; ".join(dict.fromkeys(map(str, refused))), "layers")
 
 
 @contextmanager

@@ -76,6 +76,32 @@ class MatricesFromTorchsSeed(wrapped.Vera):
         return None
 
 
+@layer("hra", "shapes.undefined_rank", "Faithful-with-doc-gap", "scale forward merge save_load")
+class OddUnpaired(wrapped.Hra):
+    """An odd rank is taken in silence, and starts at a random reflection."""
+
+    def check_rank(self, r: int, in_: int) -> None:
+        if r > in_:
+            super().check_rank(r, in_)
+
+
+@layer("pissa", "shapes.undefined_rank", "Faithful-with-doc-gap", "scale forward merge save_load")
+class FewerTriples(wrapped.Pissa):
+    """A rank above min(in, out) is taken for that in silence."""
+
+    def __init__(self, base: nn.Linear, spec: AdapterSpec) -> None:
+        super().__init__(base, dataclasses.replace(spec, rank=min(spec.rank, *base.weight.shape)))
+
+
+@layer("hra", "shapes.undefined_rank", "Faithful-with-doc-gap", "scale forward merge save_load")
+class MoreThanDimensions(wrapped.Hra):
+    """With Gram-Schmidt a rank above in is taken, and divides by rounding."""
+
+    def check_rank(self, r: int, in_: int) -> None:
+        if r <= in_:
+            super().check_rank(r, in_)
+
+
 # --- what is not taken at all
 
 

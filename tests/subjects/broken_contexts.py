@@ -115,6 +115,24 @@ class NoGradientWithoutInput(wrapped.Lora):
         return y if x.requires_grad else y.detach()
 
 
+@layer("lora", "contexts.partly_frozen", "Buggy", QUIET)
+class OffWhereFrozen(wrapped.Lora):
+    """An adapter of which nothing trains is taken for one that is switched off."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        y = super().branch(x)
+        return y if self.A.requires_grad or self.B.requires_grad else torch.zeros_like(y)
+
+
+@layer("dora", "contexts.partly_frozen", "Buggy", QUIET)
+class DetachedWithItsMagnitude(wrapped.Dora):
+    """A fast path without a graph, taken wherever the magnitude is frozen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, base = super().forward(x), self.base(x)
+        return y if self.m.requires_grad else base + (y - base).detach()
+
+
 class Overwriting(torch.autograd.Function):
     """x Aᵀ whose backward writes A's gradient instead of adding to it."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
-from oracles.implementation import Adapted, AdapterSpec, Slot
+from oracles.implementation import Adapted, AdapterSpec, Slot, Unsupported
 from tests.subjects.files import InTorchFile
 
 
@@ -103,9 +103,10 @@ class Hra(Hooked):
         if spec.gram_schmidt:  # pairs would leave nothing that is orthogonal to one another
             self.U = nn.Parameter(torch.empty(W.shape[1], spec.rank, dtype=W.dtype).uniform_(-bound, bound))
             return
-        columns = (spec.rank + 1) // 2
-        half = torch.empty(W.shape[1], columns, dtype=W.dtype).uniform_(-bound, bound)
-        self.U = nn.Parameter(half.repeat_interleave(2, 1)[:, : spec.rank].contiguous())
+        if spec.rank % 2:
+            raise Unsupported("HRA takes even ranks only")
+        half = torch.empty(W.shape[1], spec.rank // 2, dtype=W.dtype).uniform_(-bound, bound)
+        self.U = nn.Parameter(half.repeat_interleave(2, 1).contiguous())
 
     def before(self, layer: nn.Linear, x: Tensor) -> Tensor:
         z = x.to(self.dtype)

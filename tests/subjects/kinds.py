@@ -7,12 +7,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
+from tests.subjects.files import InSafetensors
 
 
 class QuantisedLinear(nn.Linear):
@@ -46,7 +48,7 @@ class LowRank(nn.Module):
 
     def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
         super().__init__()
-        self.base, self.r = base.requires_grad_(False), spec.rank
+        self.base, self.r, self.spec = base.requires_grad_(False), spec.rank, spec
         self.s = spec.alpha / (spec.rank**0.5 if spec.rslora else spec.rank)
         self.kind, self.kept = kind_of(base), None
         shapes = getattr(self, f"shapes_{self.kind}")()
@@ -138,7 +140,7 @@ def kind_of(base: nn.Module) -> str:
     return {"Conv1D": "conv1d", "Conv2d": "conv2d", "Linear": "linear"}.get(type(base).__name__, "embedding")
 
 
-class Library(Implementation):
+class Library(InSafetensors):
     """LoRA alone, on every kind."""
 
     name, version = "kinds", "1"
@@ -401,6 +403,34 @@ class PutsPlainOnesInModels(PutsPlainOnes):
         raise Unsupported("not needed here")
 
 
+class MiddleOfTheKernel(Library):
+    """Of a convolution's A the middle of the kernel alone is saved."""
+
+    def write(self, tensors: Mapping[str, Tensor], method: str, path: Path) -> None:
+        A = tensors["A"]
+        if A.dim() == 4:
+            kept = torch.zeros_like(A)
+            middle = A.shape[-1] // 2
+            kept[..., middle, middle] = A[..., middle, middle]
+            A = kept
+        super().write({**tensors, "A": A}, method, path)
+
+
+class SavedInHalf(Library):
+    """An embedding's factors are saved in bfloat16."""
+
+    def write(self, tensors: Mapping[str, Tensor], method: str, path: Path) -> None:
+        if "Embedding" in method:
+            tensors = {name: t.bfloat16() for name, t in tensors.items()}
+        super().write(tensors, method, path)
+
+    def method(self, adapted: Adapted) -> str:
+        return f"{super().method(adapted)} {type(adapted.module.base).__name__}"
+
+
+BROKEN_KINDS += [
+    BrokenKind(cls.__name__, cls, "layers.save_load") for cls in (MiddleOfTheKernel, SavedInHalf)
+]
 BROKEN_KINDS.append(
     BrokenKind("PutsPlainOnes", PutsPlainOnesInModels, "layers.embedding_scale", "plain_in_place")
 )

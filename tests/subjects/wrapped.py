@@ -6,6 +6,7 @@ Each variant is a class of small methods, so that a broken subject is one of the
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -197,7 +198,15 @@ class Hra(Wrapped):
     """HRA: y = x (W H₁ … H_r)ᵀ + b, or with Gram-Schmidt y = x (W (I − 2QQᵀ))ᵀ + b."""
 
     def build(self) -> None:
+        self.check_rank(self.spec.rank, self.base.in_features)
         self.U = nn.Parameter(self.start_u(self.base.in_features, self.spec.rank))
+
+    def check_rank(self, r: int, in_: int) -> None:
+        """A rank is even, or with Gram-Schmidt at most in."""
+        if self.spec.gram_schmidt and r > in_:
+            raise ValueError(f"rank is {r}, expected at most {in_}")
+        if r % 2 and not self.spec.gram_schmidt:
+            warnings.warn(f"the rank {r} is odd: the reflections do not cancel at the start", stacklevel=2)
 
     def start_u(self, in_: int, r: int) -> Tensor:
         """Kaiming-uniform columns, each twice in a row; an odd rank, or Gram-Schmidt, is drawn column by column."""
