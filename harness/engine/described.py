@@ -35,15 +35,24 @@ def docstring_of(cls: type) -> str:
 
 
 def source_of(subject: Implementation, variant: str, aspect: str) -> tuple[Path, str] | None:
-    """``subject.source``, asked under the aspect's other names too; None for whatever is no answer."""
-    for name in (aspect, *ASKED_OF_SUBJECTS[aspect]):
-        try:
-            found = subject.source(variant, name)
-        except Exception:
-            continue
-        if isinstance(found, tuple) and len(found) == 2:
-            return defined_at(Path(found[0]), str(found[1]))
-    return None
+    """``subject.source``, asked under the aspect's other names too; None for whatever is no answer.
+
+    What it answers to any word at all is no answer to another name: it had said that it does not know the aspect.
+    """
+    if found := _answer(subject, variant, aspect):
+        return defined_at(*found)
+    to_anything = _answer(subject, variant, "")
+    answers = (_answer(subject, variant, name) for name in ASKED_OF_SUBJECTS[aspect])
+    found = next((a for a in answers if a and a != to_anything), None)
+    return defined_at(*found) if found else None
+
+
+def _answer(subject: Implementation, variant: str, name: str) -> tuple[Path, str] | None:
+    try:
+        found = subject.source(variant, name)
+    except Exception:
+        return None
+    return (Path(found[0]), str(found[1])) if isinstance(found, tuple) and len(found) == 2 else None
 
 
 def defined_at(path: Path, symbol: str) -> tuple[Path, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.engine.described import defined_at
+from harness.engine.described import defined_at, source_of
 from tests.subjects import broken_alone, wrapped
 
 FILE, BASES = Path(broken_alone.__file__), Path(wrapped.__file__)
@@ -21,3 +21,23 @@ def test_what_stands_there_stays_there() -> None:
 def test_what_is_not_loaded_or_not_there_is_left_as_it_was_named(tmp_path: Path) -> None:
     for path, symbol in ((tmp_path / "x.py", "A.b"), (FILE, "Nobody.forward"), (FILE, "HALF")):
         assert defined_at(path, symbol) == (path, symbol)
+
+
+class AnswersAnything(wrapped.Library):
+    """Names one symbol for whatever it is asked about, but for what it says it lacks."""
+
+    def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
+        return None if aspect in ("targets", "dropout") else (FILE, "Refuses.forward")
+
+
+class KnowsOtherNames(AnswersAnything):
+    """Answers to the words that a reader knows."""
+
+    def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
+        return (FILE, "Refuses.refused") if aspect == "target placement" else None
+
+
+def test_what_it_answers_to_any_word_is_no_answer_to_another_name_of_what_it_lacks() -> None:
+    assert source_of(AnswersAnything(), "lora", "targets") is None
+    assert source_of(AnswersAnything(), "lora", "forward") == (FILE, "Refuses.forward")
+    assert source_of(KnowsOtherNames(), "lora", "targets") == (FILE, "Refuses.refused")

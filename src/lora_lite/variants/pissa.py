@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..config import PiSSAConfig
-from ..variant import Variant, own, put_aside, put_back, register, weight_of
+from ..variant import Variant, own, put_aside, register, weight_of
 from .lora import LoRA
 
 __all__ = ["PiSSA"]
@@ -98,9 +98,8 @@ class PiSSA(LoRA):
         put_aside(layer, "weight", installed)
 
     def remove(self, layer: nn.Module) -> None:
-        """Put W back."""
+        """Forget W, which the layer gets back, and the residual."""
         del self.__dict__["original"], self.__dict__["installed"]
-        put_back(layer)
 
     def conflict(self, other: Variant) -> str | None:
         """DoRA scales W, of which PiSSA leaves the residual."""
