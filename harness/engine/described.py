@@ -71,8 +71,9 @@ def defined_at(path: Path, symbol: str) -> tuple[Path, str]:
 def _loaded(path: Path) -> ModuleType | None:
     """The module of this process that was read from a file."""
     for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if isinstance(file, str) and Path(file).name == path.name and _same_file(Path(file), path):
+        # Not getattr: of several thousand modules some are imported by it.
+        file = getattr(module, "__dict__", {}).get("__file__")
+        if isinstance(file, str) and file.endswith(path.name) and _same_file(Path(file), path):
             return module
     return None
 
