@@ -100,9 +100,6 @@ SINGLE = Diagnosis(
     "dtype.single_precision",
     "with a float64 base the layer keeps fewer digits than float64 has",
     "double precision is asked for and not delivered, or an epsilon is added somewhere",
-    matched=1,
-    tried=1,
-    source="check",
     agrees_with="the references' own training, none of which is in float64",
     documented_by=("single precision", "float32", "fp32"),
     severity="minor",
@@ -198,9 +195,6 @@ COARSE = Diagnosis(
     "over a half-precision base the adapter's parameters are kept in half precision, where small steps are lost",
     "at learning rates as small as the references' entries of order one never move, and a GradScaler refuses float16 "
     "gradients",
-    matched=1,
-    tried=1,
-    source="check",
     remedy="keep the adapter's parameters in float32 over a half-precision base, and cast what they compute",
     agrees_with="microsoft/LoRA, whose factors have the dtype of the weight; PEFT keeps them in float32 by default",
     documented_by=(

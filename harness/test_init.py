@@ -179,9 +179,6 @@ def drawn_from_a_gaussian(variant: Variant, tensor: Canonical) -> Diagnosis:
         f"{variant.id}.gaussian_a",
         f"{tensor.name} is drawn from a Gaussian, where the codes draw uniformly by default",
         "the first steps have another size than with the published defaults; fine in itself",
-        matched=1,
-        tried=1,
-        source="check",
         agrees_with=tensor.gaussian,
         documented_by=("gaussian", "normal (law|distribution|start|values?)", "normal_"),
         severity="minor",
@@ -359,9 +356,6 @@ STAYS = Diagnosis(
     "init.training_mode",
     "a fresh adapter is in training mode whatever the mode of the base",
     "until somebody calls eval() once more, a model that was in evaluation mode answers at random",
-    matched=1,
-    tried=1,
-    source="check",
     agrees_with="PEFT, whose fresh layers are in training mode until eval() is called",
     documented_by=("training mode",),
     severity="minor",
@@ -387,6 +381,8 @@ def test_evaluation_mode(context: Context, case: Case) -> None:
     Stricter than PEFT, whose fresh layers are in training mode.
     """
     mine, what = drops_over_evaluation(context.subject, case), "two calls over a base in evaluation mode"
+    if mine and drops_over_evaluation(context.subject, case, told=True):
+        raise ToldElsewhere("eval() changes nothing either", "dropout.off_in_eval")
     if mine and drops_over_evaluation(context.oracle, case):
         raise Deviation(case, what, "equal", "different", diagnosis=STAYS, shared=True)
     context.demand(not mine, case, what, "equal", "different")
@@ -541,9 +537,6 @@ PAIRED = Diagnosis(
     "init.singular_start",
     "in this mode the adapter starts at a point where its equation divides by rounding noise, or by zero",
     "a share of all seeds would start at NaN, the others at a function that another machine does not repeat",
-    matched=1,
-    tried=1,
-    source="check",
     agrees_with="PEFT 0.21, whose Gram-Schmidt mode starts in equal pairs of columns",
     severity="major",
     remedy="start this mode at a point where its equation has a value, such as columns that are not equal in pairs",
@@ -592,9 +585,6 @@ ROUNDED = Diagnosis(
     "init.rounded",
     "over a half-precision base initial values are computed in the base's dtype, though they are kept in a wider one",
     "the adapted model is not exactly the base model before the first step, and training starts from there",
-    matched=1,
-    tried=1,
-    source="check",
     agrees_with="PEFT 0.21, which takes DoRA's magnitude and DeLoRA's norms in the base's dtype",
     documented_by=(r"(norm|magnitude)\w*.{0,60}(base's|base|weight's) (dtype|precision)",),
     severity="minor",

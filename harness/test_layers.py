@@ -164,13 +164,10 @@ UNDROPPED = Diagnosis(
     "layers.undropped",
     "on this kind of layer dropout is accepted and does nothing",
     "on these layers the regularisation that the configuration asks for is absent",
-    matched=1,
-    tried=1,
     documented_by=(
         r"dropout.{0,40}(linear layers? (only|alone)|is ignored|does nothing|is not applied)",
         r"(no|without|ignor\w*) dropout.{0,40}(conv|layers?)",
     ),
-    source="check",
     remedy="drop the input of the adapter's branch here as on a linear layer, or refuse dropout for this kind",
 )
 
@@ -236,9 +233,6 @@ WRONG_RATE = Diagnosis(
     "layers.wrong_rate",
     "on this kind of layer dropout has another rate than the one that was asked for",
     "these layers are regularised more or less than the configuration says, and than the linear ones are",
-    matched=1,
-    tried=1,
-    source="check",
     remedy="hand the rate of the configuration on to the dropout of this kind of layer",
 )
 
@@ -288,9 +282,6 @@ OTHER_ACTS = Diagnosis(
     "layers.other_acts",
     "on this kind of layer it is not the chosen one of two adapters that acts, or not it alone",
     "switching adapters runs a model that nobody asked for",
-    matched=1,
-    tried=1,
-    source="check",
     remedy="let only the adapters that are active add to the output here, each with its own tensors and scale",
 )
 
@@ -355,9 +346,6 @@ TOGETHER = Diagnosis(
     "layers.together",
     "on this kind of layer two active adapters act together in another way than the references'",
     "what two adapters do together here is another model than on linear layers, and than elsewhere",
-    matched=1,
-    tried=1,
-    source="check",
     remedy="put active adapters together on this kind of layer as on linear ones, or refuse more than one here",
 )
 
@@ -420,9 +408,6 @@ CANNOT_LEARN = Diagnosis(
     "layers.never_trains",
     "on this kind of layer a fresh adapter gets no gradient at all: it never trains",
     "layers of this kind stay as they are, whatever the training",
-    matched=1,
-    tried=1,
-    source="check",
     remedy="start one of the factors away from zero on this kind of layer, too",
 )
 
@@ -529,9 +514,6 @@ MODE_IGNORED = Diagnosis(
     "layers.mode_ignored",
     "on this kind of layer the mode is accepted and makes no difference",
     "a checkpoint of this mode is another model here than on linear layers",
-    matched=1,
-    tried=1,
-    source="check",
     remedy="let the layers of this kind take the mode as linear ones do, or refuse it there in a sentence",
 )
 
@@ -748,9 +730,6 @@ UNMERGED_OTHERWISE = Diagnosis(
     "layers.unmerged_otherwise",
     "on another kind of layer unmerging does not take out what merging folded in",
     "after an evaluation that merges, the model is another one",
-    matched=1,
-    tried=1,
-    source="check",
     remedy="subtract on this kind of layer what merging added there, or keep the weight from before and put it back",
 )
 

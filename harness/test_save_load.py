@@ -33,9 +33,6 @@ PICKLED = Diagnosis(
     "save_load.pickle",
     "adapters are saved with pickle (torch.save)",
     "loading a checkpoint from somebody else could run their code, unless the loader takes weights only",
-    matched=1,
-    tried=1,
-    source="check",
     agrees_with="the authors' own scripts, which use torch.save",
     documented_by=("pickle", r"torch\.save"),
     severity="minor",
@@ -97,9 +94,6 @@ RESCALED = Diagnosis(
     "save_load.rescaled",
     "the loaded adapter has the saved tensors and contributes a multiple of what the saved one does",
     "what is deployed from the checkpoint would act more or less strongly than what was trained",
-    matched=1,
-    tried=1,
-    source="check",
     remedy="save alpha, or the factor itself, with the tensors, and use it when the file is loaded",
 )
 ALPHA_LOST = dataclasses.replace(
@@ -180,7 +174,7 @@ def test_half(context: Context, case: Case) -> None:
     examples=EXAMPLES,
     against=("paper",),
     applies=lambda variant: variant.has_dropout,
-    follows=("save_load.round_trip", "dropout.active", "dropout.placement"),
+    follows=("save_load.round_trip", "dropout.active", "dropout.off_in_eval"),
     diagnose=False,
 )
 def test_dropout(context: Context, case: Case) -> None:
@@ -320,9 +314,6 @@ BASE_REPLACED = Diagnosis(
     "save_load.base_changed",
     "a file that is refused leaves the base weight replaced by the residual",
     "who catches the exception goes on with a damaged base model",
-    matched=1,
-    tried=1,
-    source="check",
     agrees_with="PEFT, which takes the principal part out of the base weight before it reads the file",
     documented_by=("base (weight|model) (is|was|stays) (changed|replaced)", "not atomic"),
     severity="minor",
@@ -427,9 +418,6 @@ BOUND_TO_BASE = Diagnosis(
     "save_load.bound_to_base",
     "the saved adapter means something else on another base, which loading does not refuse",
     "on any base but the exact one it was made on, the residual is another and the adapter's output with it",
-    matched=1,
-    tried=1,
-    source="check",
     documented_by=(
         r"(original|same|exact|very) (base|weights?|model)",
         "residual.{0,40}(rebuilt|recomputed|recreated|repeated) from the base",
@@ -530,9 +518,6 @@ ALPHA_NOT_STORED = Diagnosis(
     "save_load.alpha_not_stored",
     "alpha is not in the file: another alpha at load gives another model and is not refused",
     "a checkpoint that is loaded with other settings than it was trained with would silently be another adapter",
-    matched=1,
-    tried=1,
-    source="check",
     documented_by=(
         r"alpha .{0,60}not (be )?(stored|saved|in the (file|checkpoint))",
         "same (alpha|spec|config)",
@@ -546,9 +531,6 @@ ALPHA_NOT_READ = Diagnosis(
     "save_load.alpha_not_read",
     "another alpha at load gives another model and is not refused, though the file depends on alpha",
     "a checkpoint that is loaded with other settings than it was trained with would silently be another adapter",
-    matched=1,
-    tried=1,
-    source="check",
     remedy="take alpha from the file, or refuse another one in a sentence",
 )
 

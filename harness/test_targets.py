@@ -33,6 +33,7 @@ from harness.compare.adapted_model import (
 from harness.compare.context import Context
 from harness.compare.ear import heard
 from harness.compare.layer import Layer, SubjectRaised, answering
+from harness.compare.offered import need
 from harness.compare.outcome import Deviation, NoSlot, ToldElsewhere
 from harness.compare.refusals import is_crash
 from harness.compare.thresholds import ROUNDOFFS
@@ -123,9 +124,6 @@ ADAPTS_MORE = Diagnosis(
     "targets.more",
     "by default more layers are adapted than PEFT adapts, on most architectures",
     "the same settings train a larger adapter than with PEFT, and the files of the two do not fit each other",
-    matched=1,
-    tried=1,
-    source="check",
     agrees_with="the papers, which leave the choice of layers to who trains (LoRA, section 4.2)",
     documented_by=(r"(default|all).{0,80}(layers?|targets?|projections?|modules?|linear)",),
     severity="minor",
@@ -168,9 +166,6 @@ ASKS_FOR_TARGETS = Diagnosis(
     "targets.asked_for",
     "without targets an architecture is refused, in a sentence, that PEFT adapts by default",
     "settings that work with PEFT fail here until targets are given",
-    matched=1,
-    tried=1,
-    source="check",
     agrees_with="PEFT's own way with architectures that are not in its table",
     documented_by=(
         r"(support|known|default).{0,60}architectures?",
@@ -556,6 +551,7 @@ def test_counts(context: Context, case: ModelCase) -> None:
 )
 def test_detach(context: Context, case: ModelCase) -> None:
     """After training and detaching every adapter, the model's state and logits are bit for bit what they were."""
+    need(context.subject, case.spec, ("detach",))
     plain = case.base()
     ours = subject_on(context, case)
     ours.write(far(ours, case))

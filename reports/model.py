@@ -38,7 +38,8 @@ class Witness:
 class Diagnosis:
     """A known mistake (or a reference's other form) whose values equal the subject's.
 
-    ``source``: who says so, the catalogue of mistakes or the check that failed. ``remedy``: what to do about it, as
+    ``source``: who says so, the catalogue of mistakes or the check that failed; in how many of the cases that were
+    ``tried`` the values ``matched``: a check knows by its own case. ``remedy``: what to do about it, as
     an instruction; empty where nothing better is known than to follow the references.
     ``agrees_with`` names the reference that has this form (then it is no bug); None for a plain mistake.
     ``documented_by`` are words of which any one, in the subject's docstring, states the choice. ``place`` is the aspect
@@ -48,12 +49,12 @@ class Diagnosis:
     mistake: str
     summary: str
     failure_mode: str
-    matched: int
-    tried: int
+    matched: int = 1
+    tried: int = 1
     agrees_with: str | None = None
     documented_by: tuple[str, ...] = ()
     severity: Severity | None = None
-    source: Source = "catalogue"
+    source: Source = "check"
     remedy: str = ""
     place: str = ""
 
@@ -78,12 +79,16 @@ class Key:
         return f"{self.check}[{self.label}]"
 
 
+OF_DTYPES = "dtype"  # the detail of a claim that fails by the dtype of something, not by its values
+
+
 @dataclass(frozen=True)
 class Claim:
     """One check of one variant against one oracle, and its outcome. ``ratio``: worst seen, see DESIGN §9.
 
     ``reason``: why, as a sentence for the reader. ``cause``: the same for a program, with ``detail``: the
-    disagreement's id, the option or method that is missing, the kind of crash; None where there is nothing to tell.
+    disagreement's id, the option or method that is missing, the kind of crash, that it is a dtype that differs; None
+    where there is nothing to tell.
     ``mode``: the variant's mode that was asked about, if it was about one. ``further``: other mistakes that the claim
     shows, too, where several at once make it fail.
     """

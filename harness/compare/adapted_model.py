@@ -16,7 +16,7 @@ from harness.compare import rounding
 from harness.compare.context import Context, Refused
 from harness.compare.ear import heard
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, answering, as_layer
-from harness.compare.outcome import NotOffered
+from harness.compare.outcome import NotOffered, OutsideDomain
 from harness.compare.refusals import is_crash
 from oracles.implementation import Implementation, Unsupported
 from oracles.seeding import seed_torch
@@ -60,11 +60,19 @@ class AdaptedModel:
 
 
 def adapted_by(who: Implementation, case: ModelCase) -> AdaptedModel:
-    """``who`` on a fresh model of the case, torch's generator seeded from it."""
+    """``who`` on a fresh model of the case, torch's generator seeded from it.
+
+    Raises OutsideDomain where the model cannot be built in the subject's own environment.
+    """
     seed_torch(case.seed)
     model = case.base()
-    with answering(who.name, "adapt_model", of=case.architecture):
-        found: Any = who.adapt_model(model, case.spec, case.given_targets)
+    try:
+        with answering(who.name, "adapt_model", of=case.architecture):
+            found: Any = who.adapt_model(model, case.spec, case.given_targets)
+    except Unsupported as why:
+        if getattr(why, "lacking", False):
+            raise OutsideDomain(f"in the subject's environment there is {why}") from why
+        raise
     if not isinstance(found, Mapping):
         raise BadAnswer(f"{who.name}: adapt_model returned {type(found).__name__}, expected a mapping")
     return AdaptedModel(who.name, model, {name: as_layer(a, who, "adapt_model") for name, a in found.items()})
@@ -78,7 +86,8 @@ def subject_on(context: Context, case: ModelCase) -> AdaptedModel:
 
     Raises Refused where it does not take GPT-2's transposed layers (by an exception, or by a warning with none of them
     adapted), and where it has no default targets for one of the rarer architectures (`targets.coverage` asks about
-    those) or says so of any but the first; NotOffered where it says that it does not take whole names as targets.
+    those) or says so of any but the first; NotOffered where it says that it does not take whole names as targets, or
+    that it knows no layer of an ending.
     """
     try:
         found = adapted_by(context.subject, case)
@@ -89,6 +98,8 @@ def subject_on(context: Context, case: ModelCase) -> AdaptedModel:
         says_so = isinstance(why, SubjectRaised) and not is_crash(why)
         if says_so and any("." in target for target in case.targets or ()):
             raise NotOffered(f"whole names as targets: {why}", "adapt_model") from None
+        if says_so and any(target in str(why) for target in case.targets or ()):
+            raise NotOffered(f"endings of names as targets: {why}", "adapt_model") from None
         common = EXPECTED[:1] if says_so else EXPECTED
         rare = case.targets is None and case.architecture not in common
         if (case.kind.conv1d or rare) and offers_models(context.subject):

@@ -187,9 +187,6 @@ def _diagnosis(identity: str, sentence: str) -> Diagnosis:
         f"checkpoints.{identity}",
         sentence,
         "the checkpoint runs as another model than the one that was saved",
-        matched=1,
-        tried=1,
-        source="check",
     )
 
 

@@ -51,8 +51,11 @@ def listening() -> Iterator[None]:
     logging.getLogger().addHandler(handler)
     logging.setLogRecordFactory(lambda *args, **named: _heard_in(usual(*args, **named)))
 
-    def show(message: Any, *more: Any, **named: Any) -> None:
-        _hear(str(message))
+    def show(message: Any, category: type[Warning] = Warning, *more: Any, **named: Any) -> None:
+        if not issubclass(
+            category, ResourceWarning
+        ):  # of a file that somebody left open, whenever it is collected
+            _hear(str(message))
 
     try:
         with warnings.catch_warnings():

@@ -286,7 +286,7 @@ CATALOGUE: list[Diagnosis] = []  # every fault on a kind of layer that has a nam
 
 
 def _says(name: str, summary: str, failure_mode: str) -> Diagnosis:
-    entry = Diagnosis(f"layers.{name}", summary, failure_mode, matched=1, tried=1, source="check")
+    entry = Diagnosis(f"layers.{name}", summary, failure_mode)
     CATALOGUE.append(entry)
     return entry
 
@@ -361,7 +361,7 @@ def explain_gradient(context: Context, case: KindCase, layer: Kinds, actual: Ten
     unit = rounding.roundoff(coarser(case.torch_dtype)) * float(G.norm() * merged.norm())
     if not agrees(actual, own, unit):
         return None
-    return Diagnosis(cut.id, cut.summary, cut.failure_mode, matched=1, tried=1, remedy=cut.remedy)
+    return Diagnosis(cut.id, cut.summary, cut.failure_mode, source="catalogue", remedy=cut.remedy)
 
 
 def _faulty(context: Context, case: KindCase, layer: Kinds) -> Iterator[tuple[Diagnosis, Tensor]]:

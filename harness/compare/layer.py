@@ -15,6 +15,7 @@ from harness.compare.blame import Place, is_of_the_audit, place_of
 from harness.compare.ear import is_silent, speaks
 from harness.compare.isolation import ClaimTimeout, SubjectDied
 from harness.compare.outcome import without_numbers
+from harness.compare.refusals import complaint
 from oracles.implementation import Adapted, Implementation, Slot, Unsupported
 
 # Who counts as an oracle when time is charged; everybody else is the subject.
@@ -24,12 +25,6 @@ SUBJECTS: dict[str, Implementation] = {}
 
 
 FOLDER = re.compile(r"[^\s'\"(\[=]*/audit-[a-z0-9_]{8}/")
-COMPLAINTS = {
-    "sizes that do not fit": r"must match|mat1 and mat2|size mismatch|shape '|broadcast|expected input",
-    "dtypes that do not fit": r"same dtype|expected scalar type|not implemented for '",
-    "in place": r"in-place operation|modified by an inplace",
-    "the graph": r"does not require grad|backward through the graph",
-}
 ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,16}\b")
 
 
@@ -89,14 +84,8 @@ class answering:  # noqa: N801 - used as a context manager
 def _raised(who: str, error: BaseException, what: str, of: str) -> SubjectRaised:
     where = f"{what} of {of}" if of else what
     name, words, place = type(error).__name__, said(error), place_of(error, SUBJECTS.get(who))
-    kind = f"{name} at {place}{_complaint(words)}" if place else f"{name} in {what}: {words}"
+    kind = f"{name} at {place}{complaint(words)}" if place else f"{name} in {what}: {words}"
     return SubjectRaised(who, f"raised {name} in {where}: {words}", kind, place)
-
-
-def _complaint(words: str) -> str:
-    """Which of torch's complaints it is, in brackets: two of them about one line have two causes."""
-    found = (name for name, told in COMPLAINTS.items() if re.search(told, words, re.IGNORECASE))
-    return next((f" ({name})" for name in found), "")
 
 
 def said(error: BaseException) -> str:

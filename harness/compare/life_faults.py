@@ -20,9 +20,7 @@ CATALOGUE: list[Diagnosis] = []  # every fault that has a name, here and in `har
 
 def named(name: str, summary: str, failure_mode: str, remedy: str = "", **more: Any) -> Diagnosis:
     """An entry of the catalogue of faults in the life of an adapter."""
-    entry = Diagnosis(
-        f"lifecycle.{name}", summary, failure_mode, matched=1, tried=1, source="check", remedy=remedy, **more
-    )
+    entry = Diagnosis(f"lifecycle.{name}", summary, failure_mode, remedy=remedy, **more)
     CATALOGUE.append(entry)
     return entry
 

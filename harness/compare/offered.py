@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -61,14 +63,15 @@ def why_not(who: Implementation, spec: AdapterSpec, method: str) -> str:
     known = _KNOWN.setdefault(who, {})
     key = (spec.variant, method)
     if key not in known:
-        known[key] = _asked(who, AdapterSpec(spec.variant, rank=2, alpha=3.0), PROBES[method])
+        known[key] = _asked(who, spec, PROBES[method])
     return known[key]
 
 
 def _asked(who: Implementation, spec: AdapterSpec, probe: Probe) -> str:
     with tempfile.TemporaryDirectory(prefix="audit-") as folder:
+        adapted, own = _adapted(who, spec)
         try:
-            probe(who, _adapted(who, spec), spec, Path(folder))
+            probe(who, adapted, own, Path(folder))
         except Unsupported as why:
             return str(why) or "not offered"
         except Exception:
@@ -76,11 +79,19 @@ def _asked(who: Implementation, spec: AdapterSpec, probe: Probe) -> str:
     return ""
 
 
-def _adapted(who: Implementation, spec: AdapterSpec) -> Adapted:
-    try:
-        return who.adapt(_base(), spec)
-    except Unsupported:  # it may be the bias that is not offered
-        return who.adapt(_base(bias=False), spec)
+def _adapted(who: Implementation, spec: AdapterSpec) -> tuple[Adapted, AdapterSpec]:
+    """A small layer and the spec of its adapter: what the subject cannot express says nothing of its methods.
+
+    Raises what it raised last where it takes neither a plain spec, nor ``spec``, with a bias or without.
+    """
+    plain = who.nearest(AdapterSpec(spec.variant, rank=2, alpha=3.0))
+    small = dataclasses.replace(spec, rank=2, alpha=2.0 if spec.alpha == spec.rank else spec.alpha)
+    tried = [(each, bias) for each in (plain, small, spec) for bias in (True, False)]
+    for each, bias in tried[:-1]:
+        with suppress(Exception):
+            return who.adapt(_base(bias), each), each
+    with answering(who.name, "adapt"):
+        return who.adapt(_base(bias=False), spec), spec
 
 
 def offers(who: Implementation, spec: AdapterSpec, method: str) -> bool:
@@ -91,7 +102,6 @@ def offers(who: Implementation, spec: AdapterSpec, method: str) -> bool:
 def need(who: Implementation, spec: AdapterSpec, methods: tuple[str, ...]) -> None:
     """Raise NotOffered unless the subject offers them all."""
     for method in methods:
-        with answering(who.name, method):
-            why = why_not(who, spec, method)
+        why = why_not(who, spec, method)
         if why:
             raise NotOffered(f"{method}: {why}", method)

@@ -94,12 +94,17 @@ def kept_factor(factors: Tensor) -> float | None:
     return factor if near.double().mean() >= MASK_SHARE else None
 
 
-def drops_over_evaluation(who: Implementation, case: Case) -> bool:
-    """Whether a fresh adapter over a base in evaluation mode drops entries, far from its start."""
+def drops_over_evaluation(who: Implementation, case: Case, *, told: bool = False) -> bool:
+    """Whether a fresh adapter over a base in evaluation mode drops entries, far from its start.
+
+    ``told``: whether it is put into evaluation mode once more before it is called.
+    """
     base = case.base().eval()
     seed_torch(case.seed)
     layer = adapt(who, base, case.spec)
     layer.write(case.far(dict.fromkeys(layer.names)))
+    if told:
+        layer.train(False)
     with torch.no_grad():
         return not rounding.same_values(layer(case.x), layer(case.x))
 

@@ -23,9 +23,6 @@ IGNORED = Diagnosis(
     "scale.rank_stabilised_ignored",
     "rank-stabilised scaling is accepted and the factor stays α/r",
     "a model that is trained with it elsewhere is loaded with a factor that is too small by the root of the rank",
-    matched=1,
-    tried=1,
-    source="check",
     remedy="scale the update by α/√r where rank-stabilised scaling is asked for, or refuse it in a sentence",
 )
 

@@ -16,13 +16,20 @@ from oracles.implementation import Unsupported
 
 # Never said on purpose, not even by a statement: a name, an entry or an attribute that is not there.
 CRASHES = (AttributeError, LookupError, NameError, ArithmeticError)
-# Words of torch and of the interpreter, for exceptions from another process, whose statement is not known.
-NOT_OWN_WORDS = re.compile(
-    r"must match|mat1 and mat2|size mismatch|shape '|same dtype|expected scalar type|in-place operation|"
-    r"doesn't require grad|unsupported operand|positional argument|unexpected keyword|required keyword|"
-    r"object is not|has no len|cannot assign '|must be .*, not |values to unpack|not be broadcast|broadcastable",
-    re.IGNORECASE,
+# Of what torch complains, by its words.
+COMPLAINTS = {
+    "sizes that do not fit": r"must match|mat1 and mat2|size mismatch|shape '|not be broadcast|broadcastable|"
+    r"expected input\[",
+    "dtypes that do not fit": r"same dtype|expected scalar type|not implemented for '",
+    "in place": r"in-place operation|modified by an inplace",
+    "the graph": r"does(n't| not) require grad|backward through the graph",
+}
+OF_PYTHON = (
+    r"unsupported operand|positional argument|unexpected keyword|required keyword|object is not|has no len|"
+    r"cannot assign '|must be .*, not |values to unpack"
 )
+# For exceptions from another process, whose statement is not known.
+NOT_OWN_WORDS = re.compile("|".join((*COMPLAINTS.values(), OF_PYTHON)), re.IGNORECASE)
 
 
 def is_crash(why: BaseException) -> bool:
@@ -34,6 +41,12 @@ def is_crash(why: BaseException) -> bool:
         return True
     own = _by_a_statement(error)
     return not own if own is not None else NOT_OWN_WORDS.search(_words(error)) is not None
+
+
+def complaint(words: str) -> str:
+    """Which of torch's complaints it is, in brackets: two of them about one line have two causes. "" if it is none."""
+    found = (name for name, told in COMPLAINTS.items() if re.search(told, words, re.IGNORECASE))
+    return next((f" ({name})" for name in found), "")
 
 
 def _words(error: BaseException) -> str:

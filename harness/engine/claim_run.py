@@ -104,6 +104,9 @@ class ClaimRun:
     others: Callable[[], Mapping[str, Oracle]] = dict
     python: str | None = None
     last: Any = field(default=None, init=False)  # the case that was asked last
+    last_given: Any = field(
+        default=None, init=False
+    )  # the one that it was made of, or that could not be asked
     answered: int = field(default=0, init=False)
     not_offered: list[NotApplicable] = field(default_factory=list, init=False)
 
@@ -231,6 +234,9 @@ class ClaimRun:
         """Of a claim without a single case that could be asked."""
         if self.not_offered:
             return {"outcome": "not_applicable", "examples": 0, **_told(self.not_offered[0])}
+        if isinstance(self.last_given, Recorded) and self.last is None:
+            why = "no recorded case is one that the subject takes as it is"
+            return {"outcome": "not_applicable", "examples": 0, **_because("outside", why)}
         if context.left_out:
             return {"outcome": "not_applicable", "examples": 0, **_because("outside", context.left_out)}
         return {"outcome": "unverified", **_because("refused_all", "the subject refused every case")}
@@ -330,6 +336,7 @@ class ClaimRun:
         )
 
     def _ask_one(self, context: Context, case: Case) -> None:
+        self.last_given = case
         fitted = context.abilities.fitted(case)
         assume(
             fitted is case or not isinstance(case, Recorded)

@@ -40,9 +40,6 @@ COARSE = Diagnosis(
     "the output is the reference's to the digits of half precision only",
     "something is rounded to bfloat16 or float16 on the way, or a small constant is added: small updates are lost, and "
     "a checkpoint answers otherwise than elsewhere",
-    matched=1,
-    tried=1,
-    source="check",
     remedy="compute the adapter's branch in its parameters' dtype",
 )
 
@@ -336,6 +333,7 @@ def described(mistake: Mistake, matched: int, tried: int) -> Diagnosis:
         mistake.agrees_with,
         mistake.documented,
         mistake.severity,
+        source="catalogue",
         remedy=mistake.remedy,
         place=mistake.place,
     )

@@ -16,7 +16,7 @@ from harness.engine import diagnosis
 from harness.engine.checks import Check
 from harness.engine.regime import regime
 from oracles.oracle import Oracle
-from reports.model import Diagnosis, Witness
+from reports.model import OF_DTYPES, Diagnosis, Witness
 
 MISBEHAVES = (SubjectRaised, *isolation.MISBEHAVES)
 
@@ -45,6 +45,7 @@ class Failure:
             "diagnosis": known[0] if known else None,
             "further": known[1:],
             "reason": str(found),
+            "detail": OF_DTYPES if found.witness.quantity.startswith("dtype of") else None,
         }
 
     def _diagnoses(self, case: Case | None) -> tuple[tuple[Diagnosis, ...], str]:

@@ -20,7 +20,7 @@ from reports.text import shortened
 WORST_OF_ACCEPTABLE: Severity = "minor"
 NOTHING_CHECKED = "A deviation here would not be noticed, so the verdict cannot be Faithful."
 FAILURE_MODES = {
-    "mode_missing": "What the references train with this mode can be neither reproduced nor loaded.",
+    "mode_missing": "What is trained with this mode elsewhere cannot be trained here in the same way.",
     "not_offered": "Whether an adapter survives being saved and loaded cannot be told.",
     "unverified": NOTHING_CHECKED,
     "wrapper": "The file that presents the library fails, not the library itself, of which nothing was learnt here.",

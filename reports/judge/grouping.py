@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from reports.model import CheckInfo, Claim, Declaration, Diagnosis
+from reports.model import OF_DTYPES, CheckInfo, Claim, Declaration, Diagnosis
 
 Key = tuple[str | None, ...]
 Kind = str  # "difference" "error" "wrapper" "declared" "unverified" "mode_missing" "not_offered"
@@ -108,7 +108,8 @@ class Grouping:
         info = self.checks.get(claim.check)
         parents: list[Claim] = []
         for check in info.follows if info else ():
-            candidates = [c for c in self.broken if c.check == check != claim.check and explains(c)]
+            broken = [c for c in self.broken if c.check == check != claim.check]
+            candidates = [c for c in broken if explains(c) and (is_of_dtypes(c) or not is_of_dtypes(claim))]
             same = [c for c in candidates if c.oracle == claim.oracle]
             parents += same or ([] if (check, claim.oracle) in self.held else candidates)
         return parents
@@ -118,6 +119,11 @@ def explains(claim: Claim) -> bool:
     """Whether a failing claim can be why another fails: not where its check calls it a matter of taste."""
     own = claim.diagnosis
     return own is None or not (is_of_a_check(own) and own.severity == "minor")
+
+
+def is_of_dtypes(claim: Claim) -> bool:
+    """Whether what failed is the dtype of something: no wrong number explains that."""
+    return claim.outcome == "fail" and claim.detail == OF_DTYPES
 
 
 def kind_of(key: Key) -> Kind:

@@ -118,7 +118,10 @@ def _against(finding: Finding, lead: Claim) -> str:
     where = " on this very case" if is_asked_of_all(lead.witness) else ""
     words = [f"{_names(finding.differ) or 'none'}{where}"]
     agree = len(finding.agree)
-    words.append(f"{_names(finding.agree)} {'agrees' if agree == 1 else 'agree'}" if agree else "none agrees")
+    if agree or not finding.also_fails:
+        words.append(
+            f"{_names(finding.agree)} {'agrees' if agree == 1 else 'agree'}" if agree else "none agrees"
+        )
     if finding.not_asked:
         words.append(f"not asked, or without an answer: {_names(finding.not_asked)}")
     if finding.also_fails:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 from harness.compare.ear import heard, is_silent, listening, speaks
 
@@ -33,3 +34,13 @@ def test_a_library_s_own_records_stay_its_own_and_are_heard() -> None:
         logging.setLogRecordFactory(usual)
         logger.removeHandler(handler)
     assert seen == ["7"]
+
+
+def test_what_a_file_left_open_warns_of_is_nobodys_word() -> None:
+    """It is said whenever Python collects the file, whoever speaks then."""
+    with listening():
+        speaks("library")
+        warnings.warn("unclosed file", ResourceWarning, stacklevel=1)
+        warnings.warn("this is deprecated", DeprecationWarning, stacklevel=1)
+        is_silent()
+        assert heard("library") == ("this is deprecated",)

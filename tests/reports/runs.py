@@ -96,7 +96,9 @@ def agreeing(check: str, variant: str = "lora", oracle: str = "author") -> Claim
 def diagnosis(mistake: str = "delora.scalar_norm", **more: Any) -> Diagnosis:
     """A diagnosis from the mistakes catalogue."""
     summary = "The update is scaled by one number, the Frobenius norm of W."
-    return Diagnosis(mistake, summary, "Every input feature is scaled alike.", 3, 3, **more)
+    return Diagnosis(
+        mistake, summary, "Every input feature is scaled alike.", 3, 3, **{"source": "catalogue", **more}
+    )
 
 
 def declaration(check: str, variant: str = "lora", oracle: str = "*", **more: Any) -> Declaration:

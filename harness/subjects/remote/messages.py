@@ -87,12 +87,17 @@ def _exception_class(name: str, bases: tuple[str, ...]) -> type[RemoteException]
 
 
 def raise_for(reply: dict[str, Any]) -> None:
-    """Raise what a reply says was raised. Raises Unsupported, the subject's exception, or BadMessage."""
+    """Raise what a reply says was raised. Raises Unsupported, the subject's exception, or BadMessage.
+
+    An Unsupported has ``lacking`` where it is the subject's environment, and not the subject, that lacks something.
+    """
     status = reply.get("status")
     if status == "ok":
         return
     if status == "unsupported":
-        raise Unsupported(str(reply.get("reason")))
+        error = Unsupported(str(reply.get("reason")))
+        error.lacking = bool(reply.get("lacking"))  # type: ignore[attr-defined]
+        raise error
     if status == "failed" and isinstance(reply.get("error"), dict):
         raise exception_of(reply["error"])
     raise BadMessage(f"a reply of the status {status!r}")

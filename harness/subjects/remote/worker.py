@@ -934,7 +934,7 @@ class TorchServer:
         places = dict(module.named_modules(remove_duplicate=False))
         numbers = dict(base["modules"])
         if set(places) != set(numbers):
-            raise INTERFACE.Unsupported("%s has other layers here: %s" % (
+            raise lacking("%s has other layers here: %s" % (
                 base["recipe"]["class"], some(set(places) ^ set(numbers))))  # fmt: skip
         first = {}
         for path, number in base["modules"]:
@@ -978,7 +978,7 @@ class TorchServer:
             if name not in table:
                 if not is_parameter:
                     continue
-                raise INTERFACE.Unsupported("%s has no tensor %s here" % (base["recipe"]["class"], path))
+                raise lacking("%s has no tensor %s here" % (base["recipe"]["class"], path))
             if number not in made:
                 value = self.tensors.tensor(raws[place])
                 made[number] = torch.nn.Parameter(value, requires_grad=grad) if is_parameter else value
@@ -987,11 +987,9 @@ class TorchServer:
                 self.world.storage_numbers[memory.data_ptr(), memory.nbytes()] = (number, memory)
             table[name] = made[number]
         given = {path for path, *_ in base["tensors"]}
-        lacking = [n for n, _ in module.named_parameters(remove_duplicate=False) if n not in given]
-        if lacking:
-            raise INTERFACE.Unsupported(
-                "%s has further tensors here: %s" % (base["recipe"]["class"], some(lacking))
-            )
+        further = [n for n, _ in module.named_parameters(remove_duplicate=False) if n not in given]
+        if further:
+            raise lacking("%s has further tensors here: %s" % (base["recipe"]["class"], some(further)))
 
     def settle(self, sent):
         """The audit knows what it sent: it need not be told again. It knows nothing of what is only here.
@@ -1101,7 +1099,7 @@ def quantised(linear, quantiser):
     try:
         own = importlib.import_module(library)
     except ImportError:
-        raise INTERFACE.Unsupported("no %s in the subject's environment" % library) from None
+        raise lacking("no %s in the subject's environment" % library) from None
     if library == "torchao":
         held = sys.modules["torch"].nn.Sequential(linear)
         own.quantization.quantize_(held, own.quantization.Int8WeightOnlyConfig())
@@ -1124,7 +1122,14 @@ def made_by_transformers(recipe):
         config = getattr(transformers, recipe["config"])(**recipe["settings"])
         return getattr(transformers, recipe["class"])(config).train()
     except (ImportError, AttributeError) as error:
-        raise INTERFACE.Unsupported("no %s here: %s" % (recipe["class"], one_line(error))) from error
+        raise lacking("no %s here: %s" % (recipe["class"], one_line(error))) from error
+
+
+def lacking(words):
+    """Unsupported for what this environment lacks, and not the subject."""
+    error = INTERFACE.Unsupported(words)
+    error.lacking = True
+    return error
 
 
 def some(names):
@@ -1414,7 +1419,8 @@ def answer(server, header, raws):
 def refused(error):
     """A reply's status for an exception."""
     if isinstance(error, INTERFACE.Unsupported):
-        return {"status": "unsupported", "reason": one_line(error) or ""}
+        told = {"status": "unsupported", "reason": one_line(error) or ""}
+        return dict(told, lacking=True) if getattr(error, "lacking", False) else told
     return {"status": "failed", "error": failure(error)}
 
 
