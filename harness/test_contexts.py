@@ -382,7 +382,9 @@ def _plainly(context: Context, case: Case, wants_gradient: bool) -> tuple[roundi
         seed_torch(case.seed)
         found.append(observe(layer, dropping, wants_gradient=wants_gradient))
     if not torch.equal(found[0]["output"], found[1]["output"]):
-        raise OutsideDomain("two fresh layers draw two masks from one seed of torch's generator")
+        raise OutsideDomain(
+            "two fresh layers of one seed of torch's generator answer differently in training mode"
+        )
     return found[0], dropping
 
 

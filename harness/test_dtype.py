@@ -173,7 +173,12 @@ def _digits(context: Context, pair: Pair, dtype: torch.dtype) -> None:
     title="gradients in half precision are not finite, or lose more digits than the dtype asks for",
     failure_mode="training in half precision would diverge or stall",
     domain=Domain(dtypes=HALF, sizes=(3, 12), ranks=(2, 6), batches=((8,),)),
-    follows=("forward.gradients", "forward.random_parameters"),
+    follows=(
+        "forward.gradients",
+        "forward.random_parameters",
+        "forward.input_gradient",
+        "step0.input_gradient",
+    ),
 )
 def test_gradients(context: Context, case: Case) -> None:
     """In bf16 and fp16 every gradient is finite and right to the dtype's rounding, far from the start."""

@@ -21,7 +21,7 @@ from harness.compare.thresholds import ROUNDOFFS, SAME_UPDATE
 from harness.engine.checks import check
 from oracles.implementation import AdapterSpec, Implementation
 from oracles.seeding import seed_torch
-from oracles.variants import Variant
+from oracles.variants import Variant, paper
 from reports.model import Diagnosis
 
 
@@ -219,6 +219,7 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
     try:
         judge("merged weight", merged.weight.detach().double(), weight, 2 * (size + shift))
     except Deviation as found:
+        found.alone = _is_its_own(context, case, layer, merged.weight.detach().double(), (weight, bias))
         raise _named(found, merged.weight.detach().double() - base, weight - base) from None
     try:
         judge("merged bias", own, bias, shift)
@@ -233,6 +234,30 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
         y.double(),
         x @ weight.mT + bias,
         float(torch.linalg.vector_norm(x)) * size + shift,
+    )
+
+
+def _is_its_own(
+    context: Context, case: Case, layer: Layer, merged: Tensor, own: tuple[Tensor, Tensor]
+) -> bool:
+    """Whether merging is wrong by itself: not where the layer is not affine, nor where only its forward pass is wrong.
+
+    Then what is merged is what the equation says of the parameters.
+    """
+    W, b = beneath(context, case, layer), case.bias_vector
+    try:
+        right, _ = paper.effective(
+            context.forward, W, None if b is None else b.double(), layer.values(), case.spec
+        )
+    except (KeyError, RuntimeError):
+        return False
+    layer.train(False)
+    with torch.no_grad():
+        y, affine = layer(case.x).double(), case.x.double() @ own[0].mT + own[1]
+    small = SAME_UPDATE * float(right.norm())
+    return (
+        bool((y - affine).norm() <= SAME_UPDATE * affine.norm() + small)
+        and float((merged - right).norm()) > small
     )
 
 

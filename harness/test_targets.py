@@ -567,6 +567,14 @@ def test_detach(context: Context, case: ModelCase) -> None:
     context.demand(same, case, "logits after detach", "bitwise as before", "changed")
 
 
+NAMES_NOTHING = Diagnosis(
+    "targets.names_nothing",
+    "a target that names no layer is accepted",
+    "a mistyped target trains nothing, or something that was not asked for",
+    remedy="refuse targets that name no layer, or warn of them",
+)
+
+
 def nothing_named(variant: Variant) -> st.SearchStrategy[ModelCase]:
     """A target that is no layer's name, on two architectures."""
     return st.sampled_from([ModelCase(spec_of(variant), a, ("no_such_layer",)) for a in ("llama", "bert")])
@@ -598,4 +606,5 @@ def test_nothing_named(context: Context, case: ModelCase) -> None:
     ):
         return
     found = listed(set(ours.layers)) if ours.layers else "a model without adapters"
-    context.demand(False, case, f"adapt_model with targets {case.targets}", "an exception", found)
+    what = f"adapt_model with targets {case.targets}"
+    raise Deviation(case, what, "an exception, or a warning", found, diagnosis=NAMES_NOTHING)

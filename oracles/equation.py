@@ -57,6 +57,13 @@ class EquationLayer(nn.Module):
         """The live tensor of that name."""
         return cast(Tensor, getattr(self, name))
 
+    @torch.no_grad()
+    def started_at(self, values: Mapping[str, Tensor]) -> None:
+        """Let what keeps a copy of a tensor's start have it of these values, where they fit."""
+        for copy, name in self.form.do.copies.items():
+            if name in values and values[name].shape == self.tensor(copy).shape:
+                self.tensor(copy).copy_(values[name])
+
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
         dtype = _adapter_dtype(self.base.weight.dtype)

@@ -79,7 +79,8 @@ class Key:
         return f"{self.check}[{self.label}]"
 
 
-OF_DTYPES = "dtype"  # the detail of a claim that fails by the dtype of something, not by its values
+# Details of a claim that fails: by the dtype of something, not by its values; for no reason that other checks tell.
+OF_DTYPES, ALONE = "dtype", "alone"
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class Claim:
     """One check of one variant against one oracle, and its outcome. ``ratio``: worst seen, see DESIGN §9.
 
     ``reason``: why, as a sentence for the reader. ``cause``: the same for a program, with ``detail``: the
-    disagreement's id, the option or method that is missing, the kind of crash, that it is a dtype that differs; None
-    where there is nothing to tell.
+    disagreement's id, the option or method that is missing, the kind of crash, that it is a dtype that differs, or
+    that what fails elsewhere is not why; None where there is nothing to tell.
     ``mode``: the variant's mode that was asked about, if it was about one. ``further``: other mistakes that the claim
     shows, too, where several at once make it fail.
     """

@@ -50,7 +50,8 @@ class Abilities:
     changes: tuple[str, ...] = ()
     lacks: tuple[Lack, ...] = ()
     ordinary: Case | None = None  # a small case that is answered; None where none is
-    bias: bool = True
+    bias: bool = True  # whether a base layer may have one
+    needs_bias: bool = False
 
     def of(self, kind: Kind) -> tuple[Lack, ...]:
         """The lacks of one kind."""
@@ -64,12 +65,17 @@ class Abilities:
             nearest = {
                 "batch": self.batch(case.batch),
                 "dtype": self.dtype(case.dtype),
-                "bias": case.bias and self.bias,
+                "bias": self._bias(case),
             }
             if isinstance(case, KindCase):
                 nearest["quantiser"] = self.quantiser(case.quantiser)
             changes |= {name: value for name, value in nearest.items() if value != getattr(case, name)}
         return dataclasses.replace(case, **changes) if changes else case
+
+    def _bias(self, case: Case) -> bool:
+        """Whether the layer has a bias; an embedding and its like have none whatever is needed."""
+        wanted = case.bias or (self.needs_bias and not isinstance(case, KindCase))
+        return wanted and self.bias
 
     def dtype(self, name: str) -> str:
         """The dtype itself where the subject takes it, else the finest that it does."""
@@ -111,6 +117,7 @@ CANNOT = {
     "alpha": "an alpha other than the rank",
     "dropout": "no dropout (p = 0)",
     "bias": "a base layer with a bias",
+    "no bias": "a base layer without a bias",
 }
 NO_DROPOUT = "dropout"
 
@@ -146,6 +153,8 @@ def abilities_of(subject: Implementation, variant: str) -> Abilities:
     asked = {len(working.batch), *(len(lack.case.batch) for lack in lacks if lack.kind == "input")}
     for dims in sorted(d for d in inputs & BATCHES.keys() if d - 1 not in asked):
         lacks += _lacks(subject, working.but(batch=BATCHES[dims]), "input", f"x of {dims} dimensions")
+    if working.bias:
+        lacks += _lacks(subject, working.but(bias=False), "spec", CANNOT["no bias"])
     lacks += [*_declared(subject, working), *_not_expressed(subject, working)]
     gone = {lack.what for lack in lacks}
     if 1 in inputs and _try(subject, working.but(batch=())) is not None:
@@ -158,6 +167,7 @@ def abilities_of(subject: Implementation, variant: str) -> Abilities:
         tuple(lacks),
         working,
         CANNOT["bias"] not in gone,
+        CANNOT["no bias"] in gone,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.compare.abilities import Kind, Lack
 from harness.compare.context import Context
-from harness.compare.layer import adapt
+from harness.compare.layer import SubjectRaised, adapt
 from harness.compare.outcome import Deviation, ModeMissing
 
 WORDS = {
@@ -33,7 +33,12 @@ def _refused_by_all(context: Context, lack: Lack) -> bool:
 
 def _ask_again(context: Context, lack: Lack) -> None:
     """The crash itself, with its place; or the shape that came."""
-    layer = adapt(context.subject, lack.case.base(), lack.case.spec)
-    shape, expected = tuple(layer(lack.case.x).shape), (*lack.case.batch, lack.case.out_features)
+    try:
+        layer = adapt(context.subject, lack.case.base(), lack.case.spec)
+        shape = tuple(layer(lack.case.x).shape)
+    except SubjectRaised as error:
+        error.case = lack.case
+        raise
+    expected = (*lack.case.batch, lack.case.out_features)
     if shape != expected:
         raise Deviation(lack.case, f"shape of y for {lack.what}", str(expected), str(shape))

@@ -37,6 +37,7 @@ class SubjectRaised(Exception):
 
     def __init__(self, who: str, said: str, kind: str, place: Place | None = None) -> None:
         self.who, self.kind, self.place = who, without_numbers(kind) if place is None else kind, place
+        self.case: Any = None  # what it was tried on, where that is not the claim's case
         super().__init__(f"{who} {said}" + (f" (at {place})" if place else ""))
 
     @property

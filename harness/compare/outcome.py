@@ -21,7 +21,8 @@ class Deviation(Exception):
     """The subject differs from the oracle at a case.
 
     ``ratio`` and ``threshold`` as in DESIGN §9, where measured; ``diagnosis`` where the check itself knows it.
-    ``shared``: the oracle breaks the rule likewise, so that it agrees with the subject.
+    ``shared``: the oracle breaks the rule likewise, so that it agrees with the subject. ``alone``: what other checks
+    find wrong is not why.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class Deviation(Exception):
         note: str = "",
         diagnosis: Diagnosis | None = None,
         shared: bool = False,
+        alone: bool = False,
     ) -> None:
-        self.shared = shared
+        self.shared, self.alone = shared, alone
         self.case = case if isinstance(case, Case) else None  # what the mistakes catalogue can be tried on
         self.ratio, self.threshold, self.diagnosis = ratio, threshold, diagnosis
         self.witness = Witness(case.describe() if case else {}, quantity, expected, actual, note)

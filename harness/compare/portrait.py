@@ -19,6 +19,7 @@ from torch import Tensor
 from harness.cases.layer_cases import Case
 from harness.compare import rounding
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt
+from oracles.equation import EquationLayer
 from oracles.implementation import Implementation, Unsupported
 from oracles.seeding import seed_torch
 from oracles.variants import Canonical
@@ -33,18 +34,21 @@ LAW: dict[str, Any] = {
     "rank": 4,
     "alpha": 3.0,
     "batch": (2,),
-    "bias": False,
 }
 AS_SET = "the reference's"
 
 
 @dataclass(frozen=True)
 class Sitting:
-    """One implementation on one case, at parameters of ``held`` where it has tensors of their names and shapes."""
+    """One implementation on one case, at parameters of ``held`` where it has tensors of their names and shapes.
+
+    ``start``: what another one's tensors were before it was moved there, for forms that keep a copy of their start.
+    """
 
     who: Implementation
     case: Case
     held: Mapping[str, Tensor] | None = None
+    start: Mapping[str, Tensor] | None = None
 
     def layer(self, case: Case | None = None, seed: int = 0) -> Layer:
         """A fresh layer, torch's generator seeded from the case."""
@@ -56,6 +60,8 @@ class Sitting:
         """A fresh layer at the held parameters, or at its own drawn far from its start."""
         layer = self.layer(case)
         layer.write(self.held if self.held is not None else far_of(layer, self.case))
+        if isinstance(layer.module, EquationLayer) and self.start:
+            layer.module.started_at(self.start)
         return layer
 
     def part(self, name: str) -> Values | None:

@@ -217,17 +217,18 @@ class ClaimRun:
         """Of a claim that ended in an exception: whose it is decides."""
         if error.who != self.subject.name:  # the oracle, which the subject cannot be blamed for
             return {"outcome": "unverified", **_because("oracle_refused", error)}
-        witness = self._where(str(error))
+        witness = self._where(str(error), error.case)
         if error.is_of_the_wrapper:
             reason = f"the subject file, not the library behind it: {error}"
             return {"outcome": "unverified", "witness": witness, **_because("wrapper", reason, error.kind)}
         return {"outcome": "error", "witness": witness, **_because("raised", error, error.kind)}
 
-    def _where(self, what: str) -> Witness | None:
-        """The case that was asked last: what Hypothesis has shrunk a crash to."""
-        if self.last is None:
+    def _where(self, what: str, tried: Any = None) -> Witness | None:
+        """The case that was asked last, to which Hypothesis has shrunk a crash; or what a check ``tried`` instead."""
+        asked = tried or self.last
+        if asked is None:
             return None
-        case, said = self.last.describe(), heard(self.subject.name)
+        case, said = asked.describe(), heard(self.subject.name)
         return Witness(case, "the answer", "an answer", what, replay=self.replay, heard=said)
 
     def _unanswered(self, context: Context) -> dict[str, object]:

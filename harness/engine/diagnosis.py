@@ -44,6 +44,7 @@ COARSE = Diagnosis(
 )
 
 Key = tuple[int, str, str]  # case, part, quantity
+Held = tuple[dict | None, dict | None]  # a subject's parameters far from its start, and at it
 Set = tuple[Mistake, ...]
 
 
@@ -87,8 +88,8 @@ class Explanation:
 class Portraits:
     """The portraits of one implementation on the cases, part by part, each taken once."""
 
-    def __init__(self, who: Implementation, cases: Sequence[Case], held: Sequence[dict | None]) -> None:
-        self.sittings = [Sitting(who, case, at) for case, at in zip(cases, held, strict=True)]
+    def __init__(self, who: Implementation, cases: Sequence[Case], held: Sequence[Held]) -> None:
+        self.sittings = [Sitting(who, case, *at) for case, at in zip(cases, held, strict=True)]
         self._taken: dict[tuple[int, str], Values | None] = {}
 
     def part(self, case: int, name: str) -> Values | None:
@@ -115,8 +116,11 @@ class Search:
     def __init__(self, subject: Implementation, variant: Variant, spec: AdapterSpec) -> None:
         self.variant = variant
         abilities = abilities_of(subject, variant.id)
-        self.cases = [abilities.fitted(_generic(spec, generic)) for generic in GENERIC]
-        self.held = [_held(subject, case) for case in self.cases]
+        cases = [abilities.fitted(_generic(spec, generic)) for generic in GENERIC]
+        held = [_held(subject, case) for case in cases]
+        # One that the subject answers first: what is the same on every case is asked of the first alone.
+        order = sorted(range(len(cases)), key=lambda i: held[i][0] is None)
+        self.cases, self.held = [cases[i] for i in order], [held[i] for i in order]
         self.subject = Portraits(subject, self.cases, self.held)
         self.right = Portraits(Equation(), self.cases, self.held)
         self.left_out = ""  # a quantity that is not looked at
@@ -242,13 +246,13 @@ def _generic(spec: AdapterSpec, generic: dict) -> Case:
     return Case(made, **sizes)
 
 
-def _held(subject: Implementation, case: Case) -> dict | None:
-    """The subject's own parameters far from its start, as it holds them; None where it does not answer."""
+def _held(subject: Implementation, case: Case) -> Held:
+    """The subject's own parameters far from its start, as it holds them, and its start; None where it fails."""
     try:
-        layer = Sitting(subject, case).moved()
-        return layer.values()
+        sitting = Sitting(subject, case)
+        return sitting.moved().values(), sitting.layer().values()
     except Exception:
-        return None
+        return None, None
 
 
 @lru_cache(maxsize=64)

@@ -16,9 +16,15 @@ from harness.engine import diagnosis
 from harness.engine.checks import Check
 from harness.engine.regime import regime
 from oracles.oracle import Oracle
-from reports.model import OF_DTYPES, Diagnosis, Witness
+from reports.model import ALONE, OF_DTYPES, Diagnosis, Witness
 
 MISBEHAVES = (SubjectRaised, *isolation.MISBEHAVES)
+
+
+def _detail(found: Deviation) -> str | None:
+    if found.witness.quantity.startswith("dtype of"):
+        return OF_DTYPES
+    return ALONE if found.alone else None
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Failure:
             "diagnosis": known[0] if known else None,
             "further": known[1:],
             "reason": str(found),
-            "detail": OF_DTYPES if found.witness.quantity.startswith("dtype of") else None,
+            "detail": _detail(found),
         }
 
     def _diagnoses(self, case: Case | None) -> tuple[tuple[Diagnosis, ...], str]:

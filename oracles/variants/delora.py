@@ -38,15 +38,18 @@ def delora(call: Call, do: Any) -> Tensor:
     ‖W‖ is one norm per input channel (a column of W), captured in ``w_norm``; each norm in Ξ is kept above
     1e-4 as PEFT does, which the paper's random B never needs.
     """
-    update = _component(call, call.p["A"], call.p["B"], do)
-    if do.less_copy:  # the author's form: less a frozen copy of the start
-        update = update - _component(call, call.p["C"], call.p["D"], do)
+    strength = call.p["lambda"]
+    update = _component(call, call.p["A"], call.p["B"], strength, do)
+    if do.copy_strength is not None:  # less a frozen copy of the start
+        update = update - _component(
+            call, call.p["C"], call.p["D"], do.copy_strength(strength, call.spec), do
+        )
     base = linear(do.base_input(call.x), call.W, do.bias(call.b))
     return base + do.branch(call.drop("update", update))
 
 
-def _component(call: Call, A: Tensor, B: Tensor, do: Any) -> Tensor:
-    xi = do.strength(do.signed(call.p["lambda"]), call.spec) / do.norms(A, B)
+def _component(call: Call, A: Tensor, B: Tensor, strength: Tensor, do: Any) -> Tensor:
+    xi = do.strength(do.signed(strength), call.spec) / do.norms(A, B)
     norm = do.weight_norm(call.W, call.p)
     if call.place == "delta_w":
         update = call.x @ call.drop("delta_w", (B * xi) @ (A * norm)).mT
@@ -99,7 +102,7 @@ FORM = form_of(
     norms=_both,
     weight_norm=_held,
     output_norm=None,
-    less_copy=False,
+    copy_strength=None,
     bias=base_bias,
     base_input=same,
     branch=same,
@@ -118,6 +121,20 @@ def _random_b(W: Tensor, spec: AdapterSpec) -> Tensor:
     return (torch.rand(shape_b(W, spec), dtype=torch.float64) * 2 - 1) / math.sqrt(spec.rank)
 
 
+# Frozen copies of the start, which get no slot.
+COPIES: dict[str, Any] = {
+    "start.B": _random_b,
+    "copies": {"C": "A", "D": "B"},
+    "hidden": frozenset({"C", "D"}),
+    "role.C": "buffer",
+    "role.D": "buffer",
+}
+FROM_THE_START = (
+    "frozen cop(y|ies)",
+    "cop(y|ies) of the (start|initial)",
+    "subtract.{0,40}(start|initial)",
+    "(start|initial).{0,40}subtract",
+)
 NORMALISE = "divide each component by both ‖a_i‖ and ‖b_i‖, rows of A and columns of B"
 OVER_RANK = "multiply the update by λ/r"
 PER_INPUT = "multiply each input feature by the norm of its column of W (dim=0 of the torch weight)"
@@ -230,30 +247,36 @@ MISTAKES = (
         "start λ at lambda0 and B at zero",
     ),
     Mistake(
+        "delora.start_subtracted",
+        "B starts at random like A, and the update that this gives at λ₀ is subtracted from the frozen weight",
+        "Eq. (9)'s form: the start is the identity all the same, but the function of A, B and λ is another one than "
+        "PEFT's",
+        {
+            "copy_strength": lambda strength, spec: torch.full_like(strength, spec.lambda0),
+            **COPIES,
+        },
+        "start B at zero and leave the weight alone, or say in the docstring that the start is subtracted from it",
+        agrees_with="the paper's Eq. (9) (the author's code subtracts it at the λ of now)",
+        documented=FROM_THE_START,
+        severity="minor",
+        about=frozenset({"start", "output"}),
+    ),
+    Mistake(
         "delora.frozen_copy",
         "B starts at random like A, and a frozen copy of the start is subtracted",
         "the author's form: the start is the identity all the same, but the function of A and B is another one than "
         "PEFT's",
         {
-            "less_copy": True,
-            "start.B": _random_b,
-            "copies": {"C": "A", "D": "B"},
-            "hidden": frozenset({"C", "D"}),
-            "role.C": "buffer",
-            "role.D": "buffer",
+            "copy_strength": lambda strength, spec: strength,
+            **COPIES,
         },
         "start B at zero and take the frozen copies out, or say in the docstring that they are subtracted",
         agrees_with="the author's code (A, B drawn alike, frozen copies C and D)",
-        documented=(
-            "frozen cop(y|ies)",
-            "cop(y|ies) of the (start|initial)",
-            "subtract.{0,40}(start|initial)",
-            "(start|initial).{0,40}subtract",
-        ),
+        documented=FROM_THE_START,
         severity="minor",
         about=frozenset({"start", "output"}),
     ),
-    *starts_of_factors("delora"),
+    *starts_of_factors("delora", gaussian="minor"),
     *dropouts("delora"),
     *common("delora"),
     lost_bias("delora", {"bias": no_bias}),

@@ -151,7 +151,8 @@ MISTAKES = (
     Mistake(
         "dora.norm_over_inputs",
         "one norm per input feature (a column of W) divides, instead of one per output feature",
-        "the direction is not the reference's; the paper's ‖·‖_c read literally, which no code does",
+        "the direction is not the reference's; the paper's ‖·‖_c can be read so, and both PEFT's code and the author's "
+        "norm the rows",
         {"norm": _columns},
         "take the norm of each row of W + (α/r) B A (dim=1 of the torch weight): one per output",
     ),
@@ -220,7 +221,8 @@ MISTAKES = (
     Mistake(
         "dora.magnitude_per_input",
         "there is one magnitude for each input (a column of W) instead of one for each output",
-        "m has another length: checkpoints do not fit, and other directions are rescaled",
+        "m has another length: checkpoints do not fit, and other directions are rescaled; Eq. (5)'s ‖·‖_c can be read "
+        "so, and both PEFT's code and the author's norm the rows",
         {
             "norm": _columns,
             "spread": lambda m: m[None, :],

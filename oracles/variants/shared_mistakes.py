@@ -274,8 +274,8 @@ def starts_of_factors(
         ),
         Mistake(
             f"{variant}.gaussian_a",
-            "A is drawn from a Gaussian of standard deviation 1/√in, as the paper's text says; the codes draw "
-            "uniformly",
+            "A is drawn from a Gaussian of standard deviation 1/√in"
+            f"{', as the paper says' if gaussian_agrees_with else ''}; the codes draw uniformly",
             "A starts √3 larger than with either code; fine in itself, a different start from the references' "
             "code",
             {"start.A": _gaussian_a},

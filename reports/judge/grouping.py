@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from reports.model import OF_DTYPES, CheckInfo, Claim, Declaration, Diagnosis
+from reports.model import ALONE, OF_DTYPES, CheckInfo, Claim, Declaration, Diagnosis
 
 Key = tuple[str | None, ...]
 Kind = str  # "difference" "error" "wrapper" "declared" "unverified" "mode_missing" "not_offered"
@@ -109,7 +109,7 @@ class Grouping:
         parents: list[Claim] = []
         for check in info.follows if info else ():
             broken = [c for c in self.broken if c.check == check != claim.check]
-            candidates = [c for c in broken if explains(c) and (is_of_dtypes(c) or not is_of_dtypes(claim))]
+            candidates = [c for c in broken if explains(c) and apart(claim) in (None, apart(c))]
             same = [c for c in candidates if c.oracle == claim.oracle]
             parents += same or ([] if (check, claim.oracle) in self.held else candidates)
         return parents
@@ -121,9 +121,9 @@ def explains(claim: Claim) -> bool:
     return own is None or not (is_of_a_check(own) and own.severity == "minor")
 
 
-def is_of_dtypes(claim: Claim) -> bool:
-    """Whether what failed is the dtype of something: no wrong number explains that."""
-    return claim.outcome == "fail" and claim.detail == OF_DTYPES
+def apart(claim: Claim) -> str | None:
+    """What sets a failing claim apart, so that claims which fail otherwise do not explain it."""
+    return claim.detail if claim.outcome == "fail" and claim.detail in (OF_DTYPES, ALONE) else None
 
 
 def kind_of(key: Key) -> Kind:
