@@ -15,7 +15,8 @@ from harness.compare.adapted_model import far, offers_models, subject_on
 from harness.compare.context import Context, double
 from harness.compare.kinds import refusable
 from harness.compare.layer import Layer, SubjectRaised, answering
-from harness.compare.outcome import Deviation, NotApplicable, NotOffered
+from harness.compare.life_model import completed
+from harness.compare.outcome import Deviation, NoSlot, NotApplicable, NotOffered
 from harness.compare.probing import beneath, coefficient, effective, far_layer, plain_layer
 from harness.compare.thresholds import ROUNDOFFS, SAME_UPDATE
 from harness.engine.checks import check
@@ -210,6 +211,7 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
     """Raise Deviation unless the layer merges into one with the effective weight and bias ``wanted``."""
     weight, bias = wanted or effective(layer, case)
     base = beneath(context, case, layer)
+    right = _right(context, case, layer, None if wanted else (weight, bias))
     merged = plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
     own = torch.zeros_like(bias) if merged.bias is None else merged.bias.detach().double()
     x = case.x.double()
@@ -219,7 +221,7 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
     try:
         judge("merged weight", merged.weight.detach().double(), weight, 2 * (size + shift))
     except Deviation as found:
-        found.alone = _is_its_own(context, case, layer, merged.weight.detach().double(), (weight, bias))
+        found.alone = right is not None and not _near(merged.weight.detach().double(), right)
         raise _named(found, merged.weight.detach().double() - base, weight - base) from None
     try:
         judge("merged bias", own, bias, shift)
@@ -237,28 +239,25 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
     )
 
 
-def _is_its_own(
-    context: Context, case: Case, layer: Layer, merged: Tensor, own: tuple[Tensor, Tensor]
-) -> bool:
-    """Whether merging is wrong by itself: not where the layer is not affine, nor where only its forward pass is wrong.
+def _right(context: Context, case: Case, layer: Layer, own: tuple[Tensor, Tensor] | None) -> Tensor | None:
+    """W' by the equation: where it is what is merged, the forward pass alone is wrong.
 
-    Then what is merged is what the equation says of the parameters.
+    None where that cannot be told, or where the layer is not affine, so that ``own`` weight and bias are not its.
     """
     W, b = beneath(context, case, layer), case.bias_vector
     try:
-        right, _ = paper.effective(
-            context.forward, W, None if b is None else b.double(), layer.values(), case.spec
-        )
-    except (KeyError, RuntimeError):
-        return False
-    layer.train(False)
-    with torch.no_grad():
-        y, affine = layer(case.x).double(), case.x.double() @ own[0].mT + own[1]
-    small = SAME_UPDATE * float(right.norm())
-    return (
-        bool((y - affine).norm() <= SAME_UPDATE * affine.norm() + small)
-        and float((merged - right).norm()) > small
-    )
+        values = completed(layer.values(), case.weight.double(), case.spec)
+        right, _ = paper.effective(context.forward, W, None if b is None else b.double(), values, case.spec)
+        with torch.no_grad():
+            y = layer(case.x).double()
+    except (NoSlot, KeyError, RuntimeError, SubjectRaised):
+        return None
+    affine = own is None or _near(y, case.x.double() @ own[0].mT + own[1])
+    return right if affine else None
+
+
+def _near(actual: Tensor, expected: Tensor) -> bool:
+    return float((actual - expected).norm()) <= SAME_UPDATE * float(expected.norm())
 
 
 def _judge_merged(

@@ -237,8 +237,9 @@ class Defect:
             return "major"
         if named is None or named.severity is None:
             return by_check
-        # What is said of a choice holds where it is documented; here it is not.
-        return worst([by_check, named.severity]) if named.documented_by else named.severity
+        # What is said of a choice holds where it is documented; here it is not. What is minor is so either way.
+        chosen = bool(named.documented_by) and named.severity != "minor"
+        return worst([by_check, named.severity]) if chosen else named.severity
 
     def _gradient_differs(self) -> bool:
         """Whether the deviation changes a gradient, by the checks that it makes fail."""

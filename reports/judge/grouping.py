@@ -112,7 +112,8 @@ class Grouping:
             candidates = [c for c in broken if explains(c) and apart(claim) in (None, apart(c))]
             same = [c for c in candidates if c.oracle == claim.oracle]
             parents += same or ([] if (check, claim.oracle) in self.held else candidates)
-        return parents
+        # What is wrong for no reason of others' is nearer than those that it follows.
+        return [p for p in parents if apart(p) == ALONE] or parents
 
 
 def explains(claim: Claim) -> bool:
