@@ -556,7 +556,7 @@ def test_kept(context: Context, case: LifeCase) -> None:
         )
     ),
     against=("paper",),
-    follows=("lifecycle.merged", "lifecycle.output", "forward.random_parameters", *BASE_MOVES),
+    follows=("lifecycle.output", "forward.random_parameters", "lifecycle.merged", *BASE_MOVES),
     diagnose=False,
 )
 def test_copies(context: Context, case: LifeCase) -> None:

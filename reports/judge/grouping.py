@@ -45,6 +45,7 @@ class Grouping:
         self.claims, self.checks = list(claims), checks
         self.declarations = list(declarations)
         self.broken = [c for c in self.claims if c.outcome == "fail"]
+        self.alone = {("check", c.check) for c in self.broken if apart(c) == ALONE}
         self.held = {(c.check, c.oracle) for c in self.claims if c.outcome == "pass"}
 
     def groups(self) -> list[tuple[Key, list[Claim]]]:
@@ -96,6 +97,9 @@ class Grouping:
         """
         parents = [p for p in self._parents(claim) if p.check not in seen]
         shown = [self._defects(p, seen | {claim.check}) for p in parents]
+        # Of what stands alone and what does not, the check that is named first is the nearer one.
+        if any(key in self.alone for keys in shown for key in keys):
+            return shown[0]
         often = Counter(key for keys in shown for key in keys).most_common(1)
         known = all(key[0] == "mistake" for keys in shown for key in keys)
         return tuple(key for key, times in often if known or times == len(shown))
