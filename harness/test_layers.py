@@ -636,7 +636,11 @@ def _as_the_equation(context: Context, case: KindCase, layer: Kinds, what: str, 
     exact, noise = equation_at(context, case, layer)
     floor = rounding.roundoff(case.torch_dtype) * float(exact["output"].norm())
     rows = case.outputs(y).double()
-    context.judge(case, what, rows, exact["output"], floor, noise=lambda: noise("output"))
+    try:
+        context.judge(case, what, rows, exact["output"], floor, noise=lambda: noise("output"))
+    except Deviation as found:
+        found.diagnosis = explain(context, case, layer, rows)
+        raise
 
 
 @check("layers", "critical", **_merge_of("conv1d"))

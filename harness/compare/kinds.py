@@ -51,12 +51,10 @@ class Kinds:
         try:
             return self.case.matrix(name, live)
         except RuntimeError:
-            if not self.case.is_plain:
+            if self.case.groups > 1:
                 raise OutsideDomain("of a grouped kernel there is more than one factorisation") from None
-            shape = tuple(live.shape)
-            raise NoSlot(
-                f"the subject's {name} of a {self.case.kind} layer has another shape, {shape}", name
-            ) from None
+            told = f"the subject's {name} on {self.case.what} has another shape, {tuple(live.shape)}"
+            raise NoSlot(told, name) from None
 
     def write(self, values: Mapping[str, Tensor]) -> None:
         """Canonical values into the slots."""
@@ -103,12 +101,43 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     with refusable(f"{case.spec.variant} on {case.what}"):
         layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
     _refuse_a_plain_one(context, case, layer)
+    if case.groups > 1 and _groups_share(context, case):
+        raise OutsideDomain(
+            "the groups share A: another factorisation of the kernel than the references' blocks"
+        )
     try:
         return Kinds(layer, case)
     except (NoSlot, OutsideDomain):
         # Tensors of another shape may be a layout of the library's own, or a fault that shows in the output.
         starts_at_the_base(context, case, layer)
         raise
+
+
+def _groups_share(context: Context, case: KindCase) -> bool:
+    """Whether every output of a convolution with groups goes through one A (r, in/groups): ΔW = B A as it is stored."""
+    layer, r = adapt(context.subject, case.base(), case.spec), case.spec.rank
+    sizes = {name: layer.value(name).numel() for name in ("A", "B") if name in layer.names}
+    if sizes != {"A": case.in_features * r // case.groups, "B": case.out_features * r}:
+        return False
+    try:
+        kinds = Kinds(layer, case)
+        kinds.write(case.far(dict.fromkeys(kinds.names)))
+        values = {n: kinds.value(n) for n in kinds.names} | {
+            "A": layer.value("A").reshape(case.spec.rank, -1)
+        }
+        W, b = case.base().weight.detach().double().flatten(1), case.bias_vector
+        merged, bias = paper.effective(
+            context.forward, W, None if b is None else b.double(), values, case.spec
+        )
+        rows = case.rows(case.input)
+        exact = (
+            rows @ (merged.repeat(1, case.groups) * case.mask(case.out_features, case.in_features)).mT + bias
+        )
+        with torch.no_grad():
+            actual = case.outputs(layer(case.x)).double()
+    except (NoSlot, OutsideDomain, KeyError, RuntimeError, SubjectRaised):
+        return False
+    return agrees(actual, exact, rounding.roundoff(coarser(case.torch_dtype)) * float(exact.norm()))
 
 
 def on_each_kind(

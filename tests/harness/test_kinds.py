@@ -26,6 +26,7 @@ from tests.subjects.kinds import (
     InBlocksLibrary,
     Library,
     PutsPlainOnes,
+    SharedLibrary,
     fake_quantiser,
 )
 from tests.subjects.wrapped import Library as LinearOnly
@@ -63,6 +64,18 @@ def test_groups_may_have_blocks_in_both_factors() -> None:
     asked_for = ("layers.conv2d_groups", "layers.merge_conv2d_groups")
     found = audit(InBlocksLibrary(), ["lora"], checks=lambda c: c.id in asked_for, profile=TWELVE)
     assert [c.outcome for c in found.run.claims] == ["pass", "pass"]
+
+
+def test_groups_may_share_a() -> None:
+    """Nothing is said of convolutions with groups then; the others are asked as ever."""
+    asked_for = ("layers.conv2d_groups", "layers.merge_conv2d_groups", "layers.conv2d")
+    found = audit(SharedLibrary(), ["lora"], checks=lambda c: c.id in asked_for, profile=TWELVE)
+    told = {c.check: (c.outcome, c.cause) for c in found.run.claims}
+    assert told == {
+        "layers.conv2d": ("pass", None),
+        "layers.conv2d_groups": ("not_applicable", "outside"),
+        "layers.merge_conv2d_groups": ("not_applicable", "outside"),
+    }
 
 
 def test_who_replaces_layers_one_by_one_is_not_asked_of_those_it_does_not_mean() -> None:

@@ -342,6 +342,27 @@ class DenseLibrary(Library):
     layer = DenseOverGroups
 
 
+class SharedByGroups(LowRank):
+    """ΔW = B A in the shape in which the weight is stored: every group of a convolution goes through one A."""
+
+    def shapes_conv2d(self) -> tuple:
+        b = self.base
+        return (self.r, b.in_channels // b.groups, *b.kernel_size), (b.out_channels, self.r, 1, 1)
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b, padding = self.base, self.base.padding
+        if b.padding_mode != "zeros":
+            x, padding = fn.pad(x, b._reversed_padding_repeated_twice, mode=b.padding_mode), 0
+        update = (self.B.flatten(1) @ self.A.flatten(1)).reshape(b.weight.shape)
+        return fn.conv2d(x, update, None, b.stride, padding, b.dilation, b.groups)
+
+
+class SharedLibrary(Library):
+    """Right, with one A for all groups."""
+
+    layer = SharedByGroups
+
+
 class InBlocks(LowRank):
     """Both factors have a block for each group of the convolution, so that the update can be folded in."""
 
