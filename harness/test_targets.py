@@ -34,7 +34,7 @@ from harness.compare.context import Context
 from harness.compare.ear import heard
 from harness.compare.layer import Layer, SubjectRaised, answering
 from harness.compare.offered import need
-from harness.compare.outcome import Deviation, NoSlot, ToldElsewhere
+from harness.compare.outcome import Deviation, NoSlot, NotOffered, ToldElsewhere
 from harness.compare.refusals import is_crash
 from harness.compare.thresholds import ROUNDOFFS
 from harness.engine.checks import check
@@ -238,6 +238,7 @@ def long_lists(variant: Variant) -> st.SearchStrategy[ModelCase]:
     domain=Domain(strategy=long_lists),
     against=("paper",),
     examples=4,
+    follows=("targets.explicit",),
     may_refuse=True,
     whole=True,
     diagnose=False,
@@ -261,13 +262,32 @@ def as_named(context: Context, case: ModelCase) -> None:
     same_places(context, case, ours, Places(frozenset(meant), 0), "layers adapted for these targets")
 
 
+INSIDE_A_NAME = Diagnosis(
+    "targets.inside_a_name",
+    "a target also selects layers in whose names it merely occurs: it need not be the name, or end it at a dot",
+    "a layer that nobody asked for is adapted and trained, and a checkpoint of it fits no other library",
+    remedy="select a layer whose name is the target or ends with a dot and the target",
+)
+
+
 def short_list(context: Context, case: ModelCase) -> None:
-    """Raises Unsupported where the subject will not have such a model, ToldElsewhere where a few targets go wrong."""
+    """Raise Deviation where a few targets select layers in whose names they merely occur.
+
+    Raises Unsupported where the subject will not have such a model, NotOffered where it takes no whole names,
+    ToldElsewhere where a few targets go wrong otherwise.
+    """
     try:
         as_named(context, case)
     except SubjectRaised as error:
         raise Unsupported(str(error)) from error
     except Deviation as found:
+        adapted, targets = set(adapted_by(context.subject, case).layers), case.targets or ()
+        if not adapted:
+            raise NotOffered("whole names as targets: none of them was adapted", "adapt_model") from found
+        beside = {n for n in adapted if not any(n == t or n.endswith(f".{t}") for t in targets)}
+        if beside and all(any(t in n for t in targets) for n in beside):
+            found.diagnosis = INSIDE_A_NAME
+            raise
         raise ToldElsewhere(f"a short list is not as named either: {found}", "targets.explicit") from found
 
 

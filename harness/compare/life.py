@@ -89,6 +89,7 @@ class Life:
         self.left: dict[str, Values] = {}
         self.gone: dict[str, Held] = {}
         self.files = 0
+        self.taken: list[Step] = []
         self.merged = self.unsettled = self.ended = self.exported = False
         self.folded: tuple[str, ...] = ()
         self._start(FIRST, context.layer(case))
@@ -265,6 +266,7 @@ class Life:
             if is_crash(error) or not (self.merged and step[0] in (*SWITCHES, "merge")):
                 raise
             done.refused = True  # a right library may ask to be unmerged first
+        self.taken.append(step)
         return done
 
     def _as_it_is(self, step: Step) -> Done:
@@ -422,7 +424,20 @@ def life(context: Context, case: LifeCase, watched: Collection[str] = ()) -> Ite
         made = functools.cache(
             lambda: Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="audit-")))
         )
-        yield Life(context, case, made, watched)
+        layer = Life(context, case, made, watched)
+        try:
+            yield layer
+        except Deviation as found:
+            _only_what_was_done(found, layer)
+            raise
+
+
+def _only_what_was_done(found: Deviation, layer: Life) -> None:
+    """Leave out of a deviation's case the steps that were passed over."""
+    told = found.witness.case
+    if "steps" in told and len(layer.taken) < len(layer.case.steps):
+        told = {**told, "steps": " · ".join(map(called, layer.taken)) or "none"}
+        found.witness = dataclasses.replace(found.witness, case=told)
 
 
 def _told_of(tensor: str) -> ToldElsewhere:

@@ -264,6 +264,17 @@ class RefusesLongLists(LoraLite):
         return super().adapt_model(model, spec, targets)
 
 
+class Substrings(LoraLite):
+    """A target selects every linear layer in whose name it occurs."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+        chosen = None if targets is None else [n for n in linear if any(t in n for t in targets)]
+        return super().adapt_model(model, spec, chosen)
+
+
 class NoPlainModels(LoraLite):
     """Takes models of transformers alone, as it may."""
 
@@ -277,6 +288,7 @@ class NoPlainModels(LoraLite):
 BROKEN = [
     (ShortensLists, "long_list", "lora"),
     (RefusesLongLists, "long_list", "ia3"),
+    (Substrings, "long_list", "lora"),
     (NothingIsFine, "nothing_named", "lora"),
     (MissesOne, "default", "lora"),
     (NoRareDefaults, "coverage", "lora"),
@@ -428,6 +440,12 @@ def test_a_library_may_have_no_defaults_for_a_rare_architecture() -> None:
     assert ask(WarnsOfConv1D(), "explicit").outcome == "pass"
     assert ask(SilentOnConv1D(), "explicit").outcome == "fail"
     assert CHECKS["targets.coverage"].info.severity == "minor"
+
+
+def test_a_target_inside_another_name_is_told_as_that() -> None:
+    found = ask(Substrings(), "long_list").diagnosis
+    assert found is not None
+    assert found.mistake == "targets.inside_a_name"
 
 
 def test_a_library_may_take_models_of_transformers_alone() -> None:
