@@ -45,7 +45,8 @@ class Grouping:
         self.claims, self.checks = list(claims), checks
         self.declarations = list(declarations)
         self.broken = [c for c in self.claims if c.outcome == "fail"]
-        self.alone = {("check", c.check) for c in self.broken if apart(c) == ALONE}
+        alone = [c for c in self.broken if apart(c) == ALONE]
+        self.alone = {("mistake", c.diagnosis.mistake) if c.diagnosis else ("check", c.check) for c in alone}
         self.held = {(c.check, c.oracle) for c in self.claims if c.outcome == "pass"}
 
     def groups(self) -> list[tuple[Key, list[Claim]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from reports.judge.judgement import audit_exit_code, judge
-from reports.model import Finding, PriorFinding, Run
+from reports.model import ALONE, OF_DTYPES, Finding, PriorFinding, Run
 from tests.reports.runs import (
     CHECKS,
     FORWARD,
@@ -87,6 +87,27 @@ def test_a_consequence_joins_only_where_all_that_it_follows_is_explained():
     parents = parents[0], claim("init.identity", outcome="fail")
     made = run(*parents, child, checks={**CHECKS, "training.sgd": split})
     assert "SGD ends elsewhere." in [f.title for f in found(made)]
+
+
+def test_what_fails_by_a_dtype_is_explained_by_dtypes_alone():
+    follows = {**CHECKS, "merge.half": info("merge.half", "major", "", "", FORWARD)}
+    wrong = claim(FORWARD, outcome="fail", diagnosis=diagnosis())
+    assert len(found(run(wrong, claim("merge.half", outcome="fail"), checks=follows))) == 1
+    assert len(found(run(wrong, claim("merge.half", outcome="fail", detail=OF_DTYPES), checks=follows))) == 2
+
+
+def test_what_is_wrong_by_itself_takes_with_it_what_follows_it_first():
+    follows = {
+        **CHECKS,
+        "merge.weight": info("merge.weight", "critical", "", "", FORWARD),
+        "lifecycle.unmerge": info("lifecycle.unmerge", "major", "", "", "merge.weight", FORWARD),
+    }
+    wrong = claim(FORWARD, outcome="fail", diagnosis=diagnosis())
+    child = claim("lifecycle.unmerge", outcome="fail")
+    told = found(run(wrong, claim("merge.weight", outcome="fail", detail=ALONE), child, checks=follows))
+    assert sorted(len(f.claims) for f in told) == [1, 2]
+    told = found(run(wrong, claim("merge.weight", outcome="fail"), child, checks=follows))
+    assert [len(f.claims) for f in told] == [3]
 
 
 def test_nothing_follows_a_matter_of_taste():
