@@ -122,9 +122,7 @@ def _groups_share(context: Context, case: KindCase) -> bool:
     try:
         kinds = Kinds(layer, case)
         kinds.write(case.far(dict.fromkeys(kinds.names)))
-        values = {n: kinds.value(n) for n in kinds.names} | {
-            "A": layer.value("A").reshape(case.spec.rank, -1)
-        }
+        values = {n: kinds.value(n) for n in kinds.names} | {"A": layer.value("A").reshape(r, -1)}
         W, b = case.base().weight.detach().double().flatten(1), case.bias_vector
         merged, bias = paper.effective(
             context.forward, W, None if b is None else b.double(), values, case.spec
@@ -151,6 +149,9 @@ def on_each_kind(
             ask(context, context.abilities.fitted(each))
         except (NotOffered, OutsideDomain) as why:
             refused.append(why)
+        except SubjectRaised as error:
+            error.case = each
+            raise
     if len(refused) == len(asked):
         raise NotOffered("; ".join(dict.fromkeys(map(str, refused))), "layers")
 
