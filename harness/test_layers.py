@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from harness.cases.kind_cases import KINDS, KindCase, of_kind, shapes_with
+from harness.cases.kind_cases import KINDS, KindCase, in_dtype, of_kind, shapes_with
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.leaf_output import with_leaf_output
 from harness.compare import rank_stabilised, rounding
@@ -27,6 +27,7 @@ from harness.compare.kinds import (
     equation_at,
     explain,
     explain_gradient,
+    far,
     on_each_kind,
     quantising_error,
     refusable,
@@ -220,7 +221,7 @@ def test_dropout_quantised(context: Context, case: KindCase) -> None:
 def _drops(context: Context, case: KindCase) -> None:
     if not case.spec.dropout:
         raise NotOffered(f"dropout on {case.what}", "layers")
-    layer = _far(context, case)
+    layer = far(context, case)
     layer.layer.train()
     first = masked(layer, case.x, 0)
     if all(alike(first, masked(layer, case.x, seed), SAME_MASK) for seed in (1, 2, 3)):
@@ -237,13 +238,6 @@ WRONG_RATE = Diagnosis(
 )
 
 
-def _far(context: Context, case: KindCase) -> Kinds:
-    """The subject on the case's layer, far from its start."""
-    layer = adapted(context, case)
-    layer.write(case.far(dict.fromkeys(layer.names)))
-    return layer
-
-
 def _readable(case: KindCase) -> KindCase:
     """A layer of the kind whose output tells what its adapter's branch was given: its rank is that of its inputs."""
     sizes = {name: shapes_with(case.kind)[0][name] for name in ("in_features", "out_features")}
@@ -253,7 +247,7 @@ def _readable(case: KindCase) -> KindCase:
 
 def _drops_as_asked(context: Context, case: KindCase) -> None:
     """Where the branch is given x with entries zeroed, the others are divided by 1 − p, and as many are zeroed."""
-    layer = _far(context, case)
+    layer = far(context, case)
     rows, W = case.rows(case.input), case.weight.double()
     b = None if case.bias_vector is None else case.bias_vector.double()
     values = layer.parameters()
@@ -426,9 +420,7 @@ def _head_untouched(context: Context, case: KindCase) -> None:
     x = torch.randn(2, case.out_features, generator=case.generator(5)).to(case.torch_dtype)
     with torch.no_grad():
         before = head(x)
-        layer = adapted(context, case, base)
-        layer.write(case.far(dict.fromkeys(layer.names)))
-        layer(case.x)
+        far(context, case, base)(case.x)
         same = rounding.same_values(head(x), before)
     context.demand(same, case, "output of the head that has the embedding's weight", "as before", "changed")
 
@@ -491,9 +483,7 @@ def _leaf_changes_nothing(context: Context, case: KindCase) -> None:
 
 
 def _far_from_the_start(context: Context, case: KindCase, base: Any) -> rounding.Quantities:
-    layer = adapted(context, case, base)
-    layer.write(case.far(dict.fromkeys(layer.names)))
-    return layer.observe(case, wants_gradient=False)
+    return far(context, case, base).observe(case, wants_gradient=False)
 
 
 def _merge_of(kind: str, option: str | None = None) -> dict[str, Any]:
@@ -552,7 +542,7 @@ def _acts(context: Context, linear: Case, mode: str) -> bool:
 
 
 def _computes_in(mode: str, context: Context, case: KindCase) -> None:
-    layer = _far(context, case)
+    layer = far(context, case)
     try:
         _computes(context, case, layer)
     except Deviation as found:
@@ -567,14 +557,10 @@ def _computes_in(mode: str, context: Context, case: KindCase) -> None:
 HALVES = ("conv1d", "embedding", "conv2d")
 
 
-def _in_half(variant: Variant) -> st.SearchStrategy[KindCase]:
-    return of_kind("conv1d")(variant).map(lambda case: replace(case, dtype="bfloat16"))
-
-
 def _of_half(follows: tuple[str, ...]) -> dict[str, Any]:
     return {
         "failure_mode": "half-precision models that have such layers fail, or go on in another dtype",
-        "domain": Domain(strategy=_in_half),
+        "domain": Domain(strategy=in_dtype("bfloat16")),
         "against": ("paper",),
         "examples": 2,
         "follows": follows,
@@ -629,7 +615,7 @@ def _half(context: Context, case: KindCase) -> Kinds:
     """The subject on the layer in bfloat16, far from its start. Raises NotOffered where it takes no such dtype."""
     if case.dtype != "bfloat16":
         raise NotOffered("bfloat16", "layers")
-    return _far(context, case)
+    return far(context, case)
 
 
 def _as_the_equation(context: Context, case: KindCase, layer: Kinds, what: str, y: Tensor) -> None:
@@ -711,7 +697,7 @@ def _folds(context: Context, case: KindCase) -> None:
     if not takes(context, case):
         raise NotOffered(f"{case.spec.variant} on {case.kind} layers", "layers")
     need(context.subject, case.spec, ("merge",))
-    layer = _far(context, case)
+    layer = far(context, case)
     with refusable(f"merging {case.what}"):
         folded = context.calling("merge", context.subject.merge, layer.adapted)
     with torch.no_grad():
@@ -743,7 +729,7 @@ def _unfolds(context: Context, case: KindCase) -> None:
     subject = context.subject
     if not all(offers(subject, case.spec, method) for method in ("merge_in_place", "unmerge")):
         return
-    layer = _far(context, case)
+    layer = far(context, case)
     exact, noise = equation_at(context, case, layer)
     with torch.no_grad():
         before = case.outputs(layer(case.x)).double()

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from hypothesis import strategies as st
 
-from harness.cases.kind_cases import KINDS, KindCase, of_kind
+from harness.cases.kind_cases import KINDS, KindCase, in_dtype
 from harness.cases.layer_cases import Domain
 from harness.compare import rounding
 from harness.compare.context import Context
-from harness.compare.kinds import Kinds, adapted, on_each_kind, refusable
+from harness.compare.kinds import Kinds, far, on_each_kind, refusable
 from harness.compare.offered import need
 from harness.compare.saving import load, same_slots
 from harness.engine.checks import check
-from oracles.variants import Variant
-
-
-def _in_float32(variant: Variant) -> st.SearchStrategy[KindCase]:
-    """As other claims about files: whether a file keeps more digits is not asked."""
-    return of_kind("conv1d")(variant).map(lambda case: replace(case, dtype="float32"))
 
 
 @check(
@@ -30,7 +22,7 @@ def _in_float32(variant: Variant) -> st.SearchStrategy[KindCase]:
     "major",
     title="on another kind of layer a saved adapter does not come back as it was",
     failure_mode="what is deployed from the checkpoint would not be what was trained",
-    domain=Domain(strategy=_in_float32),
+    domain=Domain(strategy=in_dtype("float32")),  # whether a file keeps more digits is not asked
     against=("paper",),
     examples=2,
     follows=("save_load.round_trip", *(f"layers.{kind}" for kind in KINDS)),
@@ -44,8 +36,7 @@ def test_save_load(context: Context, case: KindCase) -> None:
 
 
 def _comes_back(context: Context, case: KindCase) -> None:
-    layer = adapted(context, case)
-    layer.write(case.far(dict.fromkeys(layer.names)))
+    layer = far(context, case)
     loaded = _saved_and_loaded(context, case, layer)
     same_slots(context, case, layer.layer, loaded.layer)
     with torch.no_grad():

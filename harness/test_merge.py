@@ -211,7 +211,7 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
     """Raise Deviation unless the layer merges into one with the effective weight and bias ``wanted``."""
     weight, bias = wanted or effective(layer, case)
     base = beneath(context, case, layer)
-    right = _right(context, case, layer, None if wanted else (weight, bias))
+    values = layer.values()  # merging may change them
     merged = plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
     own = torch.zeros_like(bias) if merged.bias is None else merged.bias.detach().double()
     x = case.x.double()
@@ -221,6 +221,7 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
     try:
         judge("merged weight", merged.weight.detach().double(), weight, 2 * (size + shift))
     except Deviation as found:
+        right = _right(context, case, values, base, None if wanted else (weight, bias))
         found.alone = right is not None and not _near(merged.weight.detach().double(), right)
         raise _named(found, merged.weight.detach().double() - base, weight - base) from None
     try:
@@ -239,17 +240,21 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
     )
 
 
-def _right(context: Context, case: Case, layer: Layer, own: tuple[Tensor, Tensor] | None) -> Tensor | None:
-    """W' by the equation: where it is what is merged, the forward pass alone is wrong.
+def _right(
+    context: Context, case: Case, held: dict[str, Tensor], W: Tensor, own: tuple[Tensor, Tensor] | None
+) -> Tensor | None:
+    """W' by the equation of what a layer over ``W`` held: where it is what is merged, the forward pass alone is wrong.
 
     None where that cannot be told, or where the layer is not affine, so that ``own`` weight and bias are not its.
     """
-    W, b = beneath(context, case, layer), case.bias_vector
+    b = case.bias_vector
     try:
-        values = completed(layer.values(), case.weight.double(), case.spec)
+        values = completed(held, case.weight.double(), case.spec)
         right, _ = paper.effective(context.forward, W, None if b is None else b.double(), values, case.spec)
+        twin = context.layer(case)
+        twin.write(held)
         with torch.no_grad():
-            y = layer(case.x).double()
+            y = twin(case.x).double()
     except (NoSlot, KeyError, RuntimeError, SubjectRaised):
         return None
     affine = own is None or _near(y, case.x.double() @ own[0].mT + own[1])

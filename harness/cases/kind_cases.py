@@ -8,7 +8,7 @@ that in and out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Literal, cast
@@ -35,7 +35,6 @@ OPTIONS: dict[str, Any] = {
     "embed_scale": 1.0,
     "tied": False,
 }
-NO_KERNEL = {"kernel": 1, "stride": 1, "padding": 0, "padding_idx": None, "quantiser": ""}
 
 
 @dataclass(frozen=True)
@@ -369,6 +368,11 @@ def of_kind(kind: str, option: str | None = None) -> Callable[[Variant], st.Sear
     return strategy
 
 
+def in_dtype(dtype: str) -> Callable[[Variant], st.SearchStrategy[KindCase]]:
+    """Settings for :func:`each_kind`, in one dtype."""
+    return lambda variant: of_kind("conv1d")(variant).map(lambda case: replace(case, dtype=dtype))
+
+
 def shapes_of(kind: str) -> list[dict[str, Any]]:
     """The kind's shapes; quantised ones by each library that is there."""
     if kind != "quantised":
@@ -378,10 +382,11 @@ def shapes_of(kind: str) -> list[dict[str, Any]]:
 
 def each_kind(case: KindCase, kinds: Sequence[str]) -> Iterator[KindCase]:
     """A layer of every kind with the case's settings: the last of its plain shapes, which has the most to it."""
+    unshaped = {f.name: f.default for f in fields(KindCase)[len(fields(Case)) :]}
     for kind in kinds:
         plain = [shape for shape in shapes_of(kind) if not options_of(shape)]
         if plain:
-            yield _reshaped(case, {"kind": kind, **NO_KERNEL, **plain[-1]})
+            yield _reshaped(case, {**unshaped, "kind": kind, **plain[-1]})
 
 
 def _reshaped(case: KindCase, shape: Mapping[str, Any]) -> KindCase:

@@ -52,9 +52,8 @@ def listening() -> Iterator[None]:
     logging.setLogRecordFactory(lambda *args, **named: _heard_in(usual(*args, **named)))
 
     def show(message: Any, category: type[Warning] = Warning, *more: Any, **named: Any) -> None:
-        if not issubclass(
-            category, ResourceWarning
-        ):  # of a file that somebody left open, whenever it is collected
+        # Of a file that somebody left open, whenever Python collects it.
+        if not issubclass(category, ResourceWarning):
             _hear(str(message))
 
     try:

@@ -101,7 +101,7 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     with refusable(f"{case.spec.variant} on {case.what}"):
         layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
     _refuse_a_plain_one(context, case, layer)
-    if case.groups > 1 and _groups_share(context, case):
+    if case.groups > 1 and _groups_share(context, case, layer):
         raise OutsideDomain(
             "the groups share A: another factorisation of the kernel than the references' blocks"
         )
@@ -113,13 +113,21 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
         raise
 
 
-def _groups_share(context: Context, case: KindCase) -> bool:
+def far(context: Context, case: KindCase, base: object = None) -> Kinds:
+    """The subject on a layer of the case's kind, far from its start. Raises NotOffered."""
+    layer = adapted(context, case, base)
+    layer.write(case.far(dict.fromkeys(layer.names)))
+    return layer
+
+
+def _groups_share(context: Context, case: KindCase, layer: Layer) -> bool:
     """Whether every output of a convolution with groups goes through one A (r, in/groups): ΔW = B A as it is stored."""
-    layer, r = adapt(context.subject, case.base(), case.spec), case.spec.rank
+    r = case.spec.rank
     sizes = {name: layer.value(name).numel() for name in ("A", "B") if name in layer.names}
     if sizes != {"A": case.in_features * r // case.groups, "B": case.out_features * r}:
         return False
     try:
+        layer = adapt(context.subject, case.base(), case.spec)  # the other one keeps its start
         kinds = Kinds(layer, case)
         kinds.write(case.far(dict.fromkeys(kinds.names)))
         values = {n: kinds.value(n) for n in kinds.names} | {"A": layer.value("A").reshape(r, -1)}
