@@ -17,7 +17,7 @@ from harness.cases.leaf_output import with_leaf_output
 from harness.compare import contexts, rounding
 from harness.compare.context import Context, Pair, double
 from harness.compare.contexts import observe, same
-from harness.compare.layer import Layer, SubjectRaised, adapt, answering
+from harness.compare.layer import Layer, SubjectRaised, adapt, answering, situation
 from harness.compare.outcome import Deviation, NotOffered, OutsideDomain, ToldElsewhere
 from harness.compare.probing import far_layer
 from harness.engine.checks import check
@@ -128,7 +128,7 @@ def test_no_grad(context: Context, case: Case) -> None:
     for training in (True, False):
         layer.train(training)
         wanted = {"output": layer(case.x).detach().double()}
-        with torch.no_grad():
+        with torch.no_grad(), situation("under no_grad"):
             actual = {"output": layer(case.x).double()}
         same(context, case, f"under no_grad in {_mode(training)} mode", actual, wanted)
 
@@ -156,7 +156,7 @@ def test_inference_mode(context: Context, case: Case) -> None:
         layer.train(training)
         same(context, case, f"under inference_mode in {_mode(training)} mode", _inferred(layer, case), wanted)
         layer.train()
-        after = observe(layer, case, where=" after a call under inference_mode")
+        after = observe(layer, case, where="after a call under inference_mode")
         same(context, case, "after a call under inference_mode", after, wanted)
 
 
@@ -188,7 +188,7 @@ def test_frozen_input(context: Context, case: Case) -> None:
         context,
         case,
         "where x needs no gradient",
-        observe(layer, case, wants_gradient=False),
+        observe(layer, case, wants_gradient=False, where="where x needs no gradient"),
         wanted,
     )
 
@@ -208,13 +208,13 @@ def test_frozen_input(context: Context, case: Case) -> None:
 def test_partly_frozen(context: Context, case: Case) -> None:
     """With some tensors frozen by ``requires_grad_(False)``, output and the other gradients are what they were.
 
-    All but one of them, as LoRA-FA trains B alone, and all: a gradient has to reach what is below.
+    All of them, where a gradient has to reach what is below, and all but one, as LoRA-FA trains B alone.
     """
     layer = far_layer(context, case)
     wanted = observe(layer, case)
     trained = {n: layer.raw(n) for n in layer.names if layer.raw(n).requires_grad and layer.raw(n).is_leaf}
     alone = [n for n, tensor in trained.items() if sum(tensor is other for other in trained.values()) == 1]
-    for name in (*(alone if len(trained) > 1 else ()), ""):
+    for name in ("", *(alone if len(trained) > 1 else ())):
         where = f"where {name} alone trains" if name else "where all of the adapter is frozen"
         found = _frozen_but(layer, case, trained, name, where)
         same(context, case, where, found, wanted)
@@ -227,7 +227,7 @@ def _frozen_but(
     try:
         for each, tensor in trained.items():
             tensor.requires_grad_(each == name)
-        found = observe(layer, case, where=f" {where}")
+        found = observe(layer, case, where=where)
     finally:
         for tensor in trained.values():
             tensor.requires_grad_(True)
@@ -256,8 +256,8 @@ def test_leaf_output(context: Context, case: Case) -> None:
     seed_torch(case.seed)
     layer = adapt(context.subject, with_leaf_output(case.base()), case.spec)
     layer.write(contexts.parameters(layer, case))
-    found = observe(layer, case, wants_gradient=False)
-    same(context, case, "where a hook makes the base's output want a gradient", found, wanted)
+    where = "where a hook makes the base's output want a gradient"
+    same(context, case, where, observe(layer, case, wants_gradient=False, where=where), wanted)
 
 
 @check(
@@ -281,12 +281,13 @@ def test_base_in_eval(context: Context, case: Case) -> None:
     if folded:
         layer.train()
     layer.write(contexts.parameters(layer, case))
-    same(context, case, "over a base in evaluation mode", observe(layer, case), wanted)
+    where = "over a base in evaluation mode"
+    same(context, case, where, observe(layer, case, where=where), wanted)
     if folded:
         layer.train(False)
         with torch.no_grad():
             now = {"output": layer(case.x).double()}
-        same(context, case, "over a base in evaluation mode, trained and folded again", now, wanted, 2.0)
+        same(context, case, f"{where}, trained and folded again", now, wanted, 2.0)
 
 
 @check(
@@ -398,9 +399,10 @@ def _checkpointed(context: Context, case: Case, reentrant: bool, wants_gradient:
             y: Tensor = checkpoint(layer.module, x, use_reentrant=reentrant)
         return y
 
-    return observe(layer, dropping, call, wants_gradient=wants_gradient, where=" through a checkpoint")
+    return observe(layer, dropping, call, wants_gradient=wants_gradient, where="through a checkpoint")
 
 
+AUTOCAST = "under autocast"
 WIDE_OUTPUT = Diagnosis(
     "contexts.autocast_wide",
     "under autocast the layer answers in another dtype than a plain layer, which answers in bfloat16",
@@ -426,7 +428,7 @@ WIDE_OUTPUT = Diagnosis(
 def test_autocast_dtype(context: Context, case: Case) -> None:
     """Under ``torch.autocast("cpu", torch.bfloat16)`` the output's dtype is that of the plain layer under autocast."""
     layer = far_layer(context, case)
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad(), situation(AUTOCAST):
         actual, wanted = layer(case.x).dtype, case.base()(case.x).dtype
     if actual != wanted:
         told = WIDE_OUTPUT if actual == case.torch_dtype else None
@@ -455,12 +457,12 @@ def test_autocast(context: Context, case: Case) -> None:
 
 def _as_bfloat16(context: Context, pair: Pair) -> None:
     case = pair.case
-    actual = observe(pair.ours, case, _under_autocast(pair.ours))
+    actual = observe(pair.ours, case, _under_autocast(pair.ours), where=AUTOCAST)
     exact = observe(pair.theirs, double(case))
     noise = context.noise(pair, gradients=True, unit=torch.bfloat16)
     for name in [n for n in exact if n in actual and n in noise]:
         kind = "precision gradient" if name.startswith("gradient") else "precision"
-        context.judge(case, f"{name} under autocast", actual[name], exact[name], noise[name], kind)
+        context.judge(case, f"{name} {AUTOCAST}", actual[name], exact[name], noise[name], kind)
 
 
 def _scaled(case: Case, scale: float) -> Case:
@@ -544,7 +546,7 @@ def _compiled(context: Context, case: Case, backend: str) -> None:
         for each in (plain, layer):
             each.write(contexts.parameters(each, now))
         where = f"compiled with {backend}, step {turn + 1}"
-        same(context, now, where, observe(layer, now, call, where=f" {where}"), observe(plain, now))
+        same(context, now, where, observe(layer, now, call, where=where), observe(plain, now))
         made.append(len(graphs))
     if made[-1] > made[-2] > made[-3]:
         quantity = f"graphs compiled with {backend} after each step"

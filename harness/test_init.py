@@ -156,32 +156,46 @@ def test_distribution(context: Context, case: Case) -> None:
             _same_law(context, case, tensor, ours, theirs)
             _same_independence(context, case, tensor.name, ours, theirs)
         except Deviation as found:
-            if tensor.gaussian and _is_gaussian(ours, case.spec.rank):
-                found.diagnosis = drawn_from_a_gaussian(context.variant, tensor)
+            if tensor.gaussian and _is_gaussian(ours):
+                found.diagnosis = drawn_from_a_gaussian(context.variant, tensor, _usual(ours, case.spec.rank))
             raise
 
 
-def _is_gaussian(drawn: Tensor, rank: int) -> bool:
-    """Entries from N(0, σ²), σ at most PEFT's largest choices (1/√r covers 1/r, 1/√in and the usual 0.02)."""
+def _is_gaussian(drawn: Tensor) -> bool:
+    """Entries from N(0, σ²), whatever σ."""
     entries = drawn.flatten().numpy()
     sigma = float(entries.std())
-    least, most = GAUSSIAN_SIGMA
-    if not least < sigma < most / math.sqrt(rank):
+    if not sigma:
         return False
     centred = abs(float(entries.mean())) < STANDARD_ERRORS * sigma / math.sqrt(entries.size)
     bell = abs(float(scipy.stats.kurtosis(entries))) < STANDARD_ERRORS * math.sqrt(24 / entries.size)
     return centred and bell and float(scipy.stats.kstest(entries / sigma, "norm").pvalue) > FALSE_ALARM
 
 
-def drawn_from_a_gaussian(variant: Variant, tensor: Canonical) -> Diagnosis:
-    """The finding's words for a start that one reference has and another has not."""
+def _usual(drawn: Tensor, rank: int) -> bool:
+    """Whether σ is at most PEFT's largest choices (1/√r covers 1/r, 1/√in and the usual 0.02), and not next to none."""
+    least, most = GAUSSIAN_SIGMA
+    return least < float(drawn.std()) < most / math.sqrt(rank)
+
+
+def drawn_from_a_gaussian(variant: Variant, tensor: Canonical, usual: bool = True) -> Diagnosis:
+    """The finding's words for a start that one reference has and another has not; ``usual``: of a size in use."""
+    means = (
+        "the first steps have another size than with the published defaults; fine in itself"
+        if usual
+        else "the first steps are many times larger or smaller than with the published defaults; the paper names no "
+        "standard deviation"
+    )
     return Diagnosis(
         f"{variant.id}.gaussian_a",
-        f"{tensor.name} is drawn from a Gaussian, where the codes draw uniformly by default",
-        "the first steps have another size than with the published defaults; fine in itself",
-        agrees_with=tensor.gaussian,
+        f"{tensor.name} is drawn from a Gaussian{'' if usual else ' of an unusual size'}, where the codes draw "
+        "uniformly by default",
+        means,
+        agrees_with=tensor.gaussian
+        if usual
+        else "the LoRA paper (§4.1, a random Gaussian of no stated size)",
         documented_by=("gaussian", "normal (law|distribution|start|values?)", "normal_"),
-        severity="minor",
+        severity="minor" if usual else "major",
         remedy=f"draw {tensor.name} uniformly, as the codes do",
     )
 

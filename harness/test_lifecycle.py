@@ -32,7 +32,7 @@ FOLDING = ("merge_in_place", "unmerge")
 GIVEN = (("add_adapter", SECOND),)  # every sequence of several adapters begins with two
 TOUCHING = ("add_adapter", "save_and_load", "delete_adapter")
 READING = ("merge", "save_and_load", "deepcopy")
-BASE_MOVES = ("forward.base_kept", "step0.base_frozen", "shapes.frozen_base")
+BASE_MOVES = ("forward.base_kept", "step0.base_frozen")
 ROUNDS = 20  # of merging and unmerging
 FOLDED, FRESH = ROUNDOFFS["folded layer"], ROUNDOFFS["fresh adapter"]
 

@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare.context import Context
 from harness.compare.ear import heard
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt, answering
 from harness.compare.outcome import Deviation, ModeMissing, OutsideDomain, Unverified
+from harness.compare.loose_parameters import asked_in_vain
 from harness.compare.probing import alike, far_layer, mode_is_ignored
 from harness.compare.thresholds import BASE_CHANGED, NOTHING_DROPPED
 from harness.engine.checks import check
@@ -107,12 +108,16 @@ def test_frozen_base(context: Context, case: Case) -> None:
     loose, there = _loose(context, case)
     if not loose or there:
         return
-    diagnosis = None if _gets_a_gradient(context, case, loose) else ASKS_IN_VAIN
-    what = "trainable parameters outside the adapter"
-    raise Deviation(case, what, "none", ", ".join(loose), diagnosis=diagnosis)
+    what, named = (
+        "trainable parameters outside the adapter",
+        dict(context.layer(case).module.named_parameters()),
+    )
+    held = [case.weight, case.weight.T, *([] if case.bias_vector is None else [case.bias_vector])]
+    told = asked_in_vain({n: named[n] for n in loose}, held, _with_gradient(context, case, loose))
+    raise Deviation(case, what, "none", ", ".join(loose), diagnosis=told)
 
 
-def _gets_a_gradient(context: Context, case: Case, names: list[str]) -> bool:
+def _with_gradient(context: Context, case: Case, names: list[str]) -> bool:
     """Whether a backward pass leaves a gradient on any of these parameters."""
     layer = far_layer(context, case)
     layer.clear_gradients()
@@ -121,15 +126,6 @@ def _gets_a_gradient(context: Context, case: Case, names: list[str]) -> bool:
         with answering(layer.who, "the backward pass"):
             y.sum().backward()
     return any(dict(layer.module.named_parameters())[name].grad is not None for name in names)
-
-
-ASKS_IN_VAIN = Diagnosis(
-    "shapes.asks_in_vain",
-    "the base layer's parameters are marked as trainable, and get no gradient",
-    "who counts or lists what is trained by requires_grad gets the whole model",
-    documented_by=("not track gradients", "no gradients? (of|for|to) the (base|original)"),
-    remedy="call requires_grad_(False) on the base layer when the adapter is made",
-)
 
 
 RANK_ZERO = Diagnosis(
@@ -232,10 +228,12 @@ def test_undefined_rank(context: Context, case: Case) -> None:
         before = len(heard(context.subject.name))
         try:
             layer = adapt(context.subject, each.base(), each.spec)
+            with torch.no_grad():
+                y = layer(each.x)
         except (SubjectRaised, Unsupported):
             continue
         if len(heard(context.subject.name)) == before:
-            _as_asked(context, each, layer)
+            _as_asked(context, each, layer, y)
 
 
 def _is_offered(context: Context, mode: str, case: Case) -> bool:
@@ -247,8 +245,8 @@ def _is_offered(context: Context, mode: str, case: Case) -> bool:
     return there and context.abilities.fitted(case) == case
 
 
-def _as_asked(context: Context, case: Case, layer: Layer) -> None:
-    """Every tensor has the rank of the case, and the layer starts as its base."""
+def _as_asked(context: Context, case: Case, layer: Layer, y: Tensor) -> None:
+    """Every tensor has the rank of the case, and the layer starts as its base: ``y`` is what it answered."""
     for tensor in context.variant.tensors:
         if tensor.name in layer.names and tensor.role != "base":
             asked = tensor.shape(case.out_features, case.in_features, case.spec)
@@ -257,7 +255,7 @@ def _as_asked(context: Context, case: Case, layer: Layer) -> None:
                 alike = PEFT_TAKES_FEWER if context.variant.factorised else None
                 raise _taken(case, f"{tensor.name} of {asked}", f"{tensor.name} of {there}", alike)
     with torch.no_grad():
-        y, base = layer(case.x), case.base()(case.x)
+        base = case.base()(case.x)
     away = float((y - base).norm() / base.norm())
     if not away < BASE_CHANGED:
         told = f"a start that is {away:.3g} times the base's output away"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from hypothesis import strategies as st
@@ -33,6 +33,7 @@ from harness.compare.adapted_model import (
 from harness.compare.context import Context
 from harness.compare.ear import heard
 from harness.compare.layer import Layer, SubjectRaised, answering
+from harness.compare.loose_parameters import asked_in_vain
 from harness.compare.offered import need
 from harness.compare.outcome import Deviation, NoSlot, NotOffered, ToldElsewhere
 from harness.compare.refusals import is_crash
@@ -542,11 +543,14 @@ def carry(variant: Variant, values: dict[tuple[str, str], Tensor], ours: Adapted
 def test_counts(context: Context, case: ModelCase) -> None:
     """As many numbers want a gradient as in PEFT's model, all in adapters, and a step changes nothing else."""
     case, ours = on_the_same_layers(context, case)
-    expected, actual = reference_places(context, case).trainable, count(ours)
-    context.demand(expected == actual, case, "trainable numbers in the model", expected, actual)
     own = {id(t) for t in ours.trained()}
-    strays = {n for n, t in ours.model.named_parameters() if t.requires_grad and id(t) not in own}
-    context.demand(not strays, case, "trainable tensors outside adapters", "none", listed(strays))
+    strays = {n: t for n, t in ours.model.named_parameters() if t.requires_grad and id(t) not in own}
+    expected, actual = reference_places(context, case).trainable, count(ours)
+    told, beside = _in_vain(case, ours, strays), sum(t.numel() for t in strays.values())
+    if told is None or expected != actual - beside:
+        context.demand(expected == actual, case, "trainable numbers in the model", expected, actual)
+    if strays:
+        raise Deviation(case, "trainable tensors outside adapters", "none", listed(strays), diagnosis=told)
     frozen = {n: t.detach().clone() for n, t in ours.state().items() if id(t) not in own}
     ours.write(far(ours, case))
     written = {id(layer.raw(tensor)) for _, tensor, layer in ours.slots()}
@@ -556,6 +560,15 @@ def test_counts(context: Context, case: ModelCase) -> None:
         n for n, t in frozen.items() if id(state[n]) not in written and not rounding.same_values(t, state[n])
     }
     context.demand(not changed, case, "tensors that changed outside adapters", "none", listed(changed))
+
+
+def _in_vain(case: ModelCase, ours: AdaptedModel, strays: Mapping[str, Tensor]) -> Diagnosis | None:
+    """What trainable tensors outside adapters mean where a step of training leaves no gradient on them."""
+    if not strays:
+        return None
+    held = [t.detach() for t in case.base().state_dict().values()]
+    train(ours, case, 1)
+    return asked_in_vain(strays, held, any(t.grad is not None for t in strays.values()))
 
 
 @check(

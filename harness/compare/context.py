@@ -31,6 +31,10 @@ class Refused(Exception):
     """The subject will not have this rank on these sizes; asked once, by ``forward.edge_ranks``, not everywhere."""
 
 
+class Singular(Refused):
+    """The values that were drawn lie where the method is not defined: the subject has refused nothing."""
+
+
 @dataclass
 class Worst:
     """The largest ratio seen relative to its threshold, over a claim's examples."""
@@ -89,7 +93,7 @@ class Context:
                 raise Refused from None
             raise
         if self.variant.is_singular(layer.values(), case.spec):
-            raise Refused
+            raise Singular
         return layer
 
     def reference(self, case: Case) -> Layer:

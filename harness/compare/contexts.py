@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from harness.cases.layer_cases import Case
 from harness.compare import rounding
 from harness.compare.context import Context
-from harness.compare.layer import Layer, answering
+from harness.compare.layer import Layer, answering, situation
 from harness.compare.outcome import Unverified
 from harness.compare.probing import far_layer
 from harness.compare.rounding import Quantities
@@ -56,14 +57,15 @@ def observe(
 ) -> Quantities:
     """Output and gradients of ``call(x)``, ``layer`` itself by default; float64.
 
-    ``wants_gradient``: whether x does; ``where`` is said of a backward pass that raises.
+    ``wants_gradient``: whether x does; ``where`` is said of what is raised.
     """
     layer.clear_gradients()
     x = case.x.requires_grad_(wants_gradient)
-    y = (call or layer)(x)
-    if y.requires_grad:
-        with answering(layer.who, f"the backward pass{where}"):
-            y.backward(case.cotangent.to(y.dtype))
+    with situation(where) if where else nullcontext():
+        y = (call or layer)(x)
+        if y.requires_grad:
+            with answering(layer.who, "the backward pass"):
+                y.backward(case.cotangent.to(y.dtype))
     found = {"output": y.detach().double(), **gradients(layer)}
     if wants_gradient:
         found["gradient of x"] = torch.zeros_like(x).double() if x.grad is None else x.grad.double()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -82,11 +83,24 @@ class answering:  # noqa: N801 - used as a context manager
         raise _raised(self.who, error, self.what, self.of) from error
 
 
+_SITUATION: list[str] = []
+
+
+@contextmanager
+def situation(words: str) -> Iterator[None]:
+    """What is raised within is said to have been raised so: "under autocast", "where B alone trains"."""
+    _SITUATION.append(words)
+    try:
+        yield
+    finally:
+        _SITUATION.pop()
+
+
 def _raised(who: str, error: BaseException, what: str, of: str) -> SubjectRaised:
-    where = f"{what} of {of}" if of else what
+    where = " ".join([f"{what} of {of}" if of else what, *_SITUATION])
     name, words, place = type(error).__name__, said(error), place_of(error, SUBJECTS.get(who))
     kind = f"{name} at {place}{complaint(words)}" if place else f"{name} in {what}: {words}"
-    return SubjectRaised(who, f"raised {name} in {where}: {words}", kind, place)
+    return SubjectRaised(who, f"raised {name} in {where}" + (f": {words}" if words else ""), kind, place)
 
 
 def said(error: BaseException) -> str:

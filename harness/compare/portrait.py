@@ -31,7 +31,7 @@ DRAWS = 24
 LAW: dict[str, Any] = {
     "in_features": 48,
     "out_features": 24,
-    "rank": 4,
+    "rank": 16,  # no small part of in: a law that knows both sides differs from one that knows in alone
     "alpha": 3.0,
     "batch": (2,),
 }
@@ -205,7 +205,7 @@ PARTS: dict[str, Callable[[Sitting], Values]] = {
 # standard errors of its features come to.
 OUTPUTS = 5e-6
 OTHERS = 1e-4  # gradients, whose terms cancel, and factorisations
-LAWS = 0.3
+LAWS = 0.15
 
 
 def same(a: Value | None, b: Value | None, part: str, quantity: str, scale: float = 0.0) -> bool:

@@ -285,10 +285,13 @@ def diagnose(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, 
     right = _asking(context, Equation())
     asked = [failing, *map(context.abilities.fitted, others(failing))] if found.mistakes else []
     at = [case for case in asked if holds(check, right, case)]
+    if failing in at and _holds_with(check, context, found.mistakes, failing):
+        return ()  # what fails there is something else
     due = [(m, [case for case in at if fails(check, context, m, case)]) for m in found.mistakes]
-    due = [(m, where) for m, where in due if where]
+    there = [(m, where) for m, where in due if failing in where]
+    due = there or [(m, where) for m, where in due if where]
     # The one that changes least is what the claim is due to: a wrong function also has wrong gradients.
-    due.sort(key=lambda entry: (failing not in entry[1], found.reach[entry[0].id]))
+    due.sort(key=lambda entry: found.reach[entry[0].id])
     return tuple(described(m, len(where), len(at)) for m, where in due)
 
 
@@ -309,7 +312,12 @@ def others(failing: Case) -> list[Case]:
 
 def fails(check: Check, context: Context, mistake: Mistake, case: Case) -> bool:
     """Whether the equation with that mistake alone fails the check at a case, against the same oracle."""
-    return not holds(check, _asking(context, mistaken(mistake.id)), case)
+    return not _holds_with(check, context, (mistake,), case)
+
+
+def _holds_with(check: Check, context: Context, mistakes: Set, case: Case) -> bool:
+    """Whether the equation with these mistakes together passes the check at a case, against the same oracle."""
+    return holds(check, _asking(context, mistaken(*(m.id for m in mistakes))), case)
 
 
 def _asking(context: Context, subject: Implementation) -> Context:

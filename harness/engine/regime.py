@@ -27,8 +27,18 @@ def regime(case: Case, holds: Holds) -> str:
 def _sizes(case: Case, holds: Holds) -> Iterator[str]:
     values = {"rank": case.spec.rank, "in_features": case.in_features, "out_features": case.out_features}
     for name, value in values.items():
-        if value > ORDINARY[name] and (words := _threshold(value, _resized(case, name, holds))):
+        resized = _resized(case, name, holds)
+        if name == "rank" and (words := _parity(value, resized)):
+            yield f"for a rank that is {words}"
+        elif value > ORDINARY[name] and (words := _threshold(value, resized)):
             yield f"for {SIZES[name]} {words}"
+
+
+def _parity(rank: int, holds: Callable[[int], bool]) -> str:
+    """``odd`` or ``even``, where the next ranks of that kind fail and those of the other kind hold."""
+    if not all(holds(rank + i) for i in (1, 3, 5)) or any(holds(rank + i) for i in (2, 4)):
+        return ""
+    return "odd" if rank % 2 else "even"
 
 
 def _resized(case: Case, name: str, holds: Holds) -> Callable[[int], bool]:

@@ -224,6 +224,11 @@ def _uniform_a(factor: float) -> Value:
     return draw
 
 
+def _uniform_by_both(W: Tensor, spec: AdapterSpec) -> Tensor:
+    bound = math.sqrt(6 / (W.shape[1] + spec.rank))
+    return (torch.rand(shape_a(W, spec), dtype=torch.float64) * 2 - 1) * bound
+
+
 def _uniform_by_rank(W: Tensor, spec: AdapterSpec) -> Tensor:
     return (torch.rand(shape_a(W, spec), dtype=torch.float64) * 2 - 1) / math.sqrt(spec.rank)
 
@@ -264,6 +269,14 @@ def starts_of_factors(
             {"start.A": _uniform_a(math.sqrt(6))},
             "draw A with kaiming_uniform_(a=√5), which is U(−1/√in, 1/√in)",
             documented=(r"\bhe.uniform\b",),
+        ),
+        Mistake(
+            f"{variant}.a_xavier",
+            "A is drawn by Xavier's rule: bound √(6/(in + r)) instead of √(1/in)",
+            "A starts up to √6 too large: B's first steps are that much larger",
+            {"start.A": _uniform_by_both},
+            "draw A with kaiming_uniform_(a=√5), which is U(−1/√in, 1/√in)",
+            documented=(r"\b(xavier|glorot)\b",),
         ),
         Mistake(
             f"{variant}.a_fan",

@@ -19,14 +19,15 @@ from reports.text import shortened
 
 WORST_OF_ACCEPTABLE: Severity = "minor"
 NOTHING_CHECKED = "A deviation here would not be noticed, so the verdict cannot be Faithful."
+NOT_KNOWN = "what these claims ask is not known."
 FAILURE_MODES = {
     "mode_missing": "What is trained with this mode elsewhere cannot be trained here in the same way.",
     "not_offered": "Whether an adapter survives being saved and loaded cannot be told.",
     "unverified": NOTHING_CHECKED,
     "wrapper": "The file that presents the library fails, not the library itself, of which nothing was learnt here.",
-    "raised": "A caller gets this exception instead of an answer; what these claims ask is not known.",
-    "bad_answer": "A caller gets this instead of a usable answer; what these claims ask is not known.",
-    "hangs": "A caller waits; what these claims ask is not known.",
+    "raised": f"A caller gets this exception instead of an answer; {NOT_KNOWN}",
+    "bad_answer": f"A caller gets this instead of a usable answer; {NOT_KNOWN}",
+    "hangs": f"A caller waits; {NOT_KNOWN}",
     "state_changed": "What else runs in the process is changed by it.",
     "unsteady": "The same call gives different answers, so that no comparison can be repeated.",
 }
@@ -279,7 +280,9 @@ class Defect:
     @property
     def failure_mode(self) -> str:
         if self.kind == "error":
-            return FAILURE_MODES.get(self.lead.cause or "", FAILURE_MODES["raised"])
+            told = FAILURE_MODES.get(self.lead.cause or "", FAILURE_MODES["raised"])
+            alone = len({c.check for c in self.claims}) == 1 and told.endswith(NOT_KNOWN)
+            return f"{told[:-1]}: {self.info(self.lead).question}" if alone else told
         if self.kind in FAILURE_MODES:
             return FAILURE_MODES[self.kind]
         return (self.diagnosis.failure_mode if self.diagnosis else "") or self.info(self.lead).failure_mode

@@ -511,3 +511,12 @@ class AsksInVain(wrapped.Lora):
         b = None if self.base.bias is None else self.base.bias.detach()
         y = fn.linear(x, self.base.weight.detach(), b)
         return (y + self.branch(x)).to(y.dtype)
+
+
+@layer("lora", "shapes.frozen_base", "Faithful-with-doc-gap", "init step0 forward merge save_load")
+class NumbersThatAskInVain(wrapped.Lora):
+    """alpha is kept as a parameter that wants a gradient and never gets one."""
+
+    def build(self) -> None:
+        super().build()
+        self.kept = nn.ParameterDict({"alpha": nn.Parameter(torch.tensor(float(self.spec.alpha)))})
