@@ -61,6 +61,17 @@ CACHED = Diagnosis(
 )
 
 
+UNFOLDS_WHAT_IS_THERE = Diagnosis(
+    "contexts.unfolds_what_is_there",
+    "back in training mode, what the tensors hold by then is taken out of the weight, not what evaluation folded in",
+    "a checkpoint that is loaded in evaluation mode leaves another base weight behind when training goes on",
+    agrees_with="microsoft/LoRA's loralib, whose train() subtracts the update of now",
+    documented_by=SEEN_LATER,
+    severity="minor",
+    remedy="keep what was folded in, or the weight from before, and take out exactly that",
+)
+
+
 @check(
     "contexts",
     "critical",
@@ -76,9 +87,8 @@ def test_written_in_eval(context: Context, case: Case) -> None:
     """In evaluation mode, called before and after, the layer computes with the parameters that were written last."""
     layer = context.layer(case)
     layer.train(False)
-    if not layer(
-        case.x
-    ).requires_grad:  # folded in: nothing is meant to be written before training mode is back
+    if not layer(case.x).requires_grad:  # folded in: what is written is to be seen when training mode is back
+        _unfolds_what_it_folded(context, contexts.elsewhere(case, 1), layer)
         raise ToldElsewhere("in evaluation mode no gradient reaches the adapter", "forward.eval_gradients")
     for turn in range(3):
         now = contexts.elsewhere(case, turn)
@@ -89,6 +99,17 @@ def test_written_in_eval(context: Context, case: Case) -> None:
             if _flipping_helps(context, now, layer):
                 found.diagnosis = CACHED if turn else FOLDED
             raise
+
+
+def _unfolds_what_it_folded(context: Context, case: Case, layer: Layer) -> None:
+    """Written while folded in, and back in training mode, the layer is that of the written parameters."""
+    layer.write(contexts.parameters(layer, case))
+    layer.train()
+    try:
+        _like_a_fresh_one(context, case, layer, "in training mode, after a write in evaluation mode")
+    except Deviation as found:
+        found.diagnosis = UNFOLDS_WHAT_IS_THERE
+        raise
 
 
 def _like_a_fresh_one(context: Context, case: Case, layer: Layer, where: str) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
-from harness.compare.context import Context, Pair, Refused
+from harness.compare.context import Context, Pair
 from harness.compare.layer import Layer
 from harness.compare.outcome import Deviation, ModeMissing, ToldElsewhere
 from harness.compare.probing import alike, beneath, effective, far_layer, masked, without_adapter
@@ -91,7 +91,7 @@ def test_active(context: Context, case: Case) -> None:
     varies = any(not alike(first, masked(layer, case.x, seed), SAME_MASK) for seed in (2, 3, 4))
     dropped = not alike(first, evaluated(layer, case), NOTHING_DROPPED)
     if not varies and _has_no_effect(layer, case):
-        raise Refused  # an adapter that contributes nothing has nothing to drop: a finding of other checks
+        raise ToldElsewhere(NOTHING_TO_DROP, "forward.random_parameters")
     if not varies and dropped:
         raise Deviation(case, "masks of several calls", "different", "the same", diagnosis=ONE_MASK)
     if varies != _varies(context, case):
@@ -105,6 +105,7 @@ def ignored_dropout(variant: Variant) -> Diagnosis:
     return described(mistake(f"{variant.id}.dropout_ignored"), 1, 1)
 
 
+NOTHING_TO_DROP = "the adapter changes nothing here, so that there is nothing to drop"
 ONE_MASK = Diagnosis(
     "dropout.one_mask",
     "dropout draws the same mask at every call",
@@ -206,7 +207,7 @@ def test_placement(context: Context, case: Case) -> None:
     actual = describe(mine)
     if actual != wanted:
         if actual == WHOLE and _has_no_effect(layer, case):
-            raise Refused
+            raise ToldElsewhere(NOTHING_TO_DROP, "forward.random_parameters")
         told = ignored_dropout(context.variant) if actual == WHOLE else None
         raise Deviation(case, f"the branch's input at p = {RATE}", wanted, actual, diagnosis=told)
     _base_path(context, context.abilities.fitted(case.but(rank=1)))

@@ -236,8 +236,12 @@ def test_one_dimension(context: Context, case: Case) -> None:
     """x of one dimension, (in,), gives (out,): the row that a batch of one gives."""
     if 1 not in context.subject.inputs:
         raise NotOffered("the subject's `inputs` leaves out x of one dimension", "inputs")
-    alone = case.but(batch=())
-    layer, theirs = far_layer(context, case), context.reference(case)
+    for bias in (False, True):
+        _as_a_row(context, context.abilities.fitted(case.but(batch=(), bias=bias)))
+
+
+def _as_a_row(context: Context, alone: Case) -> None:
+    layer, theirs = far_layer(context, alone), context.reference(alone)
     with torch.no_grad():
         y, wanted = layer(alone.x), tuple(theirs(alone.x).shape)
         context.demand(
@@ -335,7 +339,12 @@ def _pure(context: Context, case: Case) -> None:
         context.demand(
             not drew, case, "torch's generator after a call without dropout", "unchanged", "advanced"
         )
-    changed = [n for n, t in _state(layer).items() if n in held and not rounding.same_values(t, held[n])]
+    now = _state(layer)
+    gone = [n for n in held if n not in now]
+    context.demand(
+        not gone, case, "parameters and buffers that are gone after a call", "none", ", ".join(gone)
+    )
+    changed = [n for n, t in now.items() if n in held and not rounding.same_values(t, held[n])]
     context.demand(not changed, case, "tensors changed by a call", "none", ", ".join(changed))
     context.demand(rounding.same_values(first, second), case, "the same call twice", "equal", "different")
     if "bfloat16" not in context.abilities.dtypes:

@@ -54,7 +54,12 @@ def test_effective(context: Context, case: Case) -> None:
     domain=rank_stabilised.DRAWN,
     applies=rank_stabilised.has_it,
     examples=4,
-    follows=("scale.effective", "forward.random_parameters", "forward.gradients"),
+    follows=(
+        "scale.effective",
+        "forward.random_parameters",
+        "forward.gradients",
+        "forward.input_gradient",
+    ),
     may_refuse=True,
 )
 def test_rank_stabilised(context: Context, case: Case) -> None:

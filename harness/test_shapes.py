@@ -13,8 +13,8 @@ from harness.cases.layer_cases import Case, Domain
 from harness.compare.context import Context
 from harness.compare.ear import heard
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt, answering
-from harness.compare.outcome import Deviation, ModeMissing, OutsideDomain, Unverified
 from harness.compare.loose_parameters import asked_in_vain
+from harness.compare.outcome import Deviation, ModeMissing, OutsideDomain, Unverified
 from harness.compare.probing import alike, far_layer, mode_is_ignored
 from harness.compare.thresholds import BASE_CHANGED, NOTHING_DROPPED
 from harness.engine.checks import check

@@ -118,6 +118,7 @@ CANNOT = {
     "dropout": "no dropout (p = 0)",
     "bias": "a base layer with a bias",
     "no bias": "a base layer without a bias",
+    "scale": "a factor of α/r, where α/√r is always taken",
 }
 NO_DROPOUT = "dropout"
 
@@ -188,6 +189,8 @@ def _not_expressed(subject: Implementation, case: Case) -> Iterator[Lack]:
     has_alpha = any(option.name == "rslora" for option in variant.options)  # α/√r in place of α/r
     if has_alpha and subject.nearest(asked).alpha != asked.alpha:
         yield Lack("spec", CANNOT["alpha"], "declared", why, case)
+    if has_alpha and subject.nearest(asked).rslora:
+        yield Lack("spec", CANNOT["scale"], "declared", why, case)
     if variant.has_dropout and subject.nearest(asked).dropout == 0:
         yield Lack("spec", NO_DROPOUT, "declared", why, case)
     if variant.has_dropout and subject.nearest(dataclasses.replace(asked, dropout=0.0)).dropout > 0:

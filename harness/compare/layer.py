@@ -26,6 +26,7 @@ SUBJECTS: dict[str, Implementation] = {}
 
 
 FOLDER = re.compile(r"[^\s'\"(\[=]*/audit-[a-z0-9_]{8}/")
+MOST_SAID = 300  # characters of an exception
 ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,16}\b")
 
 
@@ -99,7 +100,14 @@ def situation(words: str) -> Iterator[None]:
 def _raised(who: str, error: BaseException, what: str, of: str) -> SubjectRaised:
     where = " ".join([f"{what} of {of}" if of else what, *_SITUATION])
     name, words, place = type(error).__name__, said(error), place_of(error, SUBJECTS.get(who))
-    kind = f"{name} at {place}{complaint(words)}" if place else f"{name} in {what}: {words}"
+    of_torch = complaint(words)
+    kind = (
+        f"{name} at {place}{of_torch}"
+        if place
+        else f"{name}{of_torch}"
+        if of_torch
+        else f"{name} in {what}: {words}"
+    )
     return SubjectRaised(who, f"raised {name} in {where}" + (f": {words}" if words else ""), kind, place)
 
 
@@ -113,7 +121,8 @@ def said(error: BaseException) -> str:
         text = " ".join(str(error).split())
     except Exception:
         return "(its text cannot be had)"
-    return ADDRESS.sub("0x...", FOLDER.sub("", text))[:300]
+    text = ADDRESS.sub("0x...", FOLDER.sub("", text))
+    return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID].rpartition(' ')[0]} …"
 
 
 class Layer:

@@ -39,7 +39,10 @@ def is_offered(context: Context, case: Case) -> None:
         raise NotOffered(
             f"{who.name} has no {NAME}: the nearest spec that it can express is without", "rslora"
         )
-    if not mode_is_ignored(context, case, (NAME,)):
+    always = getattr(
+        who.nearest(RSLORA.put(case.spec, False)), NAME
+    )  # what it has is for the reference to judge
+    if always or not mode_is_ignored(context, case, (NAME,)):
         return
     if NAME not in _text(who):
         raise NotOffered(f"the subject's file passes no {NAME} on", "rslora")

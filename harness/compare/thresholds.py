@@ -53,6 +53,9 @@ BASE_CHANGED = 1e-4  # outputs of order one by which a base that was replaced is
 EVALUATION_GAP = 1e-5  # evaluation with p > 0 against p = 0, relative to the largest entry
 SAME_UPDATE = 1e-3  # what is left of a merged update when a multiple of the right one is taken off, relative
 SAME_DRAWS = 1e-4  # outputs under the same masks, relative to the largest entry
+ALL_BUT_A_FEW = (
+    1024  # roundoffs: nearer than this on every case, and yet not within rounding, is nearly right
+)
 HALF_DIGITS = (
     2.0**16
 )  # bfloat16's roundoff in float32's: where every difference is smaller, something is rounded

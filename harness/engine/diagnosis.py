@@ -13,11 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import torch
+
 from harness.cases.layer_cases import Case
 from harness.compare.abilities import abilities_of
 from harness.compare.context import Context, Worst
 from harness.compare.portrait import Sitting, Value, Values, same
-from harness.compare.thresholds import HALF_DIGITS, THRESHOLDS
+from harness.compare.probing import alike, far_layer
+from harness.compare.thresholds import ALL_BUT_A_FEW, HALF_DIGITS, NOTHING_DROPPED, THRESHOLDS
 from harness.engine.checks import Check
 from oracles.equation import Equation
 from oracles.implementation import AdapterSpec, Implementation
@@ -41,6 +44,21 @@ COARSE = Diagnosis(
     "something is rounded to bfloat16 or float16 on the way, or a small constant is added: small updates are lost, and "
     "a checkpoint answers otherwise than elsewhere",
     remedy="compute the adapter's branch in its parameters' dtype",
+)
+NEARLY = Diagnosis(
+    "forward.nearly",
+    "the output is a little further from the reference's than rounding explains",
+    "a small constant (an epsilon in a norm or a division) is added on the way, or some digits are lost: a checkpoint "
+    "answers a little otherwise than elsewhere, more so where norms are small",
+    documented_by=("epsilon", r"\beps\b"),
+    remedy="look for an epsilon beside a norm, and leave it out or say in the docstring that it is there",
+)
+
+NO_EFFECT = Diagnosis(
+    "forward.no_effect",
+    "the layer answers as its base does, whatever the adapter's tensors are",
+    "what is trained or loaded changes nothing",
+    remedy="compute the output from the very tensors that are trained, saved and loaded",
 )
 
 Key = tuple[int, str, str]  # case, part, quantity
@@ -160,12 +178,20 @@ class Search:
         found: Set = ()
         for number, stage in enumerate(STAGES):
             before = [p for s in STAGES[:number] for p in s.parts]
-            found += self._stage(found, stage, before) or self._in_training(found, stage, before)
+            added = self._stage(found, stage, before) or self._in_training(found, stage, before)
+            found += self._of_a_known_output(found, added, stage)
         parts = [p for stage in STAGES for p in stage.parts]
         left, wrong = _quantities(self.wrong(found, parts)), _quantities(self.wrong((), parts))
         reach = {m.id: self._reach(m, parts) for m in found}
         equal = tuple(q for q in _quantities(self.told(parts)) if q not in wrong)
         return Explanation(found, left, equal, reach)
+
+    def _of_a_known_output(self, found: Set, added: Set, stage: Stage) -> Set:
+        """Without what is about gradients alone where the output is not explained: they are another function's."""
+        left = _quantities(self.wrong((*found, *added), stage.parts))
+        if "output" not in left:
+            return added
+        return tuple(m for m in added if m.speaks_of - {"gradient"})
 
     def _reach(self, mistake: Mistake, parts: Sequence[str]) -> int:
         """How many quantities of the right equation a mistake changes."""
@@ -296,12 +322,24 @@ def diagnose(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, 
 
 
 def coarse(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ...]:
-    """What is said of a function that nothing explains and that, on every case, is nearly right; else nothing."""
+    """What is said of a function that nothing explains and that, on every case, is the base's or nearly right."""
     if check.id not in CAN_BE_COARSE or failing.dtype not in ("float32", "float64"):
         return ()
-    near = dataclasses.replace(context, worst=Worst(), slack=HALF_DIGITS / THRESHOLDS["formula"])
     asked = [context.abilities.fitted(case) for case in (failing, *others(failing))]
-    return (COARSE,) if all(holds(check, near, case) for case in asked) else ()
+    if all(_answers_as_its_base(context, case) for case in asked):
+        return (NO_EFFECT,)
+    for told, roundoffs in ((NEARLY, ALL_BUT_A_FEW), (COARSE, HALF_DIGITS)):
+        near = dataclasses.replace(context, worst=Worst(), slack=roundoffs / THRESHOLDS["formula"])
+        if all(holds(check, near, case) for case in asked):
+            return (told,)
+    return ()
+
+
+def _answers_as_its_base(context: Context, case: Case) -> bool:
+    """Whether, far from its start, the layer's output is the base's."""
+    layer = far_layer(context, case)
+    with torch.no_grad():
+        return alike(layer(case.x).double(), case.base()(case.x).double(), NOTHING_DROPPED)
 
 
 def others(failing: Case) -> list[Case]:

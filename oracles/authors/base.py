@@ -64,6 +64,8 @@ class AuthorImplementation(Oracle):
         """The author's layer over a frozen copy of ``base``. Raises Unsupported, NotAvailableError."""
         if spec.variant != self.variant:
             raise Unsupported(f"{self.name} is {self.variant}, not {spec.variant}")
+        if spec.rslora:
+            raise Unsupported(f"{self.name} has no rank-stabilised scaling")
         if base.weight.dtype.itemsize < 4 and not self.low_precision:
             raise Unsupported(f"{self.name} mixes in float32: it cannot run in {base.weight.dtype}")
         with default_dtype(self.adapter_dtype(base.weight.dtype)):

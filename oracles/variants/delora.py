@@ -50,11 +50,11 @@ def delora(call: Call, do: Any) -> Tensor:
 
 def _component(call: Call, A: Tensor, B: Tensor, strength: Tensor, do: Any) -> Tensor:
     xi = do.strength(do.signed(strength), call.spec) / do.norms(A, B)
-    norm = do.weight_norm(call.W, call.p)
+    norm, x = do.weight_norm(call.W, call.p), do.adapter_input(call.x)
     if call.place == "delta_w":
-        update = call.x @ call.drop("delta_w", (B * xi) @ (A * norm)).mT
+        update = x @ call.drop("delta_w", (B * xi) @ (A * norm)).mT
     else:
-        h = (call.drop("input", call.x) * norm) @ A.mT
+        h = (call.drop("input", x) * norm) @ A.mT
         update = (call.drop("hidden", h) * xi) @ B.mT
     return update if do.output_norm is None else update * do.output_norm(call.W)
 
@@ -105,6 +105,7 @@ FORM = form_of(
     copy_strength=None,
     bias=base_bias,
     base_input=same,
+    adapter_input=same,
     branch=same,
 )
 

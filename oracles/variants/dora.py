@@ -49,14 +49,14 @@ def dora(call: Call, do: Any) -> Tensor:
     base = do.base_input(call.x) @ W.mT
     if length.dim() == 1 and call.place != "delta_w":
         g = m / length
-        x = call.drop("input", call.x)
+        x = call.drop("input", do.adapter_input(call.x))
         h = call.drop("hidden", call.drop("low_rank", x) @ A.mT)
         product = call.drop("product", h @ B.mT)
         adapted = (g - 1) * (x @ W.mT) + g * s * product
     else:
         g = do.spread(m) / (length if length.dim() == 2 else length[:, None])
         V = W + s * call.drop("delta_w", B @ A)
-        adapted = call.drop("input", call.x) @ (g * V - W).mT
+        adapted = call.drop("input", do.adapter_input(call.x)) @ (g * V - W).mT
     adapted = call.drop("update", do.branch(adapted))
     if do.outer is not None:
         adapted = do.outer(call.spec) * adapted
@@ -110,6 +110,7 @@ FORM = form_of(
     outer=None,
     bias=base_bias,
     base_input=same,
+    adapter_input=same,
     branch=same,
 )
 

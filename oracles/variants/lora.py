@@ -35,14 +35,21 @@ def lora(call: Call, do: Any) -> Tensor:
     """
     A, B, s = call.p["A"], call.p["B"], do.scale(call.spec)
     base = linear(do.base_input(call.x), call.W, do.bias(call.b, s))
+    x = do.adapter_input(call.x)
     if call.place == "delta_w":
-        update = s * (call.x @ call.drop("delta_w", B @ A).mT)
+        update = s * (x @ call.drop("delta_w", B @ A).mT)
     else:
-        update = s * (call.drop("hidden", call.drop("input", call.x) @ A.mT) @ B.mT)
+        update = s * (call.drop("hidden", call.drop("input", x) @ A.mT) @ B.mT)
     return base + do.branch(call.drop("update", update))
 
 
-PARTS: dict[str, Any] = {"scale": scale, "bias": base_bias, "base_input": same, "branch": same}
+PARTS: dict[str, Any] = {
+    "scale": scale,
+    "bias": base_bias,
+    "base_input": same,
+    "adapter_input": same,
+    "branch": same,
+}
 TENSORS = (GAUSSIAN_A, B)
 FORM = form_of(lora, TENSORS, **PARTS)
 

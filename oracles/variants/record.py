@@ -256,6 +256,7 @@ SPEAKS_OF: dict[str, Subject] = {
     "dead_until_step": "gradient",
     "branch": "gradient",
     "base_input": "gradient",
+    "adapter_input": "gradient",
     "constant": "gradient",
 }
 

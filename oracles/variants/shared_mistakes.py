@@ -390,6 +390,13 @@ def branches(variant: str) -> list[Mistake]:
             {"base_input": detached},
             "call the base layer with x itself, outside torch.no_grad",
         ),
+        Mistake(
+            f"{variant}.adapter_input_cut",
+            "no gradient goes through the adapter to the input",
+            "layers below the adapted one get only the base weight's part of their gradient",
+            {"adapter_input": detached},
+            "give the adapter's branch x itself, not a detached copy of it",
+        ),
     ]
 
 

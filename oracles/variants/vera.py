@@ -47,10 +47,11 @@ def vera(call: Call, do: Any) -> Tensor:
     A, B = call.p["A"], call.p["B"]
     d, b = do.on_rank(call.p["d"]), do.on_output(call.p["b"])
     base = linear(do.base_input(call.x), call.W, do.bias(call.b, call.p["b"]))
+    x = do.adapter_input(call.x)
     if call.place == "delta_w":
-        update = call.x @ call.drop("delta_w", b[:, None] * (B * d) @ A).mT
+        update = x @ call.drop("delta_w", b[:, None] * (B * d) @ A).mT
     else:
-        h = call.drop("hidden", call.drop("input", call.x) @ A.mT)
+        h = call.drop("hidden", call.drop("input", x) @ A.mT)
         update = b * ((d * h) @ B.mT)
     factor = do.factor(call.spec)
     return base + do.branch(call.drop("update", update if factor is None else factor * update))
@@ -114,6 +115,7 @@ FORM = form_of(
     factor=lambda spec: None,
     bias=base_bias,
     base_input=same,
+    adapter_input=same,
     branch=same,
 ).but(**{"start.A": _shared_a, "start.B": _shared_b})
 

@@ -97,6 +97,8 @@ class Grouping:
         What only some show explains it not, unless each of them shows a mistake that is known by name: several at once.
         """
         parents = [p for p in self._parents(claim) if p.check not in seen]
+        if claim.check in SAYS_LITTLE:  # a start that is no identity is due to where the tensors start
+            parents = [p for p in parents if p.aspect == claim.aspect] or parents
         shown = [self._defects(p, seen | {claim.check}) for p in parents]
         # Of what stands alone and what does not, the check that is named first is the nearer one.
         if any(key in self.alone for keys in shown for key in keys):

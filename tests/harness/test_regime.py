@@ -16,7 +16,7 @@ def _at(rank: int) -> Case:
 
 
 @pytest.mark.parametrize(
-    "rank, fails, words",
+    ("rank", "fails", "words"),
     [
         (1, lambda r: r % 2 == 1, "only for a rank that is odd"),
         (2, lambda r: r % 2 == 0, "only for a rank that is even"),

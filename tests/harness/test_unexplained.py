@@ -34,6 +34,28 @@ class Coarse(wrapped.Lora):
         return super().branch(x.bfloat16().to(x.dtype))
 
 
+class WithAnEpsilon(wrapped.Lora):
+    """A is divided by its rows' norms and multiplied by them again, but for a small constant."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        norms = self.A.norm(dim=1)
+        return super().branch(x) * (norms / (norms + 1e-5)).mean()
+
+
+class WithoutEffect(wrapped.Lora):
+    """What is added is nothing."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return super().branch(x) * 0
+
+
+class InputCut(wrapped.Lora):
+    """The branch's input is cut from the graph."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return super().branch(x.detach())
+
+
 class Otherwise(wrapped.Lora):
     """Affine, row by row, and another function: the update's input is shifted by one feature."""
 
@@ -107,6 +129,8 @@ NOT_THE_REFERENCES = "the output is not the reference's"
         (Activated, f"{NOT_THE_REFERENCES}: the layer is not affine in its input"),
         (RowsMixed, f"{NOT_THE_REFERENCES}: a row of a batch is answered otherwise than alone"),
         (Coarse, "the output is the reference's to the digits of half precision only"),
+        (WithAnEpsilon, "the output is a little further from the reference's than rounding explains"),
+        (WithoutEffect, "the layer answers as its base does, whatever the adapter's tensors are"),
         (Otherwise, NOT_THE_REFERENCES),
         (Subtracted, "the adapter's update is subtracted instead of added"),
         (SubtractedInTraining, "the adapter's update is subtracted instead of added"),
@@ -140,3 +164,10 @@ def test_the_rounding_is_coarse_enough_to_be_seen() -> None:
     """What the subject above computes is not the right function within single precision."""
     x = fn.normalize(torch.linspace(1, 2, 7), dim=0)
     assert not torch.allclose(x.bfloat16().float(), x, rtol=1e-4)
+
+
+def test_a_cut_input_is_told_alone() -> None:
+    """Output and the adapter's gradients are right, and so is the base's part of the input's."""
+    assert titles(InputCut, ("forward.random_parameters", "forward.input_gradient", "step0.input_gradient")) == [
+        "no gradient goes through the adapter to the input"
+    ]
