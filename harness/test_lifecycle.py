@@ -59,7 +59,7 @@ FOLDED, FRESH = ROUNDOFFS["folded layer"], ROUNDOFFS["fresh adapter"]
 )
 def test_output(context: Context, case: LifeCase) -> None:
     """With several adapters, the output is that of those that are active, after any switch, deletion or step."""
-    need(context.subject, case.spec, SEVERAL)
+    need(context.subject, case.spec, ("set_adapters",))
     with life(context, case) as layer:
         layer.judge("output at the start", layer.output())
         for done in layer.run():

@@ -16,6 +16,7 @@ from functools import lru_cache
 import torch
 
 from harness.cases.layer_cases import Case
+from harness.cases.recorded_cases import Recorded
 from harness.compare.abilities import abilities_of
 from harness.compare.context import Context, Worst
 from harness.compare.portrait import Sitting, Value, Values, same
@@ -325,9 +326,10 @@ def coarse(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ..
     """What is said of a function that nothing explains and that, on every case, is the base's or nearly right."""
     if check.id not in CAN_BE_COARSE or failing.dtype not in ("float32", "float64"):
         return ()
-    asked = [context.abilities.fitted(case) for case in (failing, *others(failing))]
-    if all(_answers_as_its_base(context, case) for case in asked):
+    failing, *small = (context.abilities.fitted(case) for case in (failing, *others(failing)))
+    if all(_answers_as_its_base(context, case) for case in (failing, *small)):
         return (NO_EFFECT,)
+    asked = (failing,) if isinstance(failing, Recorded) else (failing, *small)  # a recording has no other
     for told, roundoffs in ((NEARLY, ALL_BUT_A_FEW), (COARSE, HALF_DIGITS)):
         near = dataclasses.replace(context, worst=Worst(), slack=roundoffs / THRESHOLDS["formula"])
         if all(holds(check, near, case) for case in asked):

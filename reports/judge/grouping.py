@@ -10,7 +10,7 @@ from reports.model import ALONE, OF_DTYPES, CheckInfo, Claim, Declaration, Diagn
 Key = tuple[str | None, ...]
 Kind = str  # "difference" "error" "wrapper" "declared" "unverified" "mode_missing" "not_offered"
 # Questions of yes or no, which many mistakes answer alike: where what they follow is broken, that is the explanation.
-SAYS_LITTLE = {"step0.dead_parameters", "training.alive", "init.identity", "dropout.expectation"}
+SAYS_LITTLE = {"step0.dead_parameters", "training.alive", "init.identity", "dtype.identity", "dropout.expectation"}
 # aspect -> methods without which it cannot be told of any implementation; the others are a matter of taste.
 NEEDED_METHODS = {"save_load": {"save", "load"}}
 
@@ -98,7 +98,7 @@ class Grouping:
         """
         parents = [p for p in self._parents(claim) if p.check not in seen]
         if claim.check in SAYS_LITTLE:  # a start that is no identity is due to where the tensors start
-            parents = [p for p in parents if p.aspect == claim.aspect] or parents
+            parents = [p for p in parents if p.aspect == claim.aspect] or parents[:1]
         shown = [self._defects(p, seen | {claim.check}) for p in parents]
         # Of what stands alone and what does not, the check that is named first is the nearer one.
         if any(key in self.alone for keys in shown for key in keys):
