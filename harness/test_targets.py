@@ -416,7 +416,7 @@ def adapted_once(context: Context, case: ModelCase, ours: AdaptedModel, first: s
 def as_if_once(
     context: Context, case: ModelCase, ours: AdaptedModel, first: str, without: set[str], second: str
 ) -> bool:
-    """Whether each name gives the layer adapted once, or one ``without`` an adapter the base's, all far from the start."""
+    """Whether each name, far from the start, gives the layer adapted once; or, ``without`` an adapter, the base's."""
     lone = subject_on(context, dataclasses.replace(case, sharing=""))
     values = far(lone, case)
     lone.write(values)

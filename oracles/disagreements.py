@@ -24,7 +24,7 @@ class Disagreement:
 
     ``where``: places in the references, as `refs` resolves them (ALIAS:SYMBOL @ ANCHOR); both sides.
     ``smallest``: the smallest counterexample. ``meaning``: what follows for who uses either. ``instead``: of targets,
-    how a layer's name ends that PEFT adapts by default, and how the one that the author adapts in its place; "" is none.
+    how a layer's name ends that PEFT adapts by default, and how the one that the author adapts in its place ("": none).
     """
 
     id: str

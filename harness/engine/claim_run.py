@@ -180,6 +180,9 @@ class ClaimRun:
             return self._excused() or failure.told(found, self.replay)
         except Unverified as why:
             return self._excused() or {"outcome": "unverified", **_told(why)}
+        except ModeMissing as why:
+            about = {"aspect": why.aspect} if why.aspect else {}
+            return {"outcome": "not_applicable", "examples": 0, **_told(why), **about}
         except NotApplicable as why:
             return {"outcome": "not_applicable", "examples": 0, **_told(why)}
         except NotRecorded as why:
@@ -291,7 +294,8 @@ class ClaimRun:
             first = self.not_offered[0]
             if isinstance(first, ToldElsewhere):
                 raise first
-            raise ModeMissing(f"most cases are not offered: {first}", first.detail or self.mode)
+            # In the same words as where it is asked about alone: one mode is told once.
+            raise ModeMissing(first, first.detail or self.mode)
         return asked
 
     def _ask_regimes(self, context: Context, domain: Domain, live: bool) -> int:
