@@ -7,6 +7,7 @@ import pytest
 from harness.compare.life_faults import CATALOGUE
 from harness.engine.checks import load_checks
 from oracles.variants import VARIANTS
+from reports.model import ALONE
 from tests.life_table import asked
 from tests.subjects.broken_lives import BROKEN_LIVES, BrokenLife, DroppingLibrary, ShiftingLibrary
 from tests.subjects.judged import QUICK, audit
@@ -75,3 +76,9 @@ def test_a_choice_that_is_stated_is_no_bug() -> None:
         for make in (wrong.make, stating)
     ]
     assert tags == [["BUG"], ["OK-doc"]]
+
+
+def test_an_unmerge_that_rounds_is_not_due_to_a_graver_fault() -> None:
+    """What stays folded in would be off by more than the digits."""
+    wrong = next(b for b in BROKEN_LIVES if b.name == "UnmergedBySubtraction")
+    assert asked(wrong).detail == ALONE
