@@ -11,7 +11,7 @@ from torch import nn
 from harness.cases.profiles import Profile
 from harness.compare.awkward_checkpoints import FOLDERS
 from harness.engine.checks import Check
-from oracles.implementation import Adapted, Implementation
+from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
 from oracles.vectors.awkward import TOPICS
 from oracles.vectors.meaning import AdaptedModule
 from reports.model import Claim, Finding
@@ -122,3 +122,19 @@ def test_what_ends_in_an_exception_runs_as_nothing(topic: str) -> None:
 
 def test_every_topic_says_what_its_folders_are_for() -> None:
     assert set(FOLDERS) == set(TOPICS)
+
+
+class LoadsAlone(MergingLoader):
+    """It reads checkpoints, and makes no adapters of its own."""
+
+    def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
+        raise Unsupported("no fresh adapters")
+
+
+def test_what_makes_no_fresh_adapters_is_asked_about_checkpoints() -> None:
+    """The files are read and written all the same; the rest is not offered."""
+    assert {c.outcome for c in _asked(LoadsAlone("delora"), "delora")} == {"pass"}
+    (wrong,) = _asked(LoadsAlone("lora", misread("pattern.alpha")), "lora", "checkpoints.scale")
+    assert wrong.outcome == "fail"
+    other = once(LoadsAlone("delora"), ["delora"], lambda c: c.id == "forward.gradients", TWELVE)
+    assert [c.cause for c in other] == ["no_variant"]
