@@ -157,7 +157,7 @@ def same_bits(layer: Life, quantity: str, actual: Tensor, expected: Tensor) -> N
     rounded = ratio <= THRESHOLDS["formula"]
     raise Deviation(
         layer.case, quantity, "bit for bit as before", f"up to {gap:.3g} away", ratio=ratio, threshold=0.0,
-        diagnosis=BY_SUBTRACTION if rounded else None,
+        diagnosis=BY_SUBTRACTION if rounded else None, alone=rounded,
     )  # fmt: skip
 
 

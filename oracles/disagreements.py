@@ -23,7 +23,8 @@ class Disagreement:
     """One entry. ``size`` is ``measure`` in numbers; ``differs``: oracle -> the checks that it makes fail.
 
     ``where``: places in the references, as `refs` resolves them (ALIAS:SYMBOL @ ANCHOR); both sides.
-    ``smallest``: the smallest counterexample. ``meaning``: what follows for who uses either.
+    ``smallest``: the smallest counterexample. ``meaning``: what follows for who uses either. ``instead``: of targets,
+    how a layer's name ends that PEFT adapts by default, and how the one that the author adapts in its place ("": none).
     """
 
     id: str
@@ -38,6 +39,7 @@ class Disagreement:
     meaning: str
     differs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     of_record: str = "PEFT"
+    instead: tuple[str, str] | None = None
 
     @property
     def how_much(self) -> str:
@@ -235,6 +237,7 @@ _CATALOGUE: tuple[Disagreement, ...] = (
         0.0,
         "T5 (not gated): `wi` and `wo`",
         "The same function in T0 and T5 v1.1; in the first T5 the author's configuration trains attention alone",
+        instead=(".DenseReluDense.wo", ".DenseReluDense.wi_1"),
     ),
     Disagreement(
         "ia3.query_for_key",
@@ -251,6 +254,7 @@ _CATALOGUE: tuple[Disagreement, ...] = (
         "one block of a Qwen2 or Qwen3 with PEFT's default targets",
         "In attention scores a gate on queries acts as one on keys does only before position and normalisation: "
         "Qwen3's q_norm cancels a common factor of it, and grouped keys are fewer numbers than queries",
+        instead=(".q_proj", ".k_proj"),
     ),
     Disagreement(
         "ia3.attention_output",
@@ -267,6 +271,7 @@ _CATALOGUE: tuple[Disagreement, ...] = (
         1.0,
         "one block of a BERT with PEFT's default targets",
         "An adapter trained with PEFT's defaults has a third more vectors than the paper's",
+        instead=(".attention.output.dense", ""),
     ),
     # HRA
     Disagreement(

@@ -114,13 +114,20 @@ def can_quantise(subject: Implementation, quantiser: str) -> bool:
 FINEST_FIRST = ("float64", "float32", "float16", "bfloat16")
 CHANGES = ("alpha", "dropout")
 CANNOT = {
-    "alpha": "an alpha other than the rank",
+    "alpha": "an alpha of one's own choice",
     "dropout": "no dropout (p = 0)",
     "bias": "a base layer with a bias",
     "no bias": "a base layer without a bias",
     "scale": "a factor of α/r, where α/√r is always taken",
 }
 NO_DROPOUT = "dropout"
+# What is about something else than the scale factor, and where the lines are that decide it.
+ABOUT = {
+    NO_DROPOUT: "dropout",
+    CANNOT["dropout"]: "dropout",
+    CANNOT["bias"]: "forward",
+    CANNOT["no bias"]: "forward",
+}
 
 
 def changed(spec: AdapterSpec, changes: tuple[str, ...]) -> AdapterSpec:
@@ -136,8 +143,10 @@ def changed(spec: AdapterSpec, changes: tuple[str, ...]) -> AdapterSpec:
 def abilities_of(subject: Implementation, variant: str) -> Abilities:
     """What ``subject`` takes of a variant, found on small layers."""
     dtypes, inputs = frozenset(subject.dtypes), frozenset(subject.inputs)
-    ordinary = Case(AdapterSpec(variant, rank=2, alpha=3.0), 5, 4, bias=True, batch=(3,))
     whole = Abilities(subject, dtypes, inputs)
+    ordinary = Case(AdapterSpec(variant, rank=2, alpha=3.0), 5, 4, bias=True, batch=(3,))
+    # What the subject says that it does not take is not tried to see how it fails.
+    ordinary = ordinary.but(dtype=whole.dtype(ordinary.dtype), batch=whole.batch(ordinary.batch))
     try:
         working, lacks = _working(subject, ordinary, whole)
     except (

@@ -28,18 +28,33 @@ from oracles.vectors.awkward import TOPICS, methods_of
 from oracles.vectors.corpus import Vector
 from oracles.vectors.unreadable import Unreadable
 from oracles.vectors.writer import write_vectors
+from reports.model import Diagnosis
 
 Strategy = Callable[[Variant], st.SearchStrategy["AwkwardCase"]]
 OPTIONS = ("target_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
            "modules_to_save", "feedforward_modules")  # fmt: skip
 FEW = 6
+# Topic -> what its folders are for.
+FOLDERS = {
+    "block_numbers": "for blocks that have lists of their own",
+    "layers_pattern": "for a model with another list whose name ends as layers_pattern says",
+    "root_list": "for a list of blocks at the model's root",
+    "block_zero": "for block 0 alone",
+    "own_patterns": "that has a module's rank and its alpha under different keys",
+    "pattern_keys": "with expressions as keys of rank_pattern or alpha_pattern",
+    "saved_names": "with a whole module whose name is part of another's",
+    "odd_names": 'for modules with "weight", or an adapter\'s name, in theirs',
+    "own_words": "for a module that is called as a tensor of the method",
+    "many_targets": "with a long list of target modules",
+}
 
 
 @dataclass(frozen=True)
 class AwkwardCase(VectorCase):
-    """A folder, and the plain one with the same option on ordinary names."""
+    """A folder of one topic, and the plain one with the same option on ordinary names."""
 
     plain: Vector
+    topic: str
 
     def describe(self) -> dict[str, Any]:
         """The options that the file has, and the names of the model's layers, for a witness."""
@@ -62,11 +77,11 @@ def corpus(topic: str) -> tuple[AwkwardCase, ...]:
     found = list(TOPICS[topic]())
     drafts = {draft.id: draft for each in found for draft in (each.draft, each.plain)}.values()
     write_vectors(home, {draft.base: draft.model for draft in drafts}.values(), drafts)
-    return tuple(_case(Vector(home, each.draft.id), Vector(home, each.plain.id)) for each in found)
+    return tuple(_case(Vector(home, each.draft.id), Vector(home, each.plain.id), topic) for each in found)
 
 
-def _case(vector: Vector, plain: Vector) -> AwkwardCase:
-    return AwkwardCase(AdapterSpec(vector.about["flags"]["method"]), vector, plain)
+def _case(vector: Vector, plain: Vector, topic: str) -> AwkwardCase:
+    return AwkwardCase(AdapterSpec(vector.about["flags"]["method"]), vector, plain, topic)
 
 
 def drawn(topic: str) -> Strategy:
@@ -90,10 +105,20 @@ def read_as_meant(context: Context, case: AwkwardCase) -> None:
     except (Deviation, SubjectRaised) as found:
         _demand_plain(context, case)
         if isinstance(found, SubjectRaised):
-            raise Deviation(
-                case, "the answer", "the adapter that the file means", "an error", note=str(found)
-            ) from found
+            raise _refused(case, found) from found
         raise
+
+
+def _refused(case: AwkwardCase, why: SubjectRaised) -> Deviation:
+    """Of a folder that ends in an exception: nothing of it runs, rightly or wrongly."""
+    told = Diagnosis(
+        f"checkpoints.{case.topic}.refused",
+        f"a checkpoint {FOLDERS[case.topic]} ends in an exception, where the plain one beside it is read",
+        "the adapter cannot be had from a file that is right",
+        remedy="read it as its options and the names of its tensors say",
+    )
+    quantity, wanted = "the answer", "the adapter that the file means"
+    return Deviation(case, quantity, wanted, "an error", note=str(why), diagnosis=told)
 
 
 def _demand_plain(context: Context, case: AwkwardCase) -> None:

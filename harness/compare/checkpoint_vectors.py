@@ -23,6 +23,7 @@ from oracles.vectors.chain import run
 from oracles.vectors.corpus import Vector, vectors
 from reports.model import Diagnosis
 
+NOT_APPLIED = "not_applied"  # the reading in which a model is the base
 Strategy = Callable[[Variant], st.SearchStrategy["VectorCase"]]
 
 
@@ -128,7 +129,7 @@ def same_tensors(
         try:
             context.judge(case, f"weights of {name}", found[name].double(), right, _floor(right))
         except Deviation as deviation:
-            told = reading_like(vector or case.vector, found)
+            told = reading_like(vector or case.vector, found) or _partly(vector or case.vector, found, exact)
             deviation.diagnosis = told
             raise deviation.with_note(told.summary if told else "equals no known reading") from None
 
@@ -168,6 +169,17 @@ def reading_like(vector: Vector, found: Mapping[str, Tensor]) -> Diagnosis | Non
     return None
 
 
+def _partly(vector: Vector, found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> Diagnosis | None:
+    """What is said where every tensor is right or the base's own."""
+    for name, right in exact.items():
+        own = vector.untied.get(name)
+        if not (
+            is_near(found[name].double(), right) or (own is not None and is_near(found[name].double(), own))
+        ):
+            return None
+    return _diagnosis(NOT_APPLIED, "the update of some modules is not applied")
+
+
 def is_near(actual: Tensor, exact: Tensor) -> bool:
     """Whether a tensor is the expected one but for what single precision does."""
     gap = float(torch.linalg.vector_norm(actual - exact)) if actual.shape == exact.shape else float("inf")
@@ -183,10 +195,14 @@ def _logits_like(vector: Vector, i: int, actual: Tensor) -> str:
 
 
 def _diagnosis(identity: str, sentence: str) -> Diagnosis:
+    """One of the catalogued readings, whose tensors these are: what other claims show would give other ones."""
+    as_base = "the adapter loads without an error, and the model answers there as the base does"
+    another = "the checkpoint runs as another model than the one that was saved"
     return Diagnosis(
         f"checkpoints.{identity}",
         sentence,
-        "the checkpoint runs as another model than the one that was saved",
+        as_base if identity == NOT_APPLIED else another,
+        source="catalogue",
     )
 
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
+
+from harness.compare.blame import OURS, SHIPPED, TORCH
 
 __all__ = ["heard", "is_silent", "listening", "speaks"]
 
 _speakers: list[str] = []
 _heard: dict[str, dict[str, None]] = {}
 LONGEST = 300
+PYTHON = os.path.dirname(os.path.realpath(os.__file__))
+INSTALLED = ("site-packages", "dist-packages")
+BY_TORCH = "Triggered internally at"  # what it says of warnings that come from below Python
 
 
 def heard(who: str) -> tuple[str, ...]:
@@ -37,10 +45,28 @@ def _hear(words: str) -> None:
 
 def _heard_in(made: logging.LogRecord) -> logging.LogRecord:
     """A log record, heard as it is made: loggers that hand nothing on to the root are heard too."""
-    if made.levelno >= logging.WARNING:
+    if made.levelno >= logging.WARNING and is_own(made.pathname):
         with suppress(Exception):  # arguments that do not fit the message are the logger's to complain about
             _hear(made.getMessage())
     return made
+
+
+def is_own(file: str) -> bool:
+    """Whether what the code in a file says is a library's word: not torch's, Python's or the audit's."""
+    if file.startswith(TORCH + os.sep):
+        return False
+    if file.startswith(OURS):
+        return file.startswith(SHIPPED)
+    below = os.path.relpath(os.path.realpath(file), PYTHON)
+    return below.startswith(os.pardir) or any(part in below for part in INSTALLED)
+
+
+def _issuer() -> str:
+    """The file of the code that warns, whomever its warning is about."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename in (__file__, warnings.__file__):
+        frame = frame.f_back
+    return frame.f_code.co_filename if frame is not None else ""
 
 
 @contextmanager
@@ -52,8 +78,8 @@ def listening() -> Iterator[None]:
     logging.setLogRecordFactory(lambda *args, **named: _heard_in(usual(*args, **named)))
 
     def show(message: Any, category: type[Warning] = Warning, *more: Any, **named: Any) -> None:
-        # Of a file that somebody left open, whenever Python collects it.
-        if not issubclass(category, ResourceWarning):
+        # Of a file that somebody left open, whenever Python collects it; of how torch is used, by torch.
+        if not issubclass(category, ResourceWarning) and BY_TORCH not in str(message) and is_own(_issuer()):
             _hear(str(message))
 
     try:

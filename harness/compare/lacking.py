@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.compare.abilities import Kind, Lack
+from harness.compare.abilities import ABOUT, Kind, Lack
 from harness.compare.context import Context
 from harness.compare.layer import SubjectRaised, adapt
 from harness.compare.outcome import Deviation, ModeMissing
@@ -23,7 +23,13 @@ def nothing_lacks(context: Context, kind: Kind) -> None:
     if lacks:
         what = ", ".join(lack.what for lack in lacks)
         reasons = "; ".join(dict.fromkeys(lack.reason for lack in lacks))
-        raise ModeMissing(f"{what}: {reasons}", what)
+        raise ModeMissing(f"{what}: {reasons}", what, _aspect(lacks))
+
+
+def _aspect(lacks: list[Lack]) -> str | None:
+    """What is missing together is about the scale where an alpha is among it, else about the first of it."""
+    aspects = [ABOUT.get(lack.what) for lack in lacks]
+    return aspects[0] if None not in aspects else None
 
 
 def _refused_by_all(context: Context, lack: Lack) -> bool:

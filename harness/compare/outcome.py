@@ -92,9 +92,16 @@ class OutsideDomain(NotApplicable):
 
 
 class ModeMissing(NotApplicable):
-    """The subject lacks an option, mode or dtype that the references have; ``detail`` names it."""
+    """The subject lacks an option, mode or dtype that the references have; ``detail`` names it.
+
+    ``aspect``: what it is about, where that is not what the check is about.
+    """
 
     cause: Cause = "mode_missing"
+
+    def __init__(self, why: object, detail: str | None = None, aspect: str | None = None) -> None:
+        super().__init__(why, detail)
+        self.aspect = aspect
 
 
 class NotOffered(NotApplicable):

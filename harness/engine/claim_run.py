@@ -74,6 +74,8 @@ MISBEHAVIOUR: dict[type[BaseException], Cause] = {
     isolation.SubjectDied: "died",
 }
 
+# Aspects that a library can be asked about which makes no fresh adapters.
+OF_FILES = ("checkpoints",)
 # A recording is of one residual, to the last bit.
 NO_RESIDUAL = "recorded at a residual, of which the subject keeps no tensor"
 
@@ -169,7 +171,8 @@ class ClaimRun:
         return min(fixed, self.profile.examples // 2) if capped else fixed
 
     def _outcome(self, context: Context) -> dict[str, object]:
-        if broken := self.broken_wrapper(self.variant.id):
+        broken = self.broken_wrapper(self.variant.id)
+        if broken and not (broken.cause == "no_variant" and self._needs_no_layer()):
             why = _because(broken.cause, broken.sentence)
             return {"outcome": broken.outcome, "examples": 0, **why}
         try:
@@ -180,6 +183,9 @@ class ClaimRun:
             return self._excused() or failure.told(found, self.replay)
         except Unverified as why:
             return self._excused() or {"outcome": "unverified", **_told(why)}
+        except ModeMissing as why:
+            about = {"aspect": why.aspect} if why.aspect else {}
+            return {"outcome": "not_applicable", "examples": 0, **_told(why), **about}
         except NotApplicable as why:
             return {"outcome": "not_applicable", "examples": 0, **_told(why)}
         except NotRecorded as why:
@@ -203,6 +209,11 @@ class ClaimRun:
             reason = f"the audit itself failed: {name}: {error}"
             return {"outcome": "unverified", **_because("audit_failed", reason, name)}
         return {"outcome": "pass", "examples": asked}
+
+    def _needs_no_layer(self) -> bool:
+        """Whether the question is asked of a loaded checkpoint, and the subject loads checkpoints."""
+        loads = type(self.subject).load_peft is not Implementation.load_peft
+        return self.check.info.aspect in OF_FILES and loads
 
     def _keeps_no_base(self, context: Context) -> bool:
         """Whether the method takes a part out of the base weight, and the subject holds nothing of what is left."""
@@ -291,7 +302,8 @@ class ClaimRun:
             first = self.not_offered[0]
             if isinstance(first, ToldElsewhere):
                 raise first
-            raise ModeMissing(f"most cases are not offered: {first}", first.detail or self.mode)
+            # In the same words as where it is asked about alone: one mode is told once.
+            raise ModeMissing(first, first.detail or self.mode)
         return asked
 
     def _ask_regimes(self, context: Context, domain: Domain, live: bool) -> int:

@@ -31,6 +31,7 @@ FAILURE_MODES = {
     "state_changed": "What else runs in the process is changed by it.",
     "unsteady": "The same call gives different answers, so that no comparison can be repeated.",
 }
+ANSWERED = ("state_changed", "unsteady")  # errors of claims that got an answer all the same
 UNTOLD = ("unverified", "mode_missing", "not_offered", "wrapper")
 RECORDED = "recorded case"
 # What a layer is asked about itself: says in which way it is no reference's, where no known mistake does.
@@ -281,7 +282,7 @@ class Defect:
     def failure_mode(self) -> str:
         if self.kind == "error":
             told = FAILURE_MODES.get(self.lead.cause or "", FAILURE_MODES["raised"])
-            alone = len({c.check for c in self.claims}) == 1 and told.endswith(NOT_KNOWN)
+            alone = len({c.check for c in self.claims}) == 1 and self.lead.cause not in ANSWERED
             return f"{told[:-1]}: {self.info(self.lead).question}" if alone else told
         if self.kind in FAILURE_MODES:
             return FAILURE_MODES[self.kind]

@@ -125,16 +125,24 @@ def is_doc_gap(finding: Finding, claims: Sequence[Claim]) -> bool:
 
 
 def audit_exit_code(audit: Audit) -> int:
-    """0: every applicable claim verified or declared; 1: something deviates, is unverified, or is stale; 3: the audit
-    itself failed."""
+    """0: every applicable claim verified or declared; 1: something deviates, is unverified, or is stale, or nothing at
+    all was verified; 3: the audit itself failed."""
     run = audit.run
     if audit_failures(run.claims):
         return 3
     if any(c.outcome in ("fail", "unverified", "error") for c in run.claims) or missing_claims(run):
         return 1
+    if nothing_verified(run):
+        return 1
     undeclared = [c for c in run.claims if is_missing_mode(c) and not covering(run.declarations, c)]
     stale = [d for d in run.declarations if d.occurred is False]
     return int(bool(undeclared or stale))
+
+
+def nothing_verified(run: Run) -> bool:
+    """Whether claims were asked and not one of them holds or is declared: nothing is known of the subject."""
+    told = (c.outcome in ("pass", "declared") or covering(run.declarations, c) for c in run.claims)
+    return bool(run.claims) and not any(told)
 
 
 def missing_claims(run: Run) -> list[Key]:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from reports.judge.verdicts import audit_exit_code, missing_claims
+from reports.judge.verdicts import audit_exit_code, missing_claims, nothing_verified
 from reports.model import Audit, Claim
 from reports.render.claim_rows import skipped
 from reports.render.fixes import next_fixes
@@ -95,13 +95,19 @@ class Console:
                 words = f"stale declaration: {d.check} of {d.variant} against {d.oracle}"
                 self._rich.print(Text(one_line(words), style="yellow"))
         ok = audit_exit_code(audit) == 0
-        closing = "every applicable claim is verified or declared" if ok else "not every claim holds"
-        self._rich.print(Text(closing, style="green" if ok else "red"))
+        self._rich.print(Text(_closing(audit, ok), style="green" if ok else "red"))
         names = {v: _title(audit, v) for v in audit.verdicts}
         for fix in next_fixes(audit, names)[:1]:
             place = "".join(f" at {c.label}" for c in fix.places[:1])
             words = f"first to fix: {fix.who} {fix.ids}: {fix.why}. To mend: {fix.what}{place}"
             self._rich.print(Text(one_line(words), style=COLOURS[fix.severity]))
+
+
+def _closing(audit: Audit, ok: bool) -> str:
+    """What the run comes to, in a sentence."""
+    if ok:
+        return "every applicable claim is verified or declared"
+    return "no claim could be verified" if nothing_verified(audit.run) else "not every claim holds"
 
 
 def _title(audit: Audit, variant: str) -> str:

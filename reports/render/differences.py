@@ -50,7 +50,7 @@ def difference(run: Run, finding: Finding, claims: Sequence[Claim]) -> Differenc
         smallest=_smallest(own),
         replay=next((c.witness.replay for c in own if c.witness and c.witness.replay), ""),
         said=listed(f'"{words}"' for words in finding.heard),
-        against=_against(finding, lead) if told else "",
+        against=_against(finding, lead, _having(run, finding, own)) if told else "",
         mend=instruction(finding, own) if finding.severity != "none" and finding.tag == "BUG" else "",
         also=_also(lead, own),
         note=_note(run, finding, own),
@@ -111,10 +111,18 @@ def _shown(value: object) -> str:
     return shortened(f"{value:g}" if isinstance(value, float) else str(value), 120)
 
 
-def _against(finding: Finding, lead: Claim) -> str:
+def _having(run: Run, finding: Finding, own: Sequence[Claim]) -> list[str]:
+    """Of a missing mode, the references that have it: those that are asked for it, and all where it is the equation."""
+    questions = {c.question for c in own if c.oracle != "paper"}
+    asked = {c.oracle for c in run.claims if c.question in questions}
+    known = [o for o in (*finding.differ, *finding.not_asked) if o in asked]
+    return known or [*finding.differ, *finding.not_asked]
+
+
+def _against(finding: Finding, lead: Claim, having: Sequence[str]) -> str:
     """Who differs from the subject, who agrees, who was not asked; on the failing case itself where they were."""
     if is_missing_mode(lead):
-        return listed(map(oracle_name, (*finding.differ, *finding.not_asked))) + ", which have it"
+        return f"{_names(having)}, which {'have' if len(having) > 1 else 'has'} it"
     where = " on this very case" if is_asked_of_all(lead.witness) else ""
     words = [f"{_names(finding.differ) or 'none'}{where}"]
     agree = len(finding.agree)

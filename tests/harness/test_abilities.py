@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from harness.compare.offered import why_not
+from harness.subjects.lora_lite import LoraLite
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
 from tests.life_table import TWELVE
 from tests.subjects import kinds, lives, wrapped
@@ -166,3 +169,66 @@ def test_a_missing_bias_is_no_missing_method() -> None:
     """Methods are looked for on a layer that the subject adapts."""
     assert why_not(OnLives(), AdapterSpec("lora"), "save") == ""
     assert why_not(OnLives(), AdapterSpec("lora"), "detach") == ""
+
+
+class SaysThreeDimensions(InThreeDimensions):
+    """The same, and it says so."""
+
+    inputs = frozenset({3})
+
+
+def test_what_is_declared_is_a_missing_mode_whatever_happens_there() -> None:
+    """Dimensions as dtypes: what the subject says beforehand that it does not take is not tried."""
+    found = audit(SaysThreeDimensions(), ["ia3"], checks=lambda c: c.id == "forward.inputs")
+    assert [(f.tag, f.severity) for f in found.findings] == [("OK-undoc", "major")]
+    assert "2 dimensions" in found.findings[0].title
+
+
+class Lacking(LoraLite):
+    """`lora_lite` without dropout, a bias, an alpha: with what ``without`` does not say."""
+
+    without: tuple[str, ...] = ()
+
+    def nearest(self, spec: AdapterSpec) -> AdapterSpec:
+        spec = dataclasses.replace(spec, dropout=0.0) if "dropout" in self.without else spec
+        return dataclasses.replace(spec, alpha=1.0) if "alpha" in self.without else spec
+
+    def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
+        if "bias" in self.without and base.bias is not None:
+            raise Unsupported("no bias")
+        return super().adapt(base, spec)
+
+
+@pytest.mark.parametrize(
+    ("without", "aspect"),
+    [
+        (("dropout",), "dropout"),
+        (("bias",), "forward"),
+        (("alpha",), "scale"),
+        (("alpha", "dropout"), "scale"),
+    ],
+)
+def test_a_missing_mode_stands_where_its_lines_are(without: tuple[str, ...], aspect: str) -> None:
+    """A library whose factor is 1 whatever the rank has no alpha either."""
+    subject = Lacking()
+    subject.without = without
+    (finding,) = audit(subject, ["lora"], checks=lambda c: c.id == "scale.specs").findings
+    assert finding.aspect == aspect
+    assert "rank" not in finding.title
+
+
+class OutputsOnly(LoraLite):
+    """(IA)³ on one side of a layer."""
+
+    def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
+        if spec.feedforward:
+            raise Unsupported("(IA)³ on outputs only")
+        return super().adapt(base, spec)
+
+
+def test_one_missing_mode_is_told_once() -> None:
+    """Where it is asked about, and where most cases have it."""
+    found = audit(OutputsOnly(), ["ia3"], checks=lambda c: c.id in ("shapes.modes", "lifecycle.saved"))
+    assert [c.cause for c in found.run.claims] == ["mode_missing", "mode_missing"]
+    (finding,) = found.findings
+    assert len(finding.claims) == 2

@@ -5,7 +5,12 @@ from __future__ import annotations
 import logging
 import warnings
 
+import torch
+from torch import nn
+
 from harness.compare.ear import heard, is_silent, listening, speaks
+from oracles.implementation import AdapterSpec
+from tests.remote.served import served
 
 
 def test_a_library_s_own_records_stay_its_own_and_are_heard() -> None:
@@ -44,3 +49,36 @@ def test_what_a_file_left_open_warns_of_is_nobodys_word() -> None:
         warnings.warn("this is deprecated", DeprecationWarning, stacklevel=1)
         is_silent()
         assert heard("library") == ("this is deprecated",)
+
+
+def test_what_torch_and_python_warn_of_is_not_the_library_s_word() -> None:
+    """Neither from Python nor from below it, and wherever the warning points; a library's own of the same is heard."""
+    with listening():
+        speaks("library")
+        nn.init.kaiming_uniform_(torch.empty(0, 3))
+        warnings.warn("so it is (Triggered internally at a.cpp:1.)", stacklevel=1)
+        logging.getLogger("torch.x").handle(_record("torch's", torch.__file__))
+        logging.getLogger("y").handle(_record("python's", logging.__file__))
+        of_the_layer(nn.Identity())
+        is_silent()
+        assert heard("library") == ("an empty adapter",)
+
+
+def of_the_layer(module: nn.Module) -> None:
+    """A library that warns in its forward pass, so that the warning points into torch."""
+    module.register_forward_hook(lambda *_: warnings.warn("an empty adapter", stacklevel=2))
+    module(torch.zeros(1))
+
+
+def _record(words: str, file: str) -> logging.LogRecord:
+    return logging.getLogRecordFactory()("x", logging.WARNING, file, 1, words, (), None)
+
+
+def test_in_a_process_of_its_own_too() -> None:
+    """The library's warning arrives, torch's does not."""
+    subject = served("warns.py", "Warns")
+    with listening():
+        speaks("library")
+        subject.adapt(nn.Linear(3, 2), AdapterSpec("lora", rank=1))
+        is_silent()
+        assert heard("library") == ("so it says", "rank 1 is small")

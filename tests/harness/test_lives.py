@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from harness.compare.life_faults import CATALOGUE
 from harness.engine.checks import load_checks
+from harness.test_lifecycle_several import TRAINABLE
 from oracles.variants import VARIANTS
+from reports.model import ALONE
 from tests.life_table import asked
 from tests.subjects.broken_lives import BROKEN_LIVES, BrokenLife, DroppingLibrary, ShiftingLibrary
 from tests.subjects.judged import QUICK, audit
-from tests.subjects.lives import Library
+from tests.subjects.lives import Adapter, Layer, Library
 from tests.subjects.wrapped import Library as OneAdapter
 
 
@@ -75,3 +79,41 @@ def test_a_choice_that_is_stated_is_no_bug() -> None:
         for make in (wrong.make, stating)
     ]
     assert tags == [["BUG"], ["OK-doc"]]
+
+
+def test_an_unmerge_that_rounds_is_not_due_to_a_graver_fault() -> None:
+    """What stays folded in would be off by more than the digits."""
+    wrong = next(b for b in BROKEN_LIVES if b.name == "UnmergedBySubtraction")
+    assert asked(wrong).detail == ALONE
+
+
+class InactiveAside(Layer):
+    """Adapters that are not active are kept outside of the module, and come back as they were."""
+
+    def switch(self, names: Sequence[str]) -> None:
+        shelf = vars(self).setdefault("shelf", {})
+        self.adapters.update(shelf)
+        super().switch(names)
+        shelf.clear()
+        self.adapters.requires_grad_(True)
+        for key in [key for key in self.adapters if key.removeprefix("adapter_") not in names]:
+            shelf[key] = self.adapters.pop(key)
+
+    def adapter(self, name: str) -> Adapter:
+        return vars(self).get("shelf", {}).get("adapter_" + name) or super().adapter(name)
+
+
+class Shelving(Library):
+    layer = InactiveAside
+
+
+def test_an_adapter_that_is_not_active_may_be_elsewhere() -> None:
+    """Nor does it matter that it would be trainable: no optimiser is given it."""
+    checks = ("lifecycle.same_tensors", "lifecycle.trainable")
+    found = audit(Shelving(), ["lora"], checks=lambda c: c.id in checks, profile=QUICK)
+    assert {c.id: c.reason for c in found.run.claims if c.outcome != "pass"} == {}
+
+
+def test_nothing_is_said_of_gradients_that_was_not_measured() -> None:
+    """Those of an adapter that is scaled by zero come, as zeros; those of one that is passed by do not."""
+    assert "come as zeros, and where none comes" in TRAINABLE.failure_mode

@@ -18,8 +18,9 @@ from harness.engine.checks import CHECKS, Check
 from harness.engine.session import claims_for, load_checks
 from harness.subjects.lora_lite import LoraLite, adapted, config
 from oracles.equation import Equation
-from oracles.implementation import Adapted, AdapterSpec, Implementation
+from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot
 from reports.model import Claim
+from tests.subjects.judged import audit
 
 Targets = Sequence[str] | None
 
@@ -176,6 +177,54 @@ class ActsTwice(Wrong):
         return found
 
 
+class Around(nn.Module):
+    """What a layer computes, beside an adapter of its own: the adapter's contribution on top."""
+
+    def __init__(self, layer: nn.Module, spec: AdapterSpec) -> None:
+        super().__init__()
+        self.layer, self.s = layer, spec.alpha / spec.rank
+        self.A = nn.Parameter(torch.randn(spec.rank, 16))
+        self.B = nn.Parameter(torch.zeros(16, spec.rank))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + self.s * x @ self.A.T @ self.B.T
+
+
+class OneForEachName(LoraLite):
+    """LoRA on every name of a layer, beside each other or on top of each other."""
+
+    nested = False
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        found: dict[str, Adapted] = {}
+        last: dict[nn.Module, nn.Module] = {}
+        for name, layer in list(model.requires_grad_(False).named_modules(remove_duplicate=False)):
+            if name.endswith(tuple(targets or ())) or layer in last:
+                around = Around(last.get(layer, layer) if self.nested else layer, spec)
+                last[layer] = around
+                parent, _, own = name.rpartition(".")
+                setattr(model.get_submodule(parent), own, around)
+                found[name] = Adapted(around, {"A": Slot(around.A), "B": Slot(around.B)})
+        return found
+
+
+class OnTopOfEachOther(OneForEachName):
+    nested = True
+
+
+def test_what_is_said_of_a_shared_layer_was_measured() -> None:
+    """Two adapters that act once each do not act twice; nor is any weight written."""
+    told = {cls: ask(cls(), "shared").diagnosis for cls in (OneForEachName, OnTopOfEachOther, ActsTwice)}
+    assert [d and d.mistake for d in told.values()] == [
+        "targets.two_adapters", "targets.acts_otherwise", "targets.acts_otherwise",
+    ]  # fmt: skip
+    tied = ask(WritesTied(), "shared", "pissa").diagnosis
+    assert tied
+    assert tied.mistake == "targets.shared_weight"
+
+
 class WritesTied(Wrong):
     """The residual is written into W itself, which another layer uses too."""
 
@@ -240,6 +289,22 @@ class NothingIsFine(LoraLite):
     ) -> Mapping[str, Adapted]:
         names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         return {} if targets and not names & set(targets) else super().adapt_model(model, spec, targets)
+
+
+class Counts(NothingIsFine):
+    """Returns the number of layers wrapped (may be 0 if no pattern matches)."""
+
+
+class Refuses(NothingIsFine):
+    """Raises ValueError if no layer matches, and returns the layers that were adapted."""
+
+
+@pytest.mark.parametrize(
+    ("subject", "tag"), [(Counts(), "OK-doc"), (Refuses(), "BUG"), (NothingIsFine(), "BUG")]
+)
+def test_a_count_that_may_be_zero_is_documented(subject: LoraLite, tag: str) -> None:
+    found = audit(subject, ["lora"], checks=lambda c: c.id == "targets.nothing_named")
+    assert [f.tag for f in found.findings] == [tag]
 
 
 class ShortensLists(LoraLite):
@@ -383,6 +448,39 @@ def test_other_defaults_are_one_finding_and_the_rest_is_asked_of_the_layers_that
     assert ask(AllOfTheAttention(), "counts").outcome == "pass"
     assert ask(AllOfTheAttention(), "model_forward").outcome == "pass"
     assert ask(MissesOne(), "counts").cause == "told_elsewhere"
+
+
+class AuthorsDefaults(LoraLite):
+    """(IA)³ by default where its authors have it: no gate where a feed-forward block has no second input matrix."""
+
+    odd: ClassVar[Mapping[str, list[str]]] = {}
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        own = {"t5": ["k", "v", "wi_1"], **self.odd}.get(model.config.model_type)
+        there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        return super().adapt_model(model, spec, targets or (own and sorted(there.intersection(own))))
+
+
+class AuthorsAndASlip(AuthorsDefaults):
+    """The same, and on one architecture a layer is missing."""
+
+    odd: ClassVar[Mapping[str, list[str]]] = {"opt": ["q_proj", "k_proj"]}
+
+
+def test_defaults_that_the_authors_have_are_no_fault() -> None:
+    """The catalogue of disagreements says so; what it does not say is one still."""
+    claim = ask(AuthorsDefaults(), "default", "ia3")
+    assert claim.outcome == "fail"
+    assert claim.diagnosis
+    assert (claim.diagnosis.mistake, claim.diagnosis.severity) == ("ia3.feedforward_targets", "minor")
+    assert claim.diagnosis.agrees_with == "r-three/t-few"
+    assert claim.witness
+    assert claim.witness.agree == ("author",)
+    slip = ask(AuthorsAndASlip(), "default", "ia3")
+    assert slip.witness
+    assert (slip.diagnosis, slip.witness.case["architecture"]) == (None, "opt")
 
 
 class WarnsOfNothing(NothingIsFine):

@@ -19,7 +19,7 @@ from reports.model import Audit, PriorFinding, Witness
 from reports.render import html, markdown, sarif
 from reports.render.console import Console
 from reports.render.review import review as arranged
-from tests.reports.runs import FORWARD, HERE, claim, declaration, diagnosis, prior, run
+from tests.reports.runs import FORWARD, HERE, claim, declaration, diagnosis, no_mode, prior, run
 
 HOSTILE = {
     "markdown": "**bold** _it_ [a](http://x) ![i](http://y) # h\n\n- item\n> q\n---\n| a | b |",
@@ -375,3 +375,13 @@ def test_nothing_is_judged_of_a_run_that_ended_before_it_began():
     made = judge(dataclasses.replace(run(), claims=()))
     assert (made.findings, made.verdicts) == ((), {})
     assert "## All variants" in markdown.render(made)
+
+
+def test_a_missing_mode_is_held_against_the_references_that_have_it():
+    """Those that are asked for it: the equation knows no defaults. What is the equation's, all of them have."""
+    of_peft = no_mode("targets.default", option="default targets")
+    of_all = dataclasses.replace(no_mode("forward.modes", option="a bias"), oracle="paper")
+    told = [markdown.render(judge(run(claim(FORWARD), one))) for one in (of_peft, of_all)]
+    assert "PEFT, which has it" in told[0]
+    assert "which have it" not in told[0]
+    assert "PEFT and equation, which have it" in told[1]

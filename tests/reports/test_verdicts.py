@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from reports.judge.judgement import audit_exit_code, judge
 from reports.model import Claim
+from reports.render.console import Console
 from tests.reports.runs import FORWARD, agreeing, claim, declaration, diagnosis, no_mode, plan, prior, run
 
 
@@ -103,7 +106,16 @@ def test_exit_1(outcome):
 
 @pytest.mark.parametrize("outcome", ["pass", "declared", "not_applicable"])
 def test_exit_0(outcome):
-    assert exit_code(claim(FORWARD, outcome=outcome, reason="because")) == 0
+    assert exit_code(claim("init.identity"), claim(FORWARD, outcome=outcome, reason="because")) == 0
+
+
+def test_a_run_that_verifies_nothing_fails():
+    nothing = run(claim(FORWARD, outcome="not_applicable", reason="no adapters", cause="no_variant"))
+    assert audit_exit_code(judge(nothing)) == 1
+    stream = io.StringIO()
+    Console(stream).summary(judge(nothing))
+    assert "no claim could be verified" in stream.getvalue()
+    assert "every applicable claim" not in stream.getvalue()
 
 
 @pytest.mark.parametrize(("occurred", "code"), [(True, 0), (None, 0), (False, 1)])

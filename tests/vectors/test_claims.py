@@ -9,12 +9,15 @@ import pytest
 from torch import nn
 
 from harness.cases.profiles import Profile
+from harness.compare.awkward_checkpoints import FOLDERS
 from harness.engine.checks import Check
-from oracles.implementation import Adapted, Implementation
-from reports.model import Claim
+from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
+from oracles.vectors.awkward import TOPICS
+from oracles.vectors.meaning import AdaptedModule
+from reports.model import Claim, Finding
 from tests.subjects import functional
-from tests.subjects.checkpoint_loaders import MergingLoader, misread
-from tests.subjects.judged import once
+from tests.subjects.checkpoint_loaders import MergingLoader, Updates, misread
+from tests.subjects.judged import audit, once
 
 TWELVE = Profile("default", 12, 0)
 
@@ -62,3 +65,76 @@ class HasNoConvolutions(MergingLoader):
 def test_a_vector_that_is_refused_in_so_many_words_is_left_out() -> None:
     (claim,) = _asked(HasNoConvolutions("dora"), "dora", "checkpoints.layouts")
     assert claim.outcome == "pass"
+
+
+def two_misread(module: AdaptedModule) -> Updates:
+    """alpha_pattern is ignored, and what the file holds whole is left out."""
+    return {
+        **misread("pattern.alpha")(module),
+        **(misread("saved.left_out")(module) if module.replaced else {}),
+    }
+
+
+def no_embeddings(module: AdaptedModule) -> Updates:
+    """The tensors of embeddings are not looked at."""
+    return {} if "embed" in module.module else module.updates()
+
+
+def _found(subject: Implementation, *checks: str) -> dict[str | None, Finding]:
+    told = audit(subject, ["lora"], checks=lambda c: c.id in checks, profile=TWELVE)
+    return {finding.mistake: finding for finding in told.findings}
+
+
+def test_two_misreadings_are_two_findings() -> None:
+    """What the tensors equal is not why others equal something else."""
+    found = _found(
+        MergingLoader("lora", two_misread),
+        "checkpoints.scale",
+        "checkpoints.whole_tensors",
+        "checkpoints.merged",
+    )
+    assert set(found) == {"checkpoints.pattern.alpha", "checkpoints.saved.left_out"}
+
+
+def test_what_stays_as_in_the_base_is_not_misread() -> None:
+    found = _found(MergingLoader("lora", no_embeddings), "checkpoints.layouts")
+    assert set(found) == {"checkpoints.not_applied"}
+    assert "as the base does" in found["checkpoints.not_applied"].failure_mode
+
+
+class FailsAtTheRoot(MergingLoader):
+    """A list of blocks at the model's root ends in an exception, as does a name that it takes apart wrongly."""
+
+    def load_peft(self, model: nn.Module, folder: Path) -> Mapping[str, Adapted]:
+        if any(name.startswith("layers.") or ".lora_A" in name for name, _ in model.named_modules()):
+            raise ValueError("LoRA A shape mismatch")
+        return super().load_peft(model, folder)
+
+
+@pytest.mark.parametrize("topic", ["root_list", "own_words"])
+def test_what_ends_in_an_exception_runs_as_nothing(topic: str) -> None:
+    found = _found(FailsAtTheRoot("lora"), f"checkpoints.{topic}")
+    assert set(found) == {f"checkpoints.{topic}.refused"}
+    for finding in found.values():
+        assert "runs as" not in finding.failure_mode
+        assert "exception" in finding.title
+
+
+def test_every_topic_says_what_its_folders_are_for() -> None:
+    assert set(FOLDERS) == set(TOPICS)
+
+
+class LoadsAlone(MergingLoader):
+    """It reads checkpoints, and makes no adapters of its own."""
+
+    def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
+        raise Unsupported("no fresh adapters")
+
+
+def test_what_makes_no_fresh_adapters_is_asked_about_checkpoints() -> None:
+    """The files are read and written all the same; the rest is not offered."""
+    assert {c.outcome for c in _asked(LoadsAlone("delora"), "delora")} == {"pass"}
+    (wrong,) = _asked(LoadsAlone("lora", misread("pattern.alpha")), "lora", "checkpoints.scale")
+    assert wrong.outcome == "fail"
+    other = once(LoadsAlone("delora"), ["delora"], lambda c: c.id == "forward.gradients", TWELVE)
+    assert [c.cause for c in other] == ["no_variant"]

@@ -1379,7 +1379,7 @@ class Logged:
     def record(self, *args, **named):
         """Make a record, and keep its logger, level and text."""
         made = self.usual(*args, **named)
-        if made.levelno >= logging.WARNING:
+        if made.levelno >= logging.WARNING and not is_of_torch(made.pathname):
             try:
                 self.records.append([made.name, made.levelno, made.getMessage()[:2000]])
             except Exception:  # arguments that do not fit the message are the logger's to complain about
@@ -1390,11 +1390,27 @@ class Logged:
 LOGGED = Logged()
 
 
+def is_of_torch(file):
+    """Whether a file is torch's own, which warns of how it is used whoever uses it."""
+    torch = getattr(sys.modules.get("torch"), "__file__", None)
+    return torch is not None and file.startswith(os.path.dirname(torch) + os.sep)
+
+
+def keep(caught, message, category, file, line, *more):
+    """Add a warning to those for the next reply, unless torch gives it of itself."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename in (__file__, warnings.__file__):
+        frame = frame.f_back
+    if frame is None or not is_of_torch(frame.f_code.co_filename):
+        caught.append([category.__name__, str(message), file, line])
+
+
 def answer(server, header, raws):
     """(header, raws) of the reply to one request: ok, unsupported or failed, and what has changed meanwhile."""
     parcel, reply = Parcel(server.tensors), {"id": header.get("id")}
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
+        caught, warnings.showwarning = [], lambda *told, **more: keep(caught, *told)
         try:
             server.take(header, raws)
             with modes(server, header):
@@ -1406,7 +1422,7 @@ def answer(server, header, raws):
     if LOGGED.records:
         reply["logs"], LOGGED.records = LOGGED.records, []
     if caught:
-        reply["warnings"] = [[w.category.__name__, str(w.message), w.filename, w.lineno] for w in caught]
+        reply["warnings"] = caught
     try:
         reply.update(server.state(header, parcel))
     except BaseException as error:

@@ -15,8 +15,8 @@ AUDIT_JSON = Path("docs/audit/audit.json")
 SETTINGS = Path(__file__).with_name("pytest.ini")
 USAGE = 4
 HELP = f"""Audit a subject, and write the review to {REVIEW} and the result to {AUDIT_JSON}, both below
-the folder you stand in. Exit 0: every applicable claim is verified or declared; 1: one is not; 3: the audit itself
-failed somewhere; 4: the command line cannot be used.
+the folder you stand in. Exit 0: every applicable claim is verified or declared; 1: one is not, or none could be; 3: the
+audit itself failed somewhere; 4: the command line cannot be used.
 
 All of pytest's options work (-k, -x, -n, --junitxml), and the audit's own:
   --subject REF          path/to/file.py:Class, package.module:Class, or the name of one that is shipped

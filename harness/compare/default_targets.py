@@ -1,0 +1,96 @@
+"""Which other defaults than PEFT's a library has: more layers nearly everywhere, or the authors' own."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+from harness.cases.tiny_models import ARCHITECTURES, ModelCase, heads
+from harness.compare.adapted_model import Places, places_of
+from harness.compare.context import Context
+from oracles.disagreements import Disagreement, disagreements
+from reports.model import Diagnosis
+
+SEVERAL = 3  # architectures with more layers: a rule of the library's own, and no slip in one line of a table
+SAYS_SO = (r"(default|all).{0,80}(layers?|targets?|projections?|modules?|linear)",)
+ADAPTS_MORE = Diagnosis(
+    "targets.more",
+    "by default more layers are adapted than PEFT adapts, on most architectures",
+    "the same settings train a larger adapter than with PEFT, and the files of the two do not fit each other",
+    agrees_with="the papers, which leave the choice of layers to who trains (LoRA, section 4.2)",
+    documented_by=SAYS_SO,
+    severity="minor",
+    remedy="adapt by default what PEFT adapts",
+)
+
+
+def by_choice(context: Context, case: ModelCase) -> Diagnosis | None:
+    """What explains that other layers than PEFT's are adapted by default; None where it is no known choice."""
+    if adapts_more(context, case):
+        return ADAPTS_MORE
+    why = as_the_authors(context, case)
+    return _of_the_authors(why[0]) if why else None
+
+
+def odd_one(context: Context, case: ModelCase) -> ModelCase:
+    """The case or, where its layers are the authors', the first architecture on which they are nobody's."""
+    if not as_the_authors(context, case):
+        return case
+    unlike = (other for other, mine, theirs in _everywhere(context, case) if mine != theirs)
+    return next((other for other in unlike if not as_the_authors(context, other)), case)
+
+
+def adapts_more(context: Context, case: ModelCase) -> bool:
+    """Whether several architectures have more layers than PEFT's and fewer lack one of them, heads not among them."""
+    more = less = 0
+    for other, mine, theirs in _everywhere(context, case):
+        if mine.layers & heads(other.base()).keys():
+            return False
+        less += bool(theirs.layers - mine.layers)
+        more += mine.layers > theirs.layers
+    return more >= SEVERAL and more > less
+
+
+def as_the_authors(context: Context, case: ModelCase) -> tuple[Disagreement, ...]:
+    """The fewest catalogued disagreements by which PEFT's layers become the subject's; none where nothing does."""
+    mine, theirs = places_of(context.subject, case), places_of(context.oracle, case)
+    entries = [entry for entry in disagreements(context.variant.id) if entry.instead]
+    if mine is None or theirs is None or not entries:
+        return ()
+    there = frozenset(name for name, _ in case.base().named_modules())
+    some = (c for size in range(1, len(entries) + 1) for c in itertools.combinations(entries, size))
+    return next((chosen for chosen in some if _by_authors(theirs.layers, chosen, there) == mine.layers), ())
+
+
+def _by_authors(
+    layers: frozenset[str], entries: tuple[Disagreement, ...], there: frozenset[str]
+) -> frozenset[str]:
+    """PEFT's layers with the authors' in the place of some; what the model has not is left out."""
+    for ours, theirs in (entry.instead for entry in entries if entry.instead):
+        moved = {name: name.removesuffix(ours) + theirs for name in layers if name.endswith(ours)}
+        new = frozenset(name for name in moved.values() if theirs and name in there)
+        layers = layers - moved.keys() | new
+    return layers
+
+
+def _everywhere(context: Context, case: ModelCase) -> Iterator[tuple[ModelCase, Places, Places]]:
+    """Every architecture that both take by default, with the subject's layers and the reference's."""
+    for architecture in ARCHITECTURES:
+        other = dataclasses.replace(case, architecture=architecture)
+        mine, theirs = places_of(context.subject, other), places_of(context.oracle, other)
+        if mine is not None and theirs is not None:
+            yield other, mine, theirs
+
+
+def _of_the_authors(entry: Disagreement) -> Diagnosis:
+    """What is said of a library that does as the authors do where PEFT does otherwise."""
+    return Diagnosis(
+        entry.id,
+        f"the layers adapted by default are the authors', not PEFT's: {entry.what}",
+        entry.meaning,
+        agrees_with=" and ".join(name for name in entry.between if name != "PEFT"),
+        documented_by=SAYS_SO,
+        severity="minor",
+        remedy="adapt by default what PEFT adapts",
+    )
