@@ -34,7 +34,7 @@ from harness.compare.kinds import (
     starts_at_the_base,
     takes,
 )
-from harness.compare.layer import SubjectRaised, as_layer
+from harness.compare.layer import SubjectRaised, as_layer, situation
 from harness.compare.life_model import Held, compositions
 from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, NotOffered
@@ -618,15 +618,65 @@ def _half(context: Context, case: KindCase) -> Kinds:
     return far(context, case)
 
 
-def _as_the_equation(context: Context, case: KindCase, layer: Kinds, what: str, y: Tensor) -> None:
+def _as_the_equation(
+    context: Context, case: KindCase, layer: Kinds, what: str, y: Tensor, times_quantised: int = 0
+) -> None:
+    """``times_quantised``: how often a quantised weight may have been quantised anew on the way to ``y``."""
     exact, noise = equation_at(context, case, layer)
-    floor = rounding.roundoff(case.torch_dtype) * float(exact["output"].norm())
+    floor = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(exact["output"].norm())
+    if case.kind == "quantised" and times_quantised:
+        floor += times_quantised * quantising_error(context, case, layer, exact["output"])
     rows = case.outputs(y).double()
     try:
         context.judge(case, what, rows, exact["output"], floor, noise=lambda: noise("output"))
     except Deviation as found:
         found.diagnosis = explain(context, case, layer, rows)
         raise
+
+
+CHANGED_BY_EVALUATING = Diagnosis(
+    "layers.changed_by_evaluating",
+    "evaluating changes this kind of layer: back in training mode it computes another function than before",
+    "each evaluation during training leaves another model than the one that was trained",
+    remedy="take out on this kind of layer exactly what evaluation mode put in, or leave the weight as it is",
+)
+
+
+@check(
+    "layers",
+    "critical",
+    title="on another kind of layer evaluation mode is not the equation's, or changes what training goes on with",
+    failure_mode="what is evaluated and deployed is another model than the one that is trained",
+    domain=Domain(strategy=of_kind("conv1d")),
+    against=("paper",),
+    examples=2,
+    follows=(*AFFECTED, "forward.eval_mode", *(f"layers.{kind}" for kind in KINDS)),
+    diagnose=False,
+    may_refuse=True,
+)
+def test_evaluation(context: Context, case: KindCase) -> None:
+    """On other kinds of layers, square or not, evaluation mode without dropout computes the equation, there and back.
+
+    Libraries that fold the update into the weight on eval() have a way of folding for each kind.
+    """
+    on_each_kind(context, case, KINDS, _evaluates, both=True)
+
+
+STAGES = ((True, "in training mode"), (False, "in evaluation mode"), (True, "back in training mode"))
+
+
+def _evaluates(context: Context, case: KindCase) -> None:
+    layer = far(context, case)
+    for switched, (mode, words) in enumerate(STAGES):
+        layer.layer.train(mode)
+        with torch.no_grad(), situation(words):
+            y = layer(case.x)
+        try:
+            _as_the_equation(context, case, layer, f"output {words}", y, switched)
+        except Deviation as found:
+            if (mode, words) == STAGES[-1]:
+                found.diagnosis = CHANGED_BY_EVALUATING
+            raise
 
 
 @check("layers", "critical", **_merge_of("conv1d"))

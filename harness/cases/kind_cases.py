@@ -380,13 +380,23 @@ def shapes_of(kind: str) -> list[dict[str, Any]]:
     return [{**shape, "quantiser": name} for name in QUANTISERS for shape in SHAPES[kind]]
 
 
-def each_kind(case: KindCase, kinds: Sequence[str]) -> Iterator[KindCase]:
-    """A layer of every kind with the case's settings: the last of its plain shapes, which has the most to it."""
+def each_kind(case: KindCase, kinds: Sequence[str], *, both: bool = False) -> Iterator[KindCase]:
+    """A layer of every kind with the case's settings: the last of its plain shapes, which has the most to it.
+
+    ``both``: two of every kind, one whose in and out differ and one where they are equal.
+    """
     unshaped = {f.name: f.default for f in fields(KindCase)[len(fields(Case)) :]}
     for kind in kinds:
         plain = [shape for shape in shapes_of(kind) if not options_of(shape)]
-        if plain:
-            yield _reshaped(case, {**unshaped, "kind": kind, **plain[-1]})
+        for shape in oblong_and_square(plain) if both else plain[-1:]:
+            yield _reshaped(case, {**unshaped, "kind": kind, **shape})
+
+
+def oblong_and_square(shapes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The last shape whose in and out differ and the last where they are equal, or the first with equal ones."""
+    oblong = [shape for shape in shapes if shape["in_features"] != shape["out_features"]][-1:]
+    square = [shape for shape in shapes if shape["in_features"] == shape["out_features"]][-1:]
+    return [*oblong, *(square or [{**shape, "out_features": shape["in_features"]} for shape in oblong])]
 
 
 def _reshaped(case: KindCase, shape: Mapping[str, Any]) -> KindCase:

@@ -147,11 +147,19 @@ def _groups_share(context: Context, case: KindCase, layer: Layer) -> bool:
 
 
 def on_each_kind(
-    context: Context, case: KindCase, kinds: Sequence[str], ask: Callable[[Context, KindCase], None]
+    context: Context,
+    case: KindCase,
+    kinds: Sequence[str],
+    ask: Callable[[Context, KindCase], None],
+    *,
+    both: bool = False,
 ) -> None:
-    """Ask of a layer of every kind: one that is not taken hides no other. Raises NotOffered where none is."""
+    """Ask of a layer of every kind, or of ``both``, a square one and one that is not.
+
+    One that is not taken hides no other. Raises NotOffered where none is.
+    """
     refused: list[NotApplicable] = []
-    asked = list(each_kind(case, kinds))
+    asked = list(each_kind(case, kinds, both=both))
     for each in asked:
         try:
             ask(context, context.abilities.fitted(each))

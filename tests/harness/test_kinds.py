@@ -9,6 +9,7 @@ from harness.compare.kinds import CATALOGUE
 from harness.engine.checks import load_checks
 from harness.test_layers import (
     CANNOT_LEARN,
+    CHANGED_BY_EVALUATING,
     MODE_IGNORED,
     OTHER_ACTS,
     TOGETHER,
@@ -23,6 +24,7 @@ from tests.subjects.kinds import (
     BROKEN_KINDS,
     BrokenKind,
     DenseLibrary,
+    FoldsOnEvaluation,
     InBlocksLibrary,
     Library,
     PutsPlainOnes,
@@ -51,6 +53,13 @@ def test_a_right_library_is_not_accused() -> None:
     left = {c.check: c.cause for c in found.run.claims if c.outcome != "pass"}
     assert left == {"layers.merge_conv2d_groups": "not_offered"}
     assert found.verdicts["lora"].verdict == "Faithful"
+
+
+def test_folding_on_evaluation_is_no_fault() -> None:
+    """Quantised layers too, whose weight is rounded once more each time."""
+    asked_for = ("layers.evaluation", "layers.conv1d")
+    found = audit(FoldsOnEvaluation(), ["lora"], checks=lambda c: c.id in asked_for, profile=TWELVE)
+    assert [c.outcome for c in found.run.claims] == ["pass", "pass"]
 
 
 def test_groups_may_share_the_rank() -> None:
@@ -112,7 +121,16 @@ def test_every_claim_and_every_fault_is_shown() -> None:
     names = {d.mistake.removeprefix("layers.") for d in CATALOGUE}
     of_checks = {
         d.mistake.removeprefix("layers.")
-        for d in (CANNOT_LEARN, MODE_IGNORED, OTHER_ACTS, TOGETHER, UNDROPPED, UNMERGED_OTHERWISE, WRONG_RATE)
+        for d in (
+            CANNOT_LEARN,
+            CHANGED_BY_EVALUATING,
+            MODE_IGNORED,
+            OTHER_ACTS,
+            TOGETHER,
+            UNDROPPED,
+            UNMERGED_OTHERWISE,
+            WRONG_RATE,
+        )
     }
     elsewhere = {*of_checks, *(m.id for m in mistakes_of("lora"))}
     said = {b.says for b in BROKEN_KINDS} - {""}

@@ -775,3 +775,62 @@ class AddsInPlaceOnConvolutions(AddsInPlace):
     """The same on a convolution."""
 
     where = "conv2d"
+
+
+class FoldsOnEval(LowRank):
+    """eval() folds the update into the weight, and train() puts the kept weight back."""
+
+    def train(self, mode: bool = True) -> LowRank:
+        if not mode and self.kept is None and self.folds():
+            self.fold_in()
+        elif mode and self.kept is not None:
+            self.take_out()
+        return super().train(mode)
+
+    def folds(self) -> bool:
+        return getattr(self.base, "groups", 1) == 1
+
+
+class FoldsOnEvaluation(Library):
+    """Right, and folds in evaluation mode."""
+
+    layer = FoldsOnEval
+
+
+@broken("evaluation", "transposed")
+class FoldsEmbeddingsUntransposed(FoldsOnEval):
+    """eval() adds B A to an embedding's weight, where that has the shape: a square one."""
+
+    def folds(self) -> bool:
+        return self.kind == "embedding" and self.base.num_embeddings == self.base.embedding_dim
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        plain.weight += update
+
+
+@broken("evaluation")
+class FoldsEmbeddingsOfOneShape(FoldsEmbeddingsUntransposed):
+    """eval() adds B A to an embedding's weight, which raises where tokens and width differ."""
+
+    def folds(self) -> bool:
+        return self.kind == "embedding" and self.base.num_embeddings != self.base.embedding_dim
+
+
+@broken("evaluation", "changed_by_evaluating")
+class ConvolutionStaysFolded(FoldsOnEval):
+    """After evaluation the update stays in a convolution's weight, and is computed besides."""
+
+    def folds(self) -> bool:
+        return self.kind == "conv2d" and super().folds()
+
+    def take_out(self) -> None:
+        self.kept = None
+
+
+@broken("evaluation", "update_lost")
+class WideOnesForgottenInEvaluation(LowRank):
+    """In evaluation mode a Conv1D that is no square answers as the base."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        forgotten = self.kind == "conv1d" and self.base.nx != self.base.nf and not self.training
+        return self.base(x) if forgotten else super().forward(x)
