@@ -381,7 +381,7 @@ def test_detach_after(context: Context, case: Case) -> None:
     "major",
     title="in half precision the merged layer is not the adapted one, or has another dtype",
     failure_mode="deployment would run another model than the one that was trained and evaluated",
-    domain=Domain(dtypes=("bfloat16", "float16"), sizes=(3, 9)),
+    domain=Domain(dtypes=("bfloat16", "float16"), sizes=(3, 9), square=True),
     against=("paper",),
     examples=8,
     follows=(

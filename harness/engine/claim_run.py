@@ -22,7 +22,7 @@ from harness.cases import example_database, own_draws
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.profiles import Profile
 from harness.cases.recorded_cases import Recorded, cases_of
-from harness.cases.regimes import regimes
+from harness.cases.regimes import regimes, square
 from harness.compare import isolation
 from harness.compare.context import Context, Refused, Worst
 from harness.compare.ear import heard
@@ -296,9 +296,13 @@ class ClaimRun:
 
     def _ask_regimes(self, context: Context, domain: Domain, live: bool) -> int:
         """Ask a claim on numbers at the sizes and values where real code changes its way; how many there were."""
-        if not live or self.check.examples != EXAMPLES or self.known:
+        if not live or self.known:
             return 0
-        there = list(regimes(self.variant, domain, self.profile.caps))
+        there: list[Case] = []
+        if self.check.examples == EXAMPLES:
+            there = list(regimes(self.variant, domain, self.profile.caps))
+        elif domain.square:
+            there = list(square(self.variant, domain))
         for case in there:
             nearest = dataclasses.replace(case, spec=self.oracle.nearest(case.spec))
             with suppress(UnsatisfiedAssumption):

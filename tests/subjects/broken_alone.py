@@ -418,6 +418,30 @@ class MergesNegated(wrapped.Library):
         return merged
 
 
+@library("lora", "merge.weight merge.half", "Buggy", "init scale forward shapes dropout save_load")
+class MergesSquaresUntransposed(wrapped.Library):
+    """The update is added the other way round where that has the weight's shape."""
+
+    def merge(self, adapted: Adapted) -> nn.Linear:
+        merged, base = super().merge(adapted), adapted.module.base
+        if base.in_features == base.out_features:
+            update = merged.weight.data - base.weight.data
+            merged.weight.data = base.weight.data + update.T
+        return merged
+
+
+@library("lora", "save_load.round_trip", "Partial", FILES)
+class LoadsSquaresTurned(wrapped.Library):
+    """The factors are told apart by their sizes, and where both have the same they are exchanged."""
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        adapted = super().load(base, spec, path)
+        if base.in_features == base.out_features:
+            A, B = adapted.module.A, adapted.module.B
+            A.data, B.data = B.data.T.clone(), A.data.T.clone()
+        return adapted
+
+
 @library("lora", "merge.at_init", "Buggy", "init scale forward shapes dropout save_load")
 class MergeOfZeroLosesBias(wrapped.Library):
     """A short cut for B = 0 returns the weight alone."""
