@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -498,6 +499,33 @@ class LoadsDefaultAlpha(AlphaNotStored):
 
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
         return super().load(base, dataclasses.replace(spec, alpha=16.0), path)
+
+
+@library("lora dora hra", "save_load.stored save_load.other_base", "Partial", FILES)
+class KeepsTheBaseInItsFile(wrapped.Library):
+    """The layer's whole state is saved, the base's weight and bias too, and all of it is put back."""
+
+    def save(self, adapted: Adapted, path: Path) -> None:
+        torch.save({"state": adapted.module.state_dict()}, path)
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        adapted = self.adapt(base, spec)
+        adapted.module.load_state_dict(torch.load(path, weights_only=True)["state"])
+        return adapted
+
+
+@library("lora ia3", "save_load.other_base", "Partial", FILES)
+class KeepsTheBiasInItsFile(KeepsTheBaseInItsFile):
+    """The base's bias is saved with the adapter, and put over another base's."""
+
+    def save(self, adapted: Adapted, path: Path) -> None:
+        state = {n: t for n, t in adapted.module.state_dict().items() if n != "base.weight"}
+        torch.save({"state": state}, path)
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        adapted = self.adapt(copy.deepcopy(base), spec)
+        adapted.module.load_state_dict(torch.load(path, weights_only=True)["state"], strict=False)
+        return adapted
 
 
 @library("lora", "save_load.roles", "Partial", FILES)
