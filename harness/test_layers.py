@@ -436,6 +436,10 @@ def _computes(context: Context, case: KindCase, layer: Kinds) -> None:
         try:
             context.judge(case, name, actual[name], value, floor, noise=functools.partial(noise, name))
         except Deviation as found:
+            if name == "output" and layer.is_a_guess():
+                raise Deviation(
+                    case, name, "the equation's with A in blocks, or with one A", "neither"
+                ) from None
             if name == "output":
                 found.diagnosis = explain(context, case, layer, actual[name])
             elif name == "gradient of x":

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import accumulate
+from operator import mul
 from typing import Any, Literal, cast
 
 import torch
@@ -166,11 +168,18 @@ class KindCase(Case):
         return y.flatten(2).mT.flatten(0, 1) if self.kind == "conv2d" else y.flatten(0, -2)
 
     def matrix(self, name: str, live: Tensor) -> Tensor:
-        """A slot's tensor, or its gradient, in the canonical shape: kernels flattened, groups with their zeros."""
-        shape = self._shape(name)
+        """A slot's tensor, or its gradient, in the canonical shape: kernels flattened, groups with their zeros.
+
+        Raises ValueError for a convolution's that has other rows than the canonical one, as many numbers or not.
+        """
+        shape = self.canonical_shape(name)
         if len(shape) == 2 and live.numel() * self.groups == shape[0] * shape[1] and self.groups > 1:
+            if live.shape[0] != shape[0]:
+                raise ValueError(f"{name} has {live.shape[0]} rows, expected {shape[0]}")
             spread = live.reshape(shape[0], -1).repeat(1, self.groups)
             return spread * self.mask(*shape).to(live.dtype)
+        if self.kind == "conv2d" and shape[0] not in accumulate(live.shape, mul):
+            raise ValueError(f"{name} has {live.shape[0]} rows, expected {shape[0]}")
         return live.reshape(shape)
 
     def live(self, name: str, matrix: Tensor, shape: torch.Size) -> Tensor:
@@ -180,7 +189,8 @@ class KindCase(Case):
             return matrix[own].reshape(shape)
         return matrix.reshape(shape)
 
-    def _shape(self, name: str) -> tuple[int, ...]:
+    def canonical_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a canonical tensor of the layer's matrix."""
         tensor = self.variant.tensor(name)
         if tensor is None:
             raise KeyError(name)

@@ -33,6 +33,7 @@ from harness.compare.outcome import (
     NotApplicable,
     NotOffered,
     NotTold,
+    OtherLayout,
     ReferencesDisagree,
     ToldElsewhere,
     Unverified,
@@ -179,7 +180,8 @@ class ClaimRun:
             failure = Failure(self.check, context, self.oracle_id, self.others())
             return self._excused() or failure.told(found, self.replay)
         except Unverified as why:
-            return self._excused() or {"outcome": "unverified", **_told(why)}
+            seen = why.witness if isinstance(why, OtherLayout) else None
+            return self._excused() or {"outcome": "unverified", "witness": seen, **_told(why)}
         except NotApplicable as why:
             return {"outcome": "not_applicable", "examples": 0, **_told(why)}
         except NotRecorded as why:

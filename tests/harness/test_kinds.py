@@ -27,8 +27,10 @@ from tests.subjects.kinds import (
     FoldsOnEvaluation,
     InBlocksLibrary,
     Library,
+    OtherLayoutLibrary,
     PutsPlainOnes,
     SharedLibrary,
+    UnfoldedLibrary,
     fake_quantiser,
 )
 from tests.subjects.wrapped import Library as LinearOnly
@@ -85,6 +87,34 @@ def test_groups_may_share_a() -> None:
         "layers.conv2d_groups": ("not_applicable", "outside"),
         "layers.merge_conv2d_groups": ("not_applicable", "outside"),
     }
+
+
+def test_a_layout_that_is_not_known_is_not_guessed_at() -> None:
+    """As many numbers as the blocks have are no blocks: no expected number is told, and both shapes are."""
+    asked_for = ("layers.conv2d_groups", "layers.conv2d")
+    found = audit(OtherLayoutLibrary(), ["lora"], checks=lambda c: c.id in asked_for, profile=TWELVE)
+    told = {c.check: c for c in found.run.claims}
+    assert told["layers.conv2d"].outcome == "pass"
+    claim = told["layers.conv2d_groups"]
+    assert (claim.outcome, claim.cause) == ("unverified", "no_slot"), claim
+    assert claim.reason == "the subject's B on conv2d layers with groups has another shape"
+    assert claim.witness is not None
+    assert claim.witness.quantity == "shape of B"
+
+
+def test_one_layout_is_one_finding() -> None:
+    """Whatever the sizes and options of the convolutions that it is seen on."""
+    asked_for = ("layers.conv2d", "layers.conv2d_dilation", "layers.half", "layers.evaluation")
+    found = audit(UnfoldedLibrary(), ["lora"], checks=lambda c: c.id in asked_for, profile=TWELVE)
+    assert {c.outcome for c in found.run.claims} == {"unverified"}
+    (finding,) = found.findings
+    assert len(finding.claims) == len(asked_for)
+
+
+def test_a_wrong_output_that_has_two_readings_is_told_without_a_number() -> None:
+    claim = asked(next(b for b in BROKEN_KINDS if b.name == "SharedUnscaled"))
+    assert claim.witness is not None
+    assert (claim.witness.actual, claim.ratio) == ("neither", None)
 
 
 def test_who_replaces_layers_one_by_one_is_not_asked_of_those_it_does_not_mean() -> None:

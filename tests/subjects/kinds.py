@@ -398,6 +398,58 @@ class InBlocksLibrary(Library):
     layer = InBlocks
 
 
+class OtherLayoutForGroups(LowRank):
+    """With groups B is made for one group's outputs, and ΔW = B A is read as the weight's shape, row by row."""
+
+    def shapes_conv2d(self) -> tuple:
+        A, (out, r, *ones) = super().shapes_conv2d()
+        g = self.base.groups
+        return A, (out // g, r * g, *ones)
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b = self.base
+        if b.groups == 1:
+            return super().path_conv2d(x)
+        update = (self.B.flatten(1) @ self.A.flatten(1)).reshape(b.weight.shape)
+        return fn.conv2d(x, update, None, b.stride, b.padding, b.dilation, b.groups)
+
+
+class OtherLayoutLibrary(Library):
+    """Of its convolutions with groups nothing can be said."""
+
+    layer = OtherLayoutForGroups
+
+
+class Unfolded(LowRank):
+    """On convolutions the factors have the kernel's sides in both, as loralib's: A (rk, Ck), B (out k, rk)."""
+
+    def shapes_conv2d(self) -> tuple:
+        b, k = self.base, self.base.kernel_size[0]
+        if b.groups > 1 or b.kernel_size[1] != k:
+            raise Unsupported("square kernels without groups only")
+        return (self.r * k, b.in_channels * k), (b.out_channels * k, self.r * k)
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b, padding = self.base, self.base.padding
+        if b.padding_mode != "zeros":
+            x, padding = fn.pad(x, b._reversed_padding_repeated_twice, mode=b.padding_mode), 0
+        return fn.conv2d(x, (self.B @ self.A).reshape(b.weight.shape), None, b.stride, padding, b.dilation)
+
+
+class UnfoldedLibrary(Library):
+    """Right, in a layout of its own."""
+
+    layer = Unfolded
+
+
+@broken("conv2d_groups")
+class SharedUnscaled(SharedByGroups):
+    """One A for all groups, and no scale with groups: another function than either reading's."""
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        return super().path_conv2d(x) / (self.s if self.base.groups > 1 else 1)
+
+
 @broken("merge_conv2d_groups")
 class BlocksMixedUp(InBlocks):
     """Folding takes the blocks of the second factor in another order."""
