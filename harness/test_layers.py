@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from harness.cases.kind_cases import KINDS, KindCase, in_dtype, of_kind, shapes_with
+from harness.cases.kind_cases import KINDS, KindCase, in_dtype, of_kind, shapes_with, square
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.leaf_output import with_leaf_output
 from harness.compare import rank_stabilised, rounding
@@ -686,13 +686,13 @@ def _evaluates(context: Context, case: KindCase) -> None:
 @check("layers", "critical", **_merge_of("conv1d"))
 def test_merge_conv1d(context: Context, case: KindCase) -> None:
     """Where merging is offered, a folded Conv1D computes what the adapted one does; and so, in place and taken out."""
-    _folds(context, case)
+    _folds_square_or_not(context, case)
 
 
 @check("layers", "critical", **_merge_of("embedding"))
 def test_merge_embedding(context: Context, case: KindCase) -> None:
     """The same of an embedding."""
-    _folds(context, case)
+    _folds_square_or_not(context, case)
 
 
 @check("layers", "critical", **_merge_of("embedding", "embed_scale"))
@@ -741,6 +741,12 @@ def test_merge_conv2d_oblong(context: Context, case: KindCase) -> None:
 def test_merge_quantised(context: Context, case: KindCase) -> None:
     """The same of a quantised layer, which is no further off than quantising the merged weight is."""
     _folds(context, case)
+
+
+def _folds_square_or_not(context: Context, case: KindCase) -> None:
+    """Of a weight that is stored (in, out), also with as many outputs as inputs: the other way round fits as well."""
+    _folds(context, case)
+    _folds(context, square(case))
 
 
 def _folds(context: Context, case: KindCase) -> None:

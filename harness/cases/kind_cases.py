@@ -409,6 +409,12 @@ def oblong_and_square(shapes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, 
     return [*oblong, *(square or [{**shape, "out_features": shape["in_features"]} for shape in oblong])]
 
 
+def square(case: KindCase) -> KindCase:
+    """The case with as many outputs as it has inputs."""
+    shape = {f.name: getattr(case, f.name) for f in fields(KindCase)[len(fields(Case)) :]}
+    return _reshaped(case, {**shape, "in_features": case.in_features, "out_features": case.in_features})
+
+
 def _reshaped(case: KindCase, shape: Mapping[str, Any]) -> KindCase:
     """The case with another shape, and what that shape takes of rank, bias and dtype."""
     out, in_ = shape["out_features"], shape["in_features"]

@@ -709,6 +709,26 @@ class FoldedTheOtherWayRound(LowRank):
             super().fold(plain, update)
 
 
+@broken("merge_conv1d", "transposed")
+class FoldsSquaresTheOtherWayRound(FoldedTheOtherWayRound):
+    """A square Conv1D's update is added as if the weight were stored (out, in), which raises nothing."""
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        if plain.weight.shape[0] == plain.weight.shape[1]:
+            super().fold(plain, update)
+        else:
+            LowRank.fold(self, plain, update)
+
+
+@broken("merge_embedding", "transposed")
+class FoldsSquareEmbeddingsUntransposed(LowRank):
+    """B A is added to an embedding that is as wide as it has tokens."""
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        same = self.kind == "embedding" and plain.num_embeddings == plain.embedding_dim
+        super().fold(plain, update.T if same else update)
+
+
 @broken("merge_conv1d")
 class AssignsATensor(LowRank):
     """Folding gives a Conv1D a tensor in place of its parameter, which torch refuses: no refusal of the library."""
