@@ -402,11 +402,17 @@ def each_kind(case: KindCase, kinds: Sequence[str], *, both: bool = False) -> It
             yield _reshaped(case, {**unshaped, "kind": kind, **shape})
 
 
-def oblong_and_square(shapes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The last shape whose in and out differ and the last where they are equal, or the first with equal ones."""
-    oblong = [shape for shape in shapes if shape["in_features"] != shape["out_features"]][-1:]
-    square = [shape for shape in shapes if shape["in_features"] == shape["out_features"]][-1:]
-    return [*oblong, *(square or [{**shape, "out_features": shape["in_features"]} for shape in oblong])]
+def oblong_and_square(shapes: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The last shape whose in and out differ and the last where they are equal, by each library that quantises.
+
+    Where none is square, the first of the two with as many outputs as inputs.
+    """
+    for quantiser in dict.fromkeys(shape.get("quantiser", "") for shape in shapes):
+        own = [shape for shape in shapes if shape.get("quantiser", "") == quantiser]
+        oblong = [shape for shape in own if shape["in_features"] != shape["out_features"]][-1:]
+        equal = [shape for shape in own if shape["in_features"] == shape["out_features"]][-1:]
+        yield from oblong
+        yield from equal or [{**shape, "out_features": shape["in_features"]} for shape in oblong]
 
 
 def square(case: KindCase) -> KindCase:

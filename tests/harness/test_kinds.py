@@ -32,6 +32,7 @@ from tests.subjects.kinds import (
     SharedLibrary,
     UnfoldedLibrary,
     fake_quantiser,
+    rounding_quantiser,
 )
 from tests.subjects.wrapped import Library as LinearOnly
 
@@ -62,6 +63,14 @@ def test_folding_on_evaluation_is_no_fault() -> None:
     asked_for = ("layers.evaluation", "layers.conv1d")
     found = audit(FoldsOnEvaluation(), ["lora"], checks=lambda c: c.id in asked_for, profile=TWELVE)
     assert [c.outcome for c in found.run.claims] == ["pass", "pass"]
+
+
+def test_what_the_base_does_in_evaluation_mode_is_no_fault_of_the_adapter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kind_cases, "QUANTISERS", {"own": rounding_quantiser})
+    found = audit(Library(), ["lora"], checks=lambda c: c.id == "layers.evaluation", profile=TWELVE)
+    assert [c.outcome for c in found.run.claims] == ["pass"]
 
 
 def test_groups_may_share_the_rank() -> None:

@@ -10,10 +10,15 @@ from tests.subjects import wrapped
 from tests.subjects.broken import TransposedSquare
 from tests.subjects.broken_alone import LoadsSquaresTurned, MergesSquaresUntransposed
 from tests.subjects.judged import once
+from tests.subjects.kinds import BROKEN_KINDS
 
 
 def _turned() -> Implementation:
     return wrapped.Library({"lora": TransposedSquare})
+
+
+def _of_a_kind(name: str) -> Implementation:
+    return next(broken.make() for broken in BROKEN_KINDS if broken.name == name)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -24,6 +29,8 @@ def _turned() -> Implementation:
         (MergesSquaresUntransposed(), "merge.half"),
         (LoadsSquaresTurned(), "save_load.round_trip"),
         (_turned(), "forward.random_parameters"),
+        (_of_a_kind("FoldsSquaresTheOtherWayRound"), "layers.merge_conv1d"),
+        (_of_a_kind("FoldsSquareEmbeddingsUntransposed"), "layers.merge_embedding"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )

@@ -38,6 +38,19 @@ class QuantisedLinear(nn.Linear):
         return fn.linear(input, self.dequantize(), self.bias)
 
 
+class RoundsInEvaluation(QuantisedLinear):
+    """One that computes with its input rounded in evaluation mode, as eight-bit products do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        return super().forward(input if self.training else input.bfloat16().to(input.dtype))
+
+
+def rounding_quantiser(linear: nn.Linear) -> nn.Module:
+    """The same for the table of quantisers."""
+    return RoundsInEvaluation(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
+
+
 def fake_quantiser(linear: nn.Linear) -> nn.Module:
     """Our own eight-bit layer in place of a library's."""
     return QuantisedLinear(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
