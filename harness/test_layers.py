@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from harness.cases.kind_cases import KINDS, KindCase, in_dtype, of_kind, shapes_with
+from harness.cases.kind_cases import KINDS, KindCase, in_dtype, of_kind, shapes_with, square
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.leaf_output import with_leaf_output
 from harness.compare import rank_stabilised, rounding
@@ -34,7 +34,7 @@ from harness.compare.kinds import (
     starts_at_the_base,
     takes,
 )
-from harness.compare.layer import SubjectRaised, as_layer
+from harness.compare.layer import SubjectRaised, as_layer, situation
 from harness.compare.life_model import Held, compositions
 from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, NotOffered
@@ -436,6 +436,10 @@ def _computes(context: Context, case: KindCase, layer: Kinds) -> None:
         try:
             context.judge(case, name, actual[name], value, floor, noise=functools.partial(noise, name))
         except Deviation as found:
+            if name == "output" and layer.is_a_guess():
+                raise Deviation(
+                    case, name, "the equation's with A in blocks, or with one A", "neither"
+                ) from None
             if name == "output":
                 found.diagnosis = explain(context, case, layer, actual[name])
             elif name == "gradient of x":
@@ -618,9 +622,14 @@ def _half(context: Context, case: KindCase) -> Kinds:
     return far(context, case)
 
 
-def _as_the_equation(context: Context, case: KindCase, layer: Kinds, what: str, y: Tensor) -> None:
+def _as_the_equation(
+    context: Context, case: KindCase, layer: Kinds, what: str, y: Tensor, times_quantised: int = 0
+) -> None:
+    """``times_quantised``: how often a quantised weight may have been quantised anew on the way to ``y``."""
     exact, noise = equation_at(context, case, layer)
-    floor = rounding.roundoff(case.torch_dtype) * float(exact["output"].norm())
+    floor = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(exact["output"].norm())
+    if case.kind == "quantised" and times_quantised:
+        floor += times_quantised * quantising_error(context, case, layer, exact["output"])
     rows = case.outputs(y).double()
     try:
         context.judge(case, what, rows, exact["output"], floor, noise=lambda: noise("output"))
@@ -629,16 +638,71 @@ def _as_the_equation(context: Context, case: KindCase, layer: Kinds, what: str, 
         raise
 
 
+CHANGED_BY_EVALUATING = Diagnosis(
+    "layers.changed_by_evaluating",
+    "evaluating changes this kind of layer: back in training mode it computes another function than before",
+    "each evaluation during training leaves another model than the one that was trained",
+    remedy="take out on this kind of layer exactly what evaluation mode put in, or leave the weight as it is",
+)
+
+
+@check(
+    "layers",
+    "critical",
+    title="on another kind of layer evaluation mode is not the equation's, or changes what training goes on with",
+    failure_mode="what is evaluated and deployed is another model than the one that is trained",
+    domain=Domain(strategy=of_kind("conv1d")),
+    against=("paper",),
+    examples=2,
+    follows=(*AFFECTED, "forward.eval_mode", *(f"layers.{kind}" for kind in KINDS)),
+    diagnose=False,
+    may_refuse=True,
+)
+def test_evaluation(context: Context, case: KindCase) -> None:
+    """On other kinds of layers, square or not, evaluation mode without dropout computes the equation, there and back.
+
+    Libraries that fold the update into the weight on eval() have a way of folding for each kind.
+    """
+    on_each_kind(context, case, KINDS, _evaluates, both=True)
+
+
+STAGES = ((True, "in training mode"), (False, "in evaluation mode"), (True, "back in training mode"))
+
+
+def _evaluates(context: Context, case: KindCase) -> None:
+    layer = far(context, case)
+    for switched, (mode, words) in enumerate(STAGES):
+        layer.layer.train(mode)
+        with torch.no_grad(), situation(words):
+            y = layer(case.x)
+        if not mode and _base_has_modes(case):
+            continue
+        try:
+            _as_the_equation(context, case, layer, f"output {words}", y, switched)
+        except Deviation as found:
+            if (mode, words) == STAGES[-1]:
+                found.diagnosis = CHANGED_BY_EVALUATING
+            raise
+
+
+def _base_has_modes(case: KindCase) -> bool:
+    """Whether the base itself answers otherwise in evaluation mode, as a layer that rounds its input there does."""
+    base = case.base()
+    with torch.no_grad():
+        trained, evaluated = base.train()(case.x), base.eval()(case.x)
+    return not rounding.same_values(evaluated, trained)
+
+
 @check("layers", "critical", **_merge_of("conv1d"))
 def test_merge_conv1d(context: Context, case: KindCase) -> None:
     """Where merging is offered, a folded Conv1D computes what the adapted one does; and so, in place and taken out."""
-    _folds(context, case)
+    _folds_square_or_not(context, case)
 
 
 @check("layers", "critical", **_merge_of("embedding"))
 def test_merge_embedding(context: Context, case: KindCase) -> None:
     """The same of an embedding."""
-    _folds(context, case)
+    _folds_square_or_not(context, case)
 
 
 @check("layers", "critical", **_merge_of("embedding", "embed_scale"))
@@ -687,6 +751,12 @@ def test_merge_conv2d_oblong(context: Context, case: KindCase) -> None:
 def test_merge_quantised(context: Context, case: KindCase) -> None:
     """The same of a quantised layer, which is no further off than quantising the merged weight is."""
     _folds(context, case)
+
+
+def _folds_square_or_not(context: Context, case: KindCase) -> None:
+    """Of a weight that is stored (in, out), also with as many outputs as inputs: the other way round fits as well."""
+    _folds(context, case)
+    _folds(context, square(case))
 
 
 def _folds(context: Context, case: KindCase) -> None:

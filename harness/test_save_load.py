@@ -17,7 +17,7 @@ from harness.compare import rank_stabilised, rounding, saved_files
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
 from harness.compare.outcome import Deviation, NotApplicable, OutsideDomain, ToldElsewhere
-from harness.compare.probing import coefficient, without_adapter
+from harness.compare.probing import coefficient, effective, without_adapter
 from harness.compare.saving import load, offered, same_output, same_slots, saved
 from harness.compare.thresholds import BASE_CHANGED, ROUNDOFFS, SAME_FUNCTION, SAME_UPDATE, THRESHOLDS
 from harness.engine.checks import check
@@ -219,20 +219,29 @@ def _computes_alike(saved: Layer, loaded: Layer, case: Case) -> bool:
     diagnose=False,
 )
 def test_stored(context: Context, case: Case) -> None:
-    """Every canonical parameter and buffer is in the files; the base weight and bias are not (but for PiSSA)."""
+    """Every canonical parameter and buffer is in the files; the base weight and bias are not (but for PiSSA).
+
+    Of torch's own files, where they can be read as tensors alone, the latter is asked.
+    """
     with saved(context, case) as (layer, path):
         found = saved_files.stored(path)
-        if not found.safetensors:
-            raise OutsideDomain("the subject writes no safetensors: what is in its files is not looked at")
-        for tensor in context.variant.tensors:
-            if tensor.role != "base" and tensor.name in layer.names:
-                # A slot whose canonical value is computed may be stored as it lives in the subject.
-                values = (layer.value(tensor.name), layer.raw(tensor.name).detach())
-                there = any(saved_files.holds(found.tensors, value) for value in values)
-                context.demand(there, case, f"{tensor.name} in the saved files", "stored", "missing")
+        archived = saved_files.opened(found.pickles)
+        if not found.safetensors and not archived:
+            raise OutsideDomain("the subject's files are of a kind that is not looked into")
+        if found.safetensors:
+            _all_there(context, case, layer, found.tensors)
         if context.variant.base is None:
-            carries = saved_files.holds(found.tensors, case.weight)
+            carries = saved_files.holds(found.tensors | archived, case.weight)
             context.demand(not carries, case, "the base weight in the saved files", "not stored", "stored")
+
+
+def _all_there(context: Context, case: Case, layer: Layer, stored: dict[str, torch.Tensor]) -> None:
+    for tensor in context.variant.tensors:
+        if tensor.role != "base" and tensor.name in layer.names:
+            # A slot whose canonical value is computed may be stored as it lives in the subject.
+            values = (layer.value(tensor.name), layer.raw(tensor.name).detach())
+            there = any(saved_files.holds(stored, value) for value in values)
+            context.demand(there, case, f"{tensor.name} in the saved files", "stored", "missing")
 
 
 @check(
@@ -399,19 +408,43 @@ def test_pickled(context: Context, case: Case) -> None:
 def test_other_base(context: Context, case: Case) -> None:
     """On a base with other weights the adapter's tensors are the saved ones, buffers too, or loading is refused.
 
-    Where the adapter only makes sense with its own residual (PiSSA), it must bring that along or refuse.
+    That base keeps its weight and bias. Where the adapter only makes sense with its own residual (PiSSA), it must
+    bring that along or refuse.
     """
     other = case.but(seed=case.seed + 1)
-    vars(other).update(bias_vector=case.bias_vector)  # the bias belongs to the base, not to an adapter
     needs_base = context.variant.base is not None
+    if needs_base:
+        vars(other).update(bias_vector=case.bias_vector)  # the bias belongs to the base, not to an adapter
     with saved(context, case) as (layer, path):
         try:
             loaded = load(context, other.base(), case, path)
         except SubjectRaised:
             return
         same_slots(context, case, layer, loaded, but=frozenset(t.name for t in (context.variant.base,) if t))
-        if needs_base and not _same_change(case, other, layer, loaded):
+        if not needs_base:
+            _base_kept(context, case, layer, loaded)
+        elif not _same_change(case, other, layer, loaded):
             _same_function(context, case, layer, loaded)
+
+
+BASE_OVERWRITTEN = Diagnosis(
+    "save_load.base_overwritten",
+    "loading puts the weight or the bias of the base that the file was saved over in the place of this base's",
+    "an adapter that is loaded onto a base which has been trained or mended since takes that back without a word, and "
+    "its file is as large as the model",
+    remedy="save the adapter's own tensors alone, and read no others from a file",
+)
+
+
+def _base_kept(context: Context, case: Case, layer: Layer, loaded: Layer) -> None:
+    """Raise Deviation where the loaded layer, over another base, has the effective weight or bias of the saved one."""
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
+    own_tensors = {t.name for t in context.variant.tensors}.issuperset(layer.names)
+    told = ("weight", "bias") if own_tensors else ("weight",)  # it may have trained, and saved, a bias
+    for what, old, new in zip(told, effective(layer, case), effective(loaded, case), strict=False):
+        if bool(old.any()) and rounding.ratio(new, old, unit * float(old.norm())) <= THRESHOLDS["formula"]:
+            quantity, actual = f"the base's {what} after loading", "that of the base which the file is of"
+            raise Deviation(case, quantity, "its own", actual, diagnosis=BASE_OVERWRITTEN, alone=True)
 
 
 BOUND_TO_BASE = Diagnosis(

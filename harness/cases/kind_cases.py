@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import accumulate
+from operator import mul
 from typing import Any, Literal, cast
 
 import torch
@@ -166,11 +168,18 @@ class KindCase(Case):
         return y.flatten(2).mT.flatten(0, 1) if self.kind == "conv2d" else y.flatten(0, -2)
 
     def matrix(self, name: str, live: Tensor) -> Tensor:
-        """A slot's tensor, or its gradient, in the canonical shape: kernels flattened, groups with their zeros."""
-        shape = self._shape(name)
+        """A slot's tensor, or its gradient, in the canonical shape: kernels flattened, groups with their zeros.
+
+        Raises ValueError for a convolution's that has other rows than the canonical one, as many numbers or not.
+        """
+        shape = self.canonical_shape(name)
         if len(shape) == 2 and live.numel() * self.groups == shape[0] * shape[1] and self.groups > 1:
+            if live.shape[0] != shape[0]:
+                raise ValueError(f"{name} has {live.shape[0]} rows, expected {shape[0]}")
             spread = live.reshape(shape[0], -1).repeat(1, self.groups)
             return spread * self.mask(*shape).to(live.dtype)
+        if self.kind == "conv2d" and shape[0] not in accumulate(live.shape, mul):
+            raise ValueError(f"{name} has {live.shape[0]} rows, expected {shape[0]}")
         return live.reshape(shape)
 
     def live(self, name: str, matrix: Tensor, shape: torch.Size) -> Tensor:
@@ -180,7 +189,8 @@ class KindCase(Case):
             return matrix[own].reshape(shape)
         return matrix.reshape(shape)
 
-    def _shape(self, name: str) -> tuple[int, ...]:
+    def canonical_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a canonical tensor of the layer's matrix."""
         tensor = self.variant.tensor(name)
         if tensor is None:
             raise KeyError(name)
@@ -380,13 +390,35 @@ def shapes_of(kind: str) -> list[dict[str, Any]]:
     return [{**shape, "quantiser": name} for name in QUANTISERS for shape in SHAPES[kind]]
 
 
-def each_kind(case: KindCase, kinds: Sequence[str]) -> Iterator[KindCase]:
-    """A layer of every kind with the case's settings: the last of its plain shapes, which has the most to it."""
+def each_kind(case: KindCase, kinds: Sequence[str], *, both: bool = False) -> Iterator[KindCase]:
+    """A layer of every kind with the case's settings: the last of its plain shapes, which has the most to it.
+
+    ``both``: two of every kind, one whose in and out differ and one where they are equal.
+    """
     unshaped = {f.name: f.default for f in fields(KindCase)[len(fields(Case)) :]}
     for kind in kinds:
         plain = [shape for shape in shapes_of(kind) if not options_of(shape)]
-        if plain:
-            yield _reshaped(case, {**unshaped, "kind": kind, **plain[-1]})
+        for shape in oblong_and_square(plain) if both else plain[-1:]:
+            yield _reshaped(case, {**unshaped, "kind": kind, **shape})
+
+
+def oblong_and_square(shapes: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The last shape whose in and out differ and the last where they are equal, by each library that quantises.
+
+    Where none is square, the first of the two with as many outputs as inputs.
+    """
+    for quantiser in dict.fromkeys(shape.get("quantiser", "") for shape in shapes):
+        own = [shape for shape in shapes if shape.get("quantiser", "") == quantiser]
+        oblong = [shape for shape in own if shape["in_features"] != shape["out_features"]][-1:]
+        equal = [shape for shape in own if shape["in_features"] == shape["out_features"]][-1:]
+        yield from oblong
+        yield from equal or [{**shape, "out_features": shape["in_features"]} for shape in oblong]
+
+
+def square(case: KindCase) -> KindCase:
+    """The case with as many outputs as it has inputs."""
+    shape = {f.name: getattr(case, f.name) for f in fields(KindCase)[len(fields(Case)) :]}
+    return _reshaped(case, {**shape, "in_features": case.in_features, "out_features": case.in_features})
 
 
 def _reshaped(case: KindCase, shape: Mapping[str, Any]) -> KindCase:

@@ -162,6 +162,9 @@ class Domain:
     biases: tuple[bool, ...] = (False, True)
     tall: bool = False  # out ≥ in and rank ≥ in: the contribution determines its input
     mode: str | None = None
+    square: bool = (
+        False  # a square layer in every profile, as the claims have whose number of cases is the profile's
+    )
     strategy: Callable[[Variant], st.SearchStrategy[Any]] | None = (
         None  # cases of its own kind, as whole models
     )

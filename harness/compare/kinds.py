@@ -18,7 +18,7 @@ from harness.compare.adapted_model import offers_models
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
 from harness.compare.life_model import completed, left_by
-from harness.compare.outcome import Deviation, NoSlot, NotApplicable, NotOffered, OutsideDomain
+from harness.compare.outcome import Deviation, NoSlot, NotApplicable, NotOffered, OtherLayout, OutsideDomain
 from harness.compare.refusals import is_crash
 from harness.compare.rounding import Point, Quantities, coarser
 from harness.compare.thresholds import THRESHOLDS
@@ -50,11 +50,21 @@ class Kinds:
     def _canonical(self, name: str, live: Tensor) -> Tensor:
         try:
             return self.case.matrix(name, live)
+        except ValueError:
+            raise self._other_layout(name, live) from None
         except RuntimeError:
             if self.case.groups > 1:
                 raise OutsideDomain("of a grouped kernel there is more than one factorisation") from None
-            told = f"the subject's {name} on {self.case.what} has another shape, {tuple(live.shape)}"
-            raise NoSlot(told, name) from None
+            raise self._other_layout(name, live) from None
+
+    def _other_layout(self, name: str, live: Tensor) -> OtherLayout:
+        """Without sizes and options in the sentence: one layout is one finding."""
+        on = f"{self.case.kind} layers" + (" with groups" if self.case.groups > 1 else "")
+        return OtherLayout(self.case, name, on, (self.case.canonical_shape(name), tuple(live.shape)))
+
+    def is_a_guess(self) -> bool:
+        """Whether a convolution's factors can be read as two functions: A in blocks, or one A for all groups."""
+        return self.case.groups > 1 and _may_share(self.case, self.layer)
 
     def write(self, values: Mapping[str, Tensor]) -> None:
         """Canonical values into the slots."""
@@ -120,12 +130,18 @@ def far(context: Context, case: KindCase, base: object = None) -> Kinds:
     return layer
 
 
-def _groups_share(context: Context, case: KindCase, layer: Layer) -> bool:
-    """Whether every output of a convolution with groups goes through one A (r, in/groups): ΔW = B A as it is stored."""
+def _may_share(case: KindCase, layer: Layer) -> bool:
+    """Whether A has a group's inputs, and B joins every output to the whole rank."""
     r = case.spec.rank
     sizes = {name: layer.value(name).numel() for name in ("A", "B") if name in layer.names}
-    if sizes != {"A": case.in_features * r // case.groups, "B": case.out_features * r}:
+    return sizes == {"A": case.in_features * r // case.groups, "B": case.out_features * r}
+
+
+def _groups_share(context: Context, case: KindCase, layer: Layer) -> bool:
+    """Whether every output of a convolution with groups goes through one A (r, in/groups): ΔW = B A as it is stored."""
+    if not _may_share(case, layer):
         return False
+    r = case.spec.rank
     try:
         layer = adapt(context.subject, case.base(), case.spec)  # the other one keeps its start
         kinds = Kinds(layer, case)
@@ -147,19 +163,32 @@ def _groups_share(context: Context, case: KindCase, layer: Layer) -> bool:
 
 
 def on_each_kind(
-    context: Context, case: KindCase, kinds: Sequence[str], ask: Callable[[Context, KindCase], None]
+    context: Context,
+    case: KindCase,
+    kinds: Sequence[str],
+    ask: Callable[[Context, KindCase], None],
+    *,
+    both: bool = False,
 ) -> None:
-    """Ask of a layer of every kind: one that is not taken hides no other. Raises NotOffered where none is."""
+    """Ask of a layer of every kind, or of ``both``, a square one and one that is not.
+
+    One that is not taken hides no other. Raises NotOffered where none is.
+    """
     refused: list[NotApplicable] = []
-    asked = list(each_kind(case, kinds))
+    unread: list[NoSlot] = []
+    asked = list(each_kind(case, kinds, both=both))
     for each in asked:
         try:
             ask(context, context.abilities.fitted(each))
         except (NotOffered, OutsideDomain) as why:
             refused.append(why)
+        except NoSlot as why:
+            unread.append(why)
         except SubjectRaised as error:
             error.case = each
             raise
+    if unread:
+        raise unread[0]
     if len(refused) == len(asked):
         raise NotOffered("; ".join(dict.fromkeys(map(str, refused))), "layers")
 

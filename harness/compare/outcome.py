@@ -81,6 +81,14 @@ class NoSlot(Unverified):
     cause: Cause = "no_slot"
 
 
+class OtherLayout(NoSlot):
+    """The subject has the tensor in a shape whose meaning is not known; ``shapes``: the canonical one and its own."""
+
+    def __init__(self, case: Described, name: str, on: str, shapes: tuple[object, object]) -> None:
+        self.witness = Witness(case.describe(), f"shape of {name}", str(shapes[0]), str(shapes[1]))
+        super().__init__(f"the subject's {name} on {on} has another shape", name)
+
+
 class NotApplicable(NotTold):
     """The question does not arise, and why; counted and shown."""
 

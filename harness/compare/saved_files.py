@@ -1,11 +1,15 @@
-"""What a subject's `save` left behind, and damaged copies of it. Pickles are recognised, never loaded."""
+"""What a subject's `save` left behind, and damaged copies of it.
+
+Pickles are recognised; of torch's archives tensors are read and nothing else, never an object that runs code.
+"""
 
 from __future__ import annotations
 
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,11 +62,29 @@ def stored(path: Path) -> Stored:
     return Stored(tensors, readable, pickles)
 
 
+def opened(archives: Iterable[Path]) -> dict[str, Tensor]:
+    """The tensors of torch's archives, by file and place; of one that holds anything but plain values, none."""
+    found: dict[str, Tensor] = {}
+    for file in archives:
+        with suppress(Exception):  # whatever it is, torch will not read it as tensors alone
+            found |= dict(_tensors(torch.load(file, map_location="cpu", weights_only=True), file.name))
+    return found
+
+
+def _tensors(value: object, place: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield place, value
+    named = value.items() if isinstance(value, dict) else ()
+    for name, each in [*named, *(enumerate(value) if isinstance(value, list | tuple) else ())]:
+        yield from _tensors(each, f"{place}.{name}")
+
+
 def holds(tensors: dict[str, Tensor], value: Tensor) -> bool:
     """Whether some stored tensor has exactly the entries of ``value``, in whatever layout."""
     wanted = value.double().flatten().sort().values
     for tensor in tensors.values():
-        if tensor.numel() == wanted.numel() and tensor.is_floating_point():
+        plain = tensor.layout == torch.strided and tensor.is_floating_point()
+        if plain and tensor.numel() == wanted.numel():
             found = tensor.double().flatten().sort().values
             if torch.equal(found, wanted):
                 return True

@@ -22,7 +22,7 @@ from harness.cases import example_database, own_draws
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.profiles import Profile
 from harness.cases.recorded_cases import Recorded, cases_of
-from harness.cases.regimes import regimes
+from harness.cases.regimes import regimes, square
 from harness.compare import isolation
 from harness.compare.context import Context, Refused, Worst
 from harness.compare.ear import heard
@@ -33,6 +33,7 @@ from harness.compare.outcome import (
     NotApplicable,
     NotOffered,
     NotTold,
+    OtherLayout,
     ReferencesDisagree,
     ToldElsewhere,
     Unverified,
@@ -182,7 +183,8 @@ class ClaimRun:
             failure = Failure(self.check, context, self.oracle_id, self.others())
             return self._excused() or failure.told(found, self.replay)
         except Unverified as why:
-            return self._excused() or {"outcome": "unverified", **_told(why)}
+            seen = why.witness if isinstance(why, OtherLayout) else None
+            return self._excused() or {"outcome": "unverified", "witness": seen, **_told(why)}
         except ModeMissing as why:
             about = {"aspect": why.aspect} if why.aspect else {}
             return {"outcome": "not_applicable", "examples": 0, **_told(why), **about}
@@ -308,9 +310,13 @@ class ClaimRun:
 
     def _ask_regimes(self, context: Context, domain: Domain, live: bool) -> int:
         """Ask a claim on numbers at the sizes and values where real code changes its way; how many there were."""
-        if not live or self.check.examples != EXAMPLES or self.known:
+        if not live or self.known:
             return 0
-        there = list(regimes(self.variant, domain, self.profile.caps))
+        there: list[Case] = []
+        if self.check.examples == EXAMPLES:
+            there = list(regimes(self.variant, domain, self.profile.caps))
+        elif domain.square:
+            there = list(square(self.variant, domain))
         for case in there:
             nearest = dataclasses.replace(case, spec=self.oracle.nearest(case.spec))
             with suppress(UnsatisfiedAssumption):

@@ -20,8 +20,17 @@ ORDINARY = {"rank": 4, "in_features": 5, "out_features": 5, "rows": 5}
 
 def regime(case: Case, holds: Holds) -> str:
     """Where the failure at ``case`` begins, in words; empty where it takes nothing special."""
-    found = [*_sizes(case, holds), *_rows(case, holds), *_settings(case, holds)]
+    sizes = ["where in = out"] if _square(case, holds) else _sizes(case, holds)
+    found = [*sizes, *_rows(case, holds), *_settings(case, holds)]
     return f"only {' and '.join(found)}" if found else ""
+
+
+def _square(case: Case, holds: Holds) -> bool:
+    """Whether a square layer fails, a larger one, too, and none whose in or out alone is larger."""
+    side = case.in_features
+    if side != case.out_features or holds(case.but(in_features=side + 1, out_features=side + 1)):
+        return False
+    return holds(case.but(in_features=side + 1)) and holds(case.but(out_features=side + 1))
 
 
 def _sizes(case: Case, holds: Holds) -> Iterator[str]:

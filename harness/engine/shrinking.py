@@ -8,6 +8,7 @@ from typing import Any
 from harness.cases.layer_cases import Case
 
 ROUNDS = 3
+SIDE = "side"  # of a square layer: in and out at once
 
 
 def shrunk(case: Case, fails: Callable[[Case], bool]) -> Case:
@@ -29,6 +30,8 @@ def _plainer(case: Case) -> Iterator[Change]:
     yield "spread", [False]
     yield "weight_scale", [1.0]
     yield "batch", [(1,), (2,), (5,), *((n,) for n in _steps(_rows(case)))]
+    if case.in_features == case.out_features:
+        yield SIDE, _steps(case.in_features)
     yield "in_features", _steps(case.in_features)
     yield "out_features", _steps(case.out_features)
     yield "rank", _steps(case.spec.rank)
@@ -52,7 +55,8 @@ def _rows(case: Case) -> int:
 def _first_failing(case: Case, change: Change, fails: Callable[[Case], bool]) -> Case:
     name, values = change
     for value in values:
-        plainer = case.but(**{name: value})
+        fields = ("in_features", "out_features") if name == SIDE else (name,)
+        plainer = case.but(**dict.fromkeys(fields, value))
         if plainer != case and fails(plainer):
             return plainer
     return case

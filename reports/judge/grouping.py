@@ -10,7 +10,13 @@ from reports.model import ALONE, OF_DTYPES, CheckInfo, Claim, Declaration, Diagn
 Key = tuple[str | None, ...]
 Kind = str  # "difference" "error" "wrapper" "declared" "unverified" "mode_missing" "not_offered"
 # Questions of yes or no, which many mistakes answer alike: where what they follow is broken, that is the explanation.
-SAYS_LITTLE = {"step0.dead_parameters", "training.alive", "init.identity", "dtype.identity", "dropout.expectation"}
+SAYS_LITTLE = {
+    "step0.dead_parameters",
+    "training.alive",
+    "init.identity",
+    "dtype.identity",
+    "dropout.expectation",
+}
 # aspect -> methods without which it cannot be told of any implementation; the others are a matter of taste.
 NEEDED_METHODS = {"save_load": {"save", "load"}}
 

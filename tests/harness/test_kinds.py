@@ -9,6 +9,7 @@ from harness.compare.kinds import CATALOGUE
 from harness.engine.checks import load_checks
 from harness.test_layers import (
     CANNOT_LEARN,
+    CHANGED_BY_EVALUATING,
     MODE_IGNORED,
     OTHER_ACTS,
     TOGETHER,
@@ -23,11 +24,15 @@ from tests.subjects.kinds import (
     BROKEN_KINDS,
     BrokenKind,
     DenseLibrary,
+    FoldsOnEvaluation,
     InBlocksLibrary,
     Library,
+    OtherLayoutLibrary,
     PutsPlainOnes,
     SharedLibrary,
+    UnfoldedLibrary,
     fake_quantiser,
+    rounding_quantiser,
 )
 from tests.subjects.wrapped import Library as LinearOnly
 
@@ -53,6 +58,21 @@ def test_a_right_library_is_not_accused() -> None:
     assert found.verdicts["lora"].verdict == "Faithful"
 
 
+def test_folding_on_evaluation_is_no_fault() -> None:
+    """Quantised layers too, whose weight is rounded once more each time."""
+    asked_for = ("layers.evaluation", "layers.conv1d")
+    found = audit(FoldsOnEvaluation(), ["lora"], checks=lambda c: c.id in asked_for, profile=TWELVE)
+    assert [c.outcome for c in found.run.claims] == ["pass", "pass"]
+
+
+def test_what_the_base_does_in_evaluation_mode_is_no_fault_of_the_adapter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kind_cases, "QUANTISERS", {"own": rounding_quantiser})
+    found = audit(Library(), ["lora"], checks=lambda c: c.id == "layers.evaluation", profile=TWELVE)
+    assert [c.outcome for c in found.run.claims] == ["pass"]
+
+
 def test_groups_may_share_the_rank() -> None:
     """A second factor without blocks computes the equation, and learns where a block would have zeros."""
     found = audit(DenseLibrary(), ["lora"], checks=lambda c: c.id == "layers.conv2d_groups", profile=TWELVE)
@@ -76,6 +96,34 @@ def test_groups_may_share_a() -> None:
         "layers.conv2d_groups": ("not_applicable", "outside"),
         "layers.merge_conv2d_groups": ("not_applicable", "outside"),
     }
+
+
+def test_a_layout_that_is_not_known_is_not_guessed_at() -> None:
+    """As many numbers as the blocks have are no blocks: no expected number is told, and both shapes are."""
+    asked_for = ("layers.conv2d_groups", "layers.conv2d")
+    found = audit(OtherLayoutLibrary(), ["lora"], checks=lambda c: c.id in asked_for, profile=TWELVE)
+    told = {c.check: c for c in found.run.claims}
+    assert told["layers.conv2d"].outcome == "pass"
+    claim = told["layers.conv2d_groups"]
+    assert (claim.outcome, claim.cause) == ("unverified", "no_slot"), claim
+    assert claim.reason == "the subject's B on conv2d layers with groups has another shape"
+    assert claim.witness is not None
+    assert claim.witness.quantity == "shape of B"
+
+
+def test_one_layout_is_one_finding() -> None:
+    """Whatever the sizes and options of the convolutions that it is seen on."""
+    asked_for = ("layers.conv2d", "layers.conv2d_dilation", "layers.half", "layers.evaluation")
+    found = audit(UnfoldedLibrary(), ["lora"], checks=lambda c: c.id in asked_for, profile=TWELVE)
+    assert {c.outcome for c in found.run.claims} == {"unverified"}
+    (finding,) = found.findings
+    assert len(finding.claims) == len(asked_for)
+
+
+def test_a_wrong_output_that_has_two_readings_is_told_without_a_number() -> None:
+    claim = asked(next(b for b in BROKEN_KINDS if b.name == "SharedUnscaled"))
+    assert claim.witness is not None
+    assert (claim.witness.actual, claim.ratio) == ("neither", None)
 
 
 def test_who_replaces_layers_one_by_one_is_not_asked_of_those_it_does_not_mean() -> None:
@@ -112,7 +160,16 @@ def test_every_claim_and_every_fault_is_shown() -> None:
     names = {d.mistake.removeprefix("layers.") for d in CATALOGUE}
     of_checks = {
         d.mistake.removeprefix("layers.")
-        for d in (CANNOT_LEARN, MODE_IGNORED, OTHER_ACTS, TOGETHER, UNDROPPED, UNMERGED_OTHERWISE, WRONG_RATE)
+        for d in (
+            CANNOT_LEARN,
+            CHANGED_BY_EVALUATING,
+            MODE_IGNORED,
+            OTHER_ACTS,
+            TOGETHER,
+            UNDROPPED,
+            UNMERGED_OTHERWISE,
+            WRONG_RATE,
+        )
     }
     elsewhere = {*of_checks, *(m.id for m in mistakes_of("lora"))}
     said = {b.says for b in BROKEN_KINDS} - {""}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as fn
 
 from oracles.implementation import Adapted
 from tests.life_table import TWELVE
@@ -30,8 +32,38 @@ class FromNothing(wrapped.Library):
         return merged
 
 
-def titles(subject: wrapped.Library) -> list[str]:
-    found = audit(subject, ["lora"], checks=lambda c: c.id in ASKED, profile=TWELVE)
+class Unnormalised(wrapped.Dora):
+    """V keeps its length, and the bias is multiplied by what the base's rows are; what is merged has it as it was."""
+
+    def gain(self) -> Tensor:
+        return self.m / self.w0.norm(dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = fn.linear(x.to(self.dtype), self.v())
+        y = self.gain() * (y if self.base.bias is None else y + self.base.bias)
+        return y.to(x.dtype)
+
+    def weight(self) -> Tensor:
+        return self.gain()[:, None] * self.v()
+
+
+class UnnormalisedThroughout(Unnormalised):
+    """The same, and merged as it is computed."""
+
+    def bias(self) -> Tensor | None:
+        return None if self.base.bias is None else self.gain() * self.base.bias
+
+
+class GainOnTheBias(wrapped.Dora):
+    """The forward pass multiplies the bias as well, and what is merged has it as the equation has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if self.base.bias is None else y + (self.m / self.norm() - 1).to(y.dtype) * self.base.bias
+
+
+def titles(subject: wrapped.Library, variant: str = "lora") -> list[str]:
+    found = audit(subject, [variant], checks=lambda c: c.id in ASKED, profile=TWELVE)
     return sorted(f.title for f in found.findings)
 
 
@@ -45,3 +77,16 @@ def test_one_fault_is_one_finding() -> None:
     """Where the forward pass alone is wrong, what is merged is what the equation says."""
     (told,) = titles(wrapped.Library({"lora": RootScale}))
     assert "√r" in told
+
+
+def test_a_bias_that_is_merged_as_nobody_computes_it_is_a_finding_of_its_own() -> None:
+    """Neither the layer's own nor the equation's is what is merged."""
+    told = titles(wrapped.Library({"dora": Unnormalised}), "dora")
+    assert len(told) == 2
+    assert "the merged layer's bias is the base's, where the adapter changes it" in told
+
+
+@pytest.mark.parametrize("layer", [UnnormalisedThroughout, GainOnTheBias])
+def test_what_is_merged_as_one_of_them_has_it_is_none(layer: type[wrapped.Dora]) -> None:
+    """As the layer computes it, or as the equation says."""
+    assert len(titles(wrapped.Library({"dora": layer}), "dora")) == 1

@@ -8,6 +8,7 @@ import pytest
 
 from harness.cases.layer_cases import Case
 from harness.engine.regime import regime
+from harness.engine.shrinking import shrunk
 from oracles.implementation import AdapterSpec
 
 
@@ -32,3 +33,26 @@ def _at(rank: int) -> Case:
 def test_rank(rank: int, fails: Callable[[int], bool], words: str) -> None:
     """The ranks at which it fails decide."""
     assert regime(_at(rank), lambda case: not fails(case.spec.rank)) == words
+
+
+@pytest.mark.parametrize(
+    ("side", "fails", "words"),
+    [
+        (2, lambda in_, out: in_ == out, "only where in = out"),
+        (6, lambda in_, out: in_ == out, "only where in = out"),
+        (2, lambda in_, out: in_ <= out, ""),
+        (2, lambda in_, out: in_ == out == 2, ""),
+        (2, lambda in_, out: True, ""),
+    ],
+)
+def test_square(side: int, fails: Callable[[int, int], bool], words: str) -> None:
+    """A larger square fails, too, and what is no square any more does not."""
+    case = _at(1).but(in_features=side, out_features=side)
+    assert regime(case, lambda c: not fails(c.in_features, c.out_features)) == words
+
+
+def test_a_square_failure_is_made_small() -> None:
+    """Neither of its sizes can be changed alone."""
+    case = _at(1).but(in_features=6, out_features=6)
+    small = shrunk(case, lambda c: c.in_features == c.out_features > 1)
+    assert (small.in_features, small.out_features) == (2, 2)

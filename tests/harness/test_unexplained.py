@@ -168,6 +168,6 @@ def test_the_rounding_is_coarse_enough_to_be_seen() -> None:
 
 def test_a_cut_input_is_told_alone() -> None:
     """Output and the adapter's gradients are right, and so is the base's part of the input's."""
-    assert titles(InputCut, ("forward.random_parameters", "forward.input_gradient", "step0.input_gradient")) == [
-        "no gradient goes through the adapter to the input"
-    ]
+    assert titles(
+        InputCut, ("forward.random_parameters", "forward.input_gradient", "step0.input_gradient")
+    ) == ["no gradient goes through the adapter to the input"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -418,6 +419,30 @@ class MergesNegated(wrapped.Library):
         return merged
 
 
+@library("lora", "merge.weight merge.half", "Buggy", "init scale forward shapes dropout save_load")
+class MergesSquaresUntransposed(wrapped.Library):
+    """The update is added the other way round where that has the weight's shape."""
+
+    def merge(self, adapted: Adapted) -> nn.Linear:
+        merged, base = super().merge(adapted), adapted.module.base
+        if base.in_features == base.out_features:
+            update = merged.weight.data - base.weight.data
+            merged.weight.data = base.weight.data + update.T
+        return merged
+
+
+@library("lora", "save_load.round_trip", "Partial", FILES)
+class LoadsSquaresTurned(wrapped.Library):
+    """The factors are told apart by their sizes, and where both have the same they are exchanged."""
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        adapted = super().load(base, spec, path)
+        if base.in_features == base.out_features:
+            A, B = adapted.module.A, adapted.module.B
+            A.data, B.data = B.data.T.clone(), A.data.T.clone()
+        return adapted
+
+
 @library("lora", "merge.at_init", "Buggy", "init scale forward shapes dropout save_load")
 class MergeOfZeroLosesBias(wrapped.Library):
     """A short cut for B = 0 returns the weight alone."""
@@ -474,6 +499,33 @@ class LoadsDefaultAlpha(AlphaNotStored):
 
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
         return super().load(base, dataclasses.replace(spec, alpha=16.0), path)
+
+
+@library("lora dora hra", "save_load.stored save_load.other_base", "Partial", FILES)
+class KeepsTheBaseInItsFile(wrapped.Library):
+    """The layer's whole state is saved, the base's weight and bias too, and all of it is put back."""
+
+    def save(self, adapted: Adapted, path: Path) -> None:
+        torch.save({"state": adapted.module.state_dict()}, path)
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        adapted = self.adapt(base, spec)
+        adapted.module.load_state_dict(torch.load(path, weights_only=True)["state"])
+        return adapted
+
+
+@library("lora ia3", "save_load.other_base", "Partial", FILES)
+class KeepsTheBiasInItsFile(KeepsTheBaseInItsFile):
+    """The base's bias is saved with the adapter, and put over another base's."""
+
+    def save(self, adapted: Adapted, path: Path) -> None:
+        state = {n: t for n, t in adapted.module.state_dict().items() if n != "base.weight"}
+        torch.save({"state": state}, path)
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        adapted = self.adapt(copy.deepcopy(base), spec)
+        adapted.module.load_state_dict(torch.load(path, weights_only=True)["state"], strict=False)
+        return adapted
 
 
 @library("lora", "save_load.roles", "Partial", FILES)

@@ -38,6 +38,19 @@ class QuantisedLinear(nn.Linear):
         return fn.linear(input, self.dequantize(), self.bias)
 
 
+class RoundsInEvaluation(QuantisedLinear):
+    """One that computes with its input rounded in evaluation mode, as eight-bit products do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        return super().forward(input if self.training else input.bfloat16().to(input.dtype))
+
+
+def rounding_quantiser(linear: nn.Linear) -> nn.Module:
+    """The same for the table of quantisers."""
+    return RoundsInEvaluation(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
+
+
 def fake_quantiser(linear: nn.Linear) -> nn.Module:
     """Our own eight-bit layer in place of a library's."""
     return QuantisedLinear(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
@@ -398,6 +411,58 @@ class InBlocksLibrary(Library):
     layer = InBlocks
 
 
+class OtherLayoutForGroups(LowRank):
+    """With groups B is made for one group's outputs, and ΔW = B A is read as the weight's shape, row by row."""
+
+    def shapes_conv2d(self) -> tuple:
+        A, (out, r, *ones) = super().shapes_conv2d()
+        g = self.base.groups
+        return A, (out // g, r * g, *ones)
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b = self.base
+        if b.groups == 1:
+            return super().path_conv2d(x)
+        update = (self.B.flatten(1) @ self.A.flatten(1)).reshape(b.weight.shape)
+        return fn.conv2d(x, update, None, b.stride, b.padding, b.dilation, b.groups)
+
+
+class OtherLayoutLibrary(Library):
+    """Of its convolutions with groups nothing can be said."""
+
+    layer = OtherLayoutForGroups
+
+
+class Unfolded(LowRank):
+    """On convolutions the factors have the kernel's sides in both, as loralib's: A (rk, Ck), B (out k, rk)."""
+
+    def shapes_conv2d(self) -> tuple:
+        b, k = self.base, self.base.kernel_size[0]
+        if b.groups > 1 or b.kernel_size[1] != k:
+            raise Unsupported("square kernels without groups only")
+        return (self.r * k, b.in_channels * k), (b.out_channels * k, self.r * k)
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b, padding = self.base, self.base.padding
+        if b.padding_mode != "zeros":
+            x, padding = fn.pad(x, b._reversed_padding_repeated_twice, mode=b.padding_mode), 0
+        return fn.conv2d(x, (self.B @ self.A).reshape(b.weight.shape), None, b.stride, padding, b.dilation)
+
+
+class UnfoldedLibrary(Library):
+    """Right, in a layout of its own."""
+
+    layer = Unfolded
+
+
+@broken("conv2d_groups")
+class SharedUnscaled(SharedByGroups):
+    """One A for all groups, and no scale with groups: another function than either reading's."""
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        return super().path_conv2d(x) / (self.s if self.base.groups > 1 else 1)
+
+
 @broken("merge_conv2d_groups")
 class BlocksMixedUp(InBlocks):
     """Folding takes the blocks of the second factor in another order."""
@@ -657,6 +722,26 @@ class FoldedTheOtherWayRound(LowRank):
             super().fold(plain, update)
 
 
+@broken("merge_conv1d", "transposed")
+class FoldsSquaresTheOtherWayRound(FoldedTheOtherWayRound):
+    """A square Conv1D's update is added as if the weight were stored (out, in), which raises nothing."""
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        if plain.weight.shape[0] == plain.weight.shape[1]:
+            super().fold(plain, update)
+        else:
+            LowRank.fold(self, plain, update)
+
+
+@broken("merge_embedding", "transposed")
+class FoldsSquareEmbeddingsUntransposed(LowRank):
+    """B A is added to an embedding that is as wide as it has tokens."""
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        same = self.kind == "embedding" and plain.num_embeddings == plain.embedding_dim
+        super().fold(plain, update.T if same else update)
+
+
 @broken("merge_conv1d")
 class AssignsATensor(LowRank):
     """Folding gives a Conv1D a tensor in place of its parameter, which torch refuses: no refusal of the library."""
@@ -775,3 +860,62 @@ class AddsInPlaceOnConvolutions(AddsInPlace):
     """The same on a convolution."""
 
     where = "conv2d"
+
+
+class FoldsOnEval(LowRank):
+    """eval() folds the update into the weight, and train() puts the kept weight back."""
+
+    def train(self, mode: bool = True) -> LowRank:
+        if not mode and self.kept is None and self.folds():
+            self.fold_in()
+        elif mode and self.kept is not None:
+            self.take_out()
+        return super().train(mode)
+
+    def folds(self) -> bool:
+        return getattr(self.base, "groups", 1) == 1
+
+
+class FoldsOnEvaluation(Library):
+    """Right, and folds in evaluation mode."""
+
+    layer = FoldsOnEval
+
+
+@broken("evaluation", "transposed")
+class FoldsEmbeddingsUntransposed(FoldsOnEval):
+    """eval() adds B A to an embedding's weight, where that has the shape: a square one."""
+
+    def folds(self) -> bool:
+        return self.kind == "embedding" and self.base.num_embeddings == self.base.embedding_dim
+
+    def fold(self, plain: nn.Module, update: Tensor) -> None:
+        plain.weight += update
+
+
+@broken("evaluation")
+class FoldsEmbeddingsOfOneShape(FoldsEmbeddingsUntransposed):
+    """eval() adds B A to an embedding's weight, which raises where tokens and width differ."""
+
+    def folds(self) -> bool:
+        return self.kind == "embedding" and self.base.num_embeddings != self.base.embedding_dim
+
+
+@broken("evaluation", "changed_by_evaluating")
+class ConvolutionStaysFolded(FoldsOnEval):
+    """After evaluation the update stays in a convolution's weight, and is computed besides."""
+
+    def folds(self) -> bool:
+        return self.kind == "conv2d" and super().folds()
+
+    def take_out(self) -> None:
+        self.kept = None
+
+
+@broken("evaluation", "update_lost")
+class WideOnesForgottenInEvaluation(LowRank):
+    """In evaluation mode a Conv1D that is no square answers as the base."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        forgotten = self.kind == "conv1d" and self.base.nx != self.base.nf and not self.training
+        return self.base(x) if forgotten else super().forward(x)
