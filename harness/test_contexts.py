@@ -66,7 +66,10 @@ UNFOLDS_WHAT_IS_THERE = Diagnosis(
     "back in training mode, what the tensors hold by then is taken out of the weight, not what evaluation folded in",
     "a checkpoint that is loaded in evaluation mode leaves another base weight behind when training goes on",
     agrees_with="microsoft/LoRA's loralib, whose train() subtracts the update of now",
-    documented_by=SEEN_LATER,
+    documented_by=(
+        r"subtract\w*.{0,60}\b(now|current|then)\b",
+        r"(writ|load)\w*.{0,60}\beval.{0,60}\b(lost|ignored)",
+    ),
     severity="minor",
     remedy="keep what was folded in, or the weight from before, and take out exactly that",
 )

@@ -237,7 +237,7 @@ def test_one_dimension(context: Context, case: Case) -> None:
     if 1 not in context.subject.inputs:
         raise NotOffered("the subject's `inputs` leaves out x of one dimension", "inputs")
     for bias in (False, True):
-        _as_a_row(context, context.abilities.fitted(case.but(batch=(), bias=bias)))
+        _as_a_row(context, context.abilities.fitted(case.but(bias=bias)).but(batch=()))
 
 
 def _as_a_row(context: Context, alone: Case) -> None:
