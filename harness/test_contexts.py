@@ -19,8 +19,10 @@ from harness.compare.context import Context, Pair, double
 from harness.compare.contexts import observe, same
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering, situation
 from harness.compare.outcome import Deviation, NotOffered, OutsideDomain, ToldElsewhere
-from harness.compare.probing import far_layer
+from harness.compare.probing import alike, far_layer
+from harness.compare.thresholds import NOTHING_DROPPED
 from harness.engine.checks import check
+from oracles.disagreements import disagreements
 from oracles.seeding import seed_torch
 from reports.model import Diagnosis
 
@@ -241,7 +243,34 @@ def test_partly_frozen(context: Context, case: Case) -> None:
     for name in ("", *(alone if len(trained) > 1 else ())):
         where = f"where {name} alone trains" if name else "where all of the adapter is frozen"
         found = _frozen_but(layer, case, trained, name, where)
-        same(context, case, where, found, wanted)
+        try:
+            same(context, case, where, found, wanted)
+        except Deviation as deviation:
+            if not name and _is_the_bases(found["output"], case):
+                deviation.diagnosis = _off_when_frozen(context)
+            raise
+
+
+def _is_the_bases(output: Tensor, case: Case) -> bool:
+    with torch.no_grad():
+        return alike(output, case.base()(case.x).double(), NOTHING_DROPPED)
+
+
+def _off_when_frozen(context: Context) -> Diagnosis:
+    """What is said where requires_grad decides whether the adapter acts, as it does in one author's code."""
+    does = [e for e in disagreements(context.variant.id) if e.id == f"{context.variant.id}.frozen_gate"]
+    return Diagnosis(
+        "contexts.off_when_frozen",
+        "an adapter that is frozen does not act: the layer answers as its base",
+        "freezing a trained adapter, for inference or beneath others that train, takes it away without a word",
+        agrees_with=next((n for e in does for n in e.between if n != "PEFT"), None),
+        documented_by=(
+            r"requires_grad.{0,80}(applied|used|active|skipp)",
+            r"frozen.{0,60}(not applied|skipp|inactive)",
+        ),
+        severity="major" if does else None,
+        remedy="apply the adapter whether its tensors want a gradient or not",
+    )
 
 
 def _frozen_but(

@@ -183,7 +183,7 @@ def _in_evaluation(layer: Layer, case: Case) -> Tensor:
     "dropout",
     "major",
     title="dropout acts on another tensor than the adapter branch's input, or with another mask",
-    failure_mode="training would regularise something else: the base path, the output, or whole samples",
+    failure_mode="training would regularise something else than with the references",
     domain=DROPPING,
     applies=_has_dropout,
     examples=4,

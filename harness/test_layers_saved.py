@@ -25,7 +25,7 @@ from harness.engine.checks import check
     domain=Domain(strategy=in_dtype("float32")),  # whether a file keeps more digits is not asked
     against=("paper",),
     examples=2,
-    follows=("save_load.round_trip", *(f"layers.{kind}" for kind in KINDS)),
+    follows=("save_load.round_trip",),
     diagnose=False,
     may_refuse=True,
 )

@@ -20,7 +20,7 @@ from harness.compare.life_faults import named
 from harness.compare.life_gradients import gradients_at
 from harness.compare.life_kept import as_before, came_back
 from harness.compare.offered import need, offers
-from harness.compare.outcome import Deviation
+from harness.compare.outcome import Deviation, ToldElsewhere
 from harness.compare.probing import effective, plain_layer
 from harness.compare.refusals import is_crash
 from harness.compare.thresholds import ROUNDOFFS, THRESHOLDS
@@ -504,12 +504,27 @@ def _starts_as_recorded(layer: Life, added: Layer) -> None:
 def test_saved(context: Context, case: LifeCase) -> None:
     """In training or evaluation, merged or not, active or not: what is saved and loaded is that adapter."""
     need(context.subject, case.spec, ("save", "load"))
+    _comes_back_at_once(context, case)
     with life(context, case) as layer:
         for done in layer.run():
             if done.name == "save_and_load":
                 came_back(layer, done)
         if (last := layer.take(("save_and_load", FIRST))) is not None:
             came_back(layer, last)
+
+
+def _comes_back_at_once(context: Context, case: LifeCase) -> None:
+    """Raises ToldElsewhere where a file is another adapter whatever was done before: it depends on no state."""
+    with life(context, case) as layer:
+        done = layer.take(("save_and_load", FIRST))
+        try:
+            if done is not None:
+                came_back(layer, done)
+        except Deviation as found:
+            if found.diagnosis is not None:
+                raise
+            why = "saved at once, an adapter does not come back as it was, either"
+            raise ToldElsewhere(why, "save_load.round_trip") from None
 
 
 @check(

@@ -215,7 +215,7 @@ def _computes_alike(saved: Layer, loaded: Layer, case: Case) -> bool:
     domain=FILES,
     examples=EXAMPLES,
     against=("paper",),
-    follows=("save_load.other_base",),
+    follows=("save_load.round_trip", "save_load.other_base"),
     diagnose=False,
 )
 def test_stored(context: Context, case: Case) -> None:

@@ -244,6 +244,11 @@ INSIDE_A_NAME = Diagnosis(
     "targets.inside_a_name",
     "a target also selects layers in whose names it merely occurs: it need not be the name, or end it at a dot",
     "a layer that nobody asked for is adapted and trained, and a checkpoint of it fits no other library",
+    documented_by=(
+        r"\bsub-?strings?\b",
+        r"\b(contain|match|occur)\w*\b.{0,60}\b(names?|patterns?|targets?)\b",
+        r"\b(regex\w*|regular expressions?|suffix(es)?|part of (the|its|their) names?)\b",
+    ),
     remedy="select a layer whose name is the target or ends with a dot and the target",
 )
 

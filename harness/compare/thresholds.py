@@ -53,6 +53,9 @@ BASE_CHANGED = 1e-4  # outputs of order one by which a base that was replaced is
 EVALUATION_GAP = 1e-5  # evaluation with p > 0 against p = 0, relative to the largest entry
 SAME_UPDATE = 1e-3  # what is left of a merged update when a multiple of the right one is taken off, relative
 SAME_DRAWS = 1e-4  # outputs under the same masks, relative to the largest entry
+NEAR_PRINCIPAL = (
+    0.65  # of what the principal part takes out of the weight; random directions take at most 0.56
+)
 ALL_BUT_A_FEW = (
     1024  # roundoffs: nearer than this on every case, and yet not within rounding, is nearly right
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,6 +178,75 @@ def test_a_mistake_explains_nothing_where_it_does_not_show() -> None:
     found = findings(wrapped.Library({"dora": DroppedTwiceAndBiasScaled}), checks, "dora")
     assert [f.mistake for f in found] == ["dora.bias_scaled", None]
     assert all("dropout.placement" not in claim for claim in found[0].claims)
+
+
+class RandomisedFactors(wrapped.Pissa):
+    """The first triples of torch's randomised decomposition, after two iterations."""
+
+    def factors(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        """(A, B), a little off, otherwise with each seed."""
+        U, S, V = torch.svd_lowrank(W, q=self.spec.rank, niter=2)
+        root = (S / self.s).sqrt()
+        return root[:, None] * V.T, U * root
+
+
+class SmallestTriples(wrapped.Pissa):
+    """The last triples in the place of the first."""
+
+    def factors(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        """(A, B) of the smallest singular values."""
+        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        root = (S[-self.spec.rank :] / self.s).sqrt()
+        return root[:, None] * Vh[-self.spec.rank :], U[:, -self.spec.rank :] * root
+
+
+@pytest.mark.parametrize(
+    ("layer", "told"), [(RandomisedFactors, ("OK-undoc", "minor")), (SmallestTriples, ("BUG", "critical"))]
+)
+def test_a_randomised_decomposition_is_one(layer: type[wrapped.Pissa], told: tuple[str, str]) -> None:
+    """PEFT has one as an option; other triples are another method."""
+    (found,) = findings(wrapped.Library({"pissa": layer}), ["init.principal"], "pissa")
+    assert (found.tag, found.severity) == told
+
+
+class FrozenIsOff(wrapped.Ia3):
+    """The gate is applied while it trains."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.l.requires_grad else self.base(x)
+
+
+class LoraFrozenIsOff(wrapped.Lora):
+    """The branch is computed while A trains."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.A.requires_grad or self.B.requires_grad else self.base(x)
+
+
+@pytest.mark.parametrize(
+    ("variant", "layer", "told"),
+    [("ia3", FrozenIsOff, ("OK-undoc", "major")), ("lora", LoraFrozenIsOff, ("BUG", "critical"))],
+)
+def test_what_an_author_does_is_no_bug_of_his_method(
+    variant: str, layer: type[wrapped.Wrapped], told: tuple[str, str]
+) -> None:
+    """The authors of (IA)³ leave a frozen gate out; nobody leaves out a frozen LoRA."""
+    (found,) = findings(wrapped.Library({variant: layer}), ["contexts.partly_frozen"], variant)
+    assert (found.mistake, found.tag, found.severity) == ("contexts.off_when_frozen", *told)
+
+
+class HalvesItsFiles(wrapped.Library):
+    """Files are written in half precision."""
+
+    def write(self, tensors: Mapping[str, Tensor], method: str, path: Path) -> None:
+        super().write({n: t.half() for n, t in tensors.items()}, method, path)
+
+
+def test_a_file_of_fewer_digits_is_one_finding() -> None:
+    """It depends on no state, and on no base."""
+    checks = ["save_load.round_trip", "save_load.stored", "save_load.other_base", "lifecycle.saved"]
+    (found,) = findings(HalvesItsFiles(), checks)
+    assert found.title == "a saved adapter does not come back as it was"
 
 
 class NothingToSwitchBetween(wrapped.Library):
