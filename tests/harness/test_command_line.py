@@ -101,7 +101,7 @@ def test_a_reference_can_be_given_again(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("options", [[], ["-p", "no:xdist"]], ids=["with xdist", "without xdist"])
-def test_quick_asks_four_cases_and_a_large_one_at_most(tmp_path: Path, options: list[str]) -> None:
+def test_quick_asks_four_cases_a_large_and_a_square_one_at_most(tmp_path: Path, options: list[str]) -> None:
     """Also where a check has a number of its own; and xdist need not be there."""
     asked = ["harness/test_forward.py", "harness/test_merge.py", "--audit-profile", "quick", *options]
     narrowed = ["--variant", "ia3", "--oracle", "paper", "--audit-json", str(tmp_path / "a.json")]
@@ -117,7 +117,7 @@ def test_quick_asks_four_cases_and_a_large_one_at_most(tmp_path: Path, options: 
     subprocess.run([*command, *asked, *narrowed], cwd=ROOT, capture_output=True, check=False)
     claims = json.loads((tmp_path / "a.json").read_text())["claims"]
     assert {c["outcome"] for c in claims if c["check"] == "merge.modes"} == {"pass"}
-    assert max(c["examples"] for c in claims) == 5
+    assert max(c["examples"] for c in claims) == 6
 
 
 def test_a_quiet_run_says_nothing_beside_its_review(tmp_path: Path) -> None:
