@@ -19,8 +19,7 @@ from harness.compare.context import Context, Pair, double
 from harness.compare.contexts import observe, same
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering, situation
 from harness.compare.outcome import Deviation, NotOffered, OutsideDomain, ToldElsewhere
-from harness.compare.probing import alike, far_layer
-from harness.compare.thresholds import NOTHING_DROPPED
+from harness.compare.probing import far_layer, is_the_bases
 from harness.engine.checks import check
 from oracles.disagreements import disagreements
 from oracles.seeding import seed_torch
@@ -246,14 +245,9 @@ def test_partly_frozen(context: Context, case: Case) -> None:
         try:
             same(context, case, where, found, wanted)
         except Deviation as deviation:
-            if not name and _is_the_bases(found["output"], case):
+            if not name and is_the_bases(found["output"], case):
                 deviation.diagnosis = _off_when_frozen(context)
             raise
-
-
-def _is_the_bases(output: Tensor, case: Case) -> bool:
-    with torch.no_grad():
-        return alike(output, case.base()(case.x).double(), NOTHING_DROPPED)
 
 
 def _off_when_frozen(context: Context) -> Diagnosis:

@@ -15,8 +15,8 @@ from harness.compare.ear import heard
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt, answering
 from harness.compare.loose_parameters import asked_in_vain
 from harness.compare.outcome import Deviation, ModeMissing, OutsideDomain, Unverified
-from harness.compare.probing import alike, far_layer, mode_is_ignored
-from harness.compare.thresholds import BASE_CHANGED, NOTHING_DROPPED
+from harness.compare.probing import far_layer, is_the_bases, mode_is_ignored
+from harness.compare.thresholds import BASE_CHANGED
 from harness.engine.checks import check
 from oracles.implementation import AdapterSpec, Unsupported
 from oracles.variants import Variant
@@ -170,7 +170,7 @@ def _is_plain(layer: Layer, case: Case) -> bool:
     """Whether the layer answers as its base does."""
     try:
         with torch.no_grad():
-            return alike(layer(case.x), case.base()(case.x), NOTHING_DROPPED)
+            return is_the_bases(layer(case.x), case)
     except (SubjectRaised, BadAnswer):
         return False
 

@@ -14,7 +14,7 @@ from harness.compare.abilities import abilities_of
 from harness.compare.context import Context
 from harness.compare.layer import SUBJECTS, BadAnswer, Layer, adapt
 from harness.compare.life_model import left_by
-from harness.compare.thresholds import MASK_ENTRY, MASK_SHARE, SAME_FUNCTION, Closeness
+from harness.compare.thresholds import MASK_ENTRY, MASK_SHARE, NOTHING_DROPPED, SAME_FUNCTION, Closeness
 from oracles.implementation import Implementation
 from oracles.seeding import seed_torch
 
@@ -74,6 +74,12 @@ def coefficient(actual: Tensor, exact: Tensor) -> float:
 def alike(actual: Tensor, expected: Tensor, within: Closeness) -> bool:
     """Whether every entry of ``actual`` is within the bound of the one in ``expected``."""
     return torch.allclose(actual, expected, rtol=within.relative, atol=within.absolute)
+
+
+def is_the_bases(output: Tensor, case: Case) -> bool:
+    """Whether an output for the case's x is its base's."""
+    with torch.no_grad():
+        return alike(output.double(), case.base()(case.x).double(), NOTHING_DROPPED)
 
 
 def masked(layer: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> Tensor:

@@ -20,8 +20,8 @@ from harness.cases.recorded_cases import Recorded
 from harness.compare.abilities import abilities_of
 from harness.compare.context import Context, Worst
 from harness.compare.portrait import Sitting, Value, Values, same
-from harness.compare.probing import alike, far_layer
-from harness.compare.thresholds import ALL_BUT_A_FEW, HALF_DIGITS, NOTHING_DROPPED, THRESHOLDS
+from harness.compare.probing import far_layer, is_the_bases
+from harness.compare.thresholds import ALL_BUT_A_FEW, HALF_DIGITS, THRESHOLDS
 from harness.engine.checks import Check
 from oracles.equation import Equation
 from oracles.implementation import AdapterSpec, Implementation
@@ -339,9 +339,8 @@ def coarse(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ..
 
 def _answers_as_its_base(context: Context, case: Case) -> bool:
     """Whether, far from its start, the layer's output is the base's."""
-    layer = far_layer(context, case)
     with torch.no_grad():
-        return alike(layer(case.x).double(), case.base()(case.x).double(), NOTHING_DROPPED)
+        return is_the_bases(far_layer(context, case)(case.x), case)
 
 
 def others(failing: Case) -> list[Case]:
