@@ -600,9 +600,9 @@ class VForVh(wrapped.Pissa):
         return (S[:r] / self.s).sqrt()[:, None] * Vh[:, :r].T, B
 
 
-@layer("pissa", "init.principal", "Buggy", "scale shapes dropout")
+@layer("pissa", "init.principal", "Faithful-with-doc-gap", "scale shapes dropout")
 class RandomisedSvd(wrapped.Pissa):
-    """svd_lowrank with q = r and no power iterations."""
+    """svd_lowrank with q = r and no power iterations, which PEFT offers as `pissa_niter_0`."""
 
     def factors(self, W: Tensor) -> tuple[Tensor, Tensor]:
         U, S, V = torch.svd_lowrank(W, q=self.spec.rank, niter=0)
