@@ -101,13 +101,7 @@ def _raised(who: str, error: BaseException, what: str, of: str) -> SubjectRaised
     where = " ".join([f"{what} of {of}" if of else what, *_SITUATION])
     name, words, place = type(error).__name__, said(error), place_of(error, SUBJECTS.get(who))
     of_torch = complaint(words)
-    kind = (
-        f"{name} at {place}{of_torch}"
-        if place
-        else f"{name}{of_torch}"
-        if of_torch
-        else f"{name} in {what}: {words}"
-    )
+    kind = f"{name} at {place}{of_torch}" if place else name + (of_torch or f" in {what}: {words}")
     return SubjectRaised(who, f"raised {name} in {where}" + (f": {words}" if words else ""), kind, place)
 
 

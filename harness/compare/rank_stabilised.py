@@ -39,9 +39,8 @@ def is_offered(context: Context, case: Case) -> None:
         raise NotOffered(
             f"{who.name} has no {NAME}: the nearest spec that it can express is without", "rslora"
         )
-    always = getattr(
-        who.nearest(RSLORA.put(case.spec, False)), NAME
-    )  # what it has is for the reference to judge
+    # What is always so is for the reference to judge.
+    always = getattr(who.nearest(RSLORA.put(case.spec, False)), NAME)
     if always or not mode_is_ignored(context, case, (NAME,)):
         return
     if NAME not in _text(who):

@@ -189,8 +189,7 @@ class Search:
 
     def _of_a_known_output(self, found: Set, added: Set, stage: Stage) -> Set:
         """Without what is about gradients alone where the output is not explained: they are another function's."""
-        left = _quantities(self.wrong((*found, *added), stage.parts))
-        if "output" not in left:
+        if not added or "output" not in _quantities(self.wrong((*found, *added), stage.parts)):
             return added
         return tuple(m for m in added if m.speaks_of - {"gradient"})
 
