@@ -21,7 +21,10 @@ class Elsewhere:
 
     def mark(self) -> None:
         """A claim begins: the next request says so."""
-        self.connection.worker.marked = False
+        worker = self.connection.worker
+        worker.marked = False
+        if not worker.dead:
+            worker.processor.take(worker.process.pid)
 
     def computed(self) -> float:
         """Seconds of processor time that the process has used; 0 of one that is gone."""

@@ -29,6 +29,7 @@ from harness.subjects.remote.messages import (
     patience,
     reissue,
 )
+from harness.subjects.remote.processor import SharedProcessor
 
 ROOT = Path(__file__).parents[3]
 IMPLEMENTATION = ROOT / "oracles" / "implementation.py"
@@ -68,6 +69,7 @@ class Worker:
         self.rng = b""
         self.marked = True  # whether it knows that a claim has begun
         self.dead: str | None = None
+        self.processor = SharedProcessor()
         self.seconds = command.limits.start
         self._start()
 
@@ -183,6 +185,7 @@ class Worker:
     def kill(self, why: str = "the subject's process was ended") -> None:
         """End the process; it is not asked again."""
         self.dead = self.dead or why
+        self.processor.leave()
         if self.process.poll() is None:
             self.process.kill()
             with suppress(subprocess.TimeoutExpired):
