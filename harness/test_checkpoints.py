@@ -24,7 +24,7 @@ from harness.compare.checkpoint_vectors import (
     same_tensors,
 )
 from harness.compare.context import Context
-from harness.compare.layer import BadAnswer, said
+from harness.compare.layer import WrongType, said
 from harness.compare.outcome import Deviation
 from harness.engine.checks import check
 from oracles.vectors.unreadable import Unreadable
@@ -214,7 +214,7 @@ def test_merged(context: Context, case: VectorCase) -> None:
     model = loaded(context, case)
     merged = context.calling("merge_model", context.subject.merge_model, model)
     if not hasattr(merged, "state_dict"):
-        raise BadAnswer(f"merge_model gave {type(merged).__name__}, expected a module")
+        raise WrongType(f"merge_model returned {type(merged).__name__}, expected a module")
     found = dict(merged.state_dict())
     missing = [name for name in case.vector.merged if name not in found]
     if missing:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from harness.cases.kind_cases import KINDS, KindCase, in_dtype, of_kind, shapes_with, square
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.leaf_output import with_leaf_output
-from harness.compare import rank_stabilised, rounding
+from harness.compare import life_faults, rank_stabilised, rounding
 from harness.compare.context import Context, where_worst
 from harness.compare.kinds import (
     Kinds,
@@ -41,6 +41,7 @@ from harness.compare.outcome import Deviation, NotOffered
 from harness.compare.probing import alike, kept_factor, masked, mode_is_ignored
 from harness.compare.refusals import is_crash
 from harness.compare.thresholds import MASK_ENTRY, SAME_MASK, STANDARD_ERRORS
+from harness.compare.unmerging import FOLDING, leaves_a_rest
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
 from oracles.variants import Variant, paper
@@ -766,6 +767,15 @@ def _folds(context: Context, case: KindCase) -> None:
     """
     if not takes(context, case):
         raise NotOffered(f"{case.spec.variant} on {case.kind} layers", "layers")
+    in_place = all(offers(context.subject, case.spec, method) for method in FOLDING)
+    if not in_place or offers(context.subject, case.spec, "merge"):
+        _exports(context, case)
+    if in_place:
+        _unfolds(context, case)
+
+
+def _exports(context: Context, case: KindCase) -> None:
+    """What ``merge`` gives computes what the adapted layer does."""
     need(context.subject, case.spec, ("merge",))
     layer = far(context, case)
     with refusable(f"merging {case.what}"):
@@ -783,7 +793,6 @@ def _folds(context: Context, case: KindCase) -> None:
     except Deviation as found:
         found.diagnosis = explain(context, case, layer, y)
         raise
-    _unfolds(context, case)
 
 
 UNMERGED_OTHERWISE = Diagnosis(
@@ -795,28 +804,36 @@ UNMERGED_OTHERWISE = Diagnosis(
 
 
 def _unfolds(context: Context, case: KindCase) -> None:
-    """Where it is offered: merged in place and taken out again, the layer computes what it did."""
+    """Merged in place, and taken out again, the layer computes what it did."""
     subject = context.subject
-    if not all(offers(subject, case.spec, method) for method in ("merge_in_place", "unmerge")):
-        return
     layer = far(context, case)
     exact, noise = equation_at(context, case, layer)
-    with torch.no_grad():
-        before = case.outputs(layer(case.x)).double()
+    floor = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(exact["output"].norm())
+    error = quantising_error(context, case, layer, exact["output"]) if case.kind == "quantised" else 0.0
+    before = _rows(case, layer)
     try:
         context.calling("merge_in_place", subject.merge_in_place, layer.adapted)
     except (SubjectRaised, Unsupported) as why:
         if is_crash(why):
             raise
         return  # what is refused has changed nothing that unmerging would take out
-    context.calling("unmerge", subject.unmerge, layer.adapted)
-    with torch.no_grad():
-        y = case.outputs(layer(case.x)).double()
-    floor = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(exact["output"].norm())
-    if case.kind == "quantised":
-        floor += 2 * quantising_error(context, case, layer, exact["output"])
+    judge = functools.partial(context.judge, case, noise=lambda: 2 * noise("output"))
+    y = _rows(case, layer)
     try:
-        context.judge(case, "output after unmerging", y, before, 2 * floor, noise=lambda: 2 * noise("output"))
+        judge("output after merging in place", y, before, 2 * floor + error)
     except Deviation as found:
-        found.diagnosis = UNMERGED_OTHERWISE
+        found.diagnosis = explain(context, case, far(context, case), y)
         raise
+    context.calling("unmerge", subject.unmerge, layer.adapted)
+    try:
+        judge("output after unmerging", _rows(case, layer), before, 2 * (floor + error))
+    except Deviation as found:
+        plain = context.abilities.ordinary
+        everywhere = plain is not None and leaves_a_rest(context, plain)
+        found.diagnosis = life_faults.UNMERGED_OTHERWISE if everywhere else UNMERGED_OTHERWISE
+        raise
+
+
+def _rows(case: KindCase, layer: Kinds) -> Tensor:
+    with torch.no_grad():
+        return case.outputs(layer(case.x)).double()

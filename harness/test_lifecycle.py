@@ -16,7 +16,7 @@ from harness.compare import rounding
 from harness.compare.context import Context
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
 from harness.compare.life import Done, Life, State, life
-from harness.compare.life_faults import named
+from harness.compare.life_faults import UNMERGED_OTHERWISE, named
 from harness.compare.life_gradients import gradients_at
 from harness.compare.life_kept import as_before, came_back
 from harness.compare.offered import need, offers
@@ -24,11 +24,11 @@ from harness.compare.outcome import Deviation, ToldElsewhere
 from harness.compare.probing import effective, plain_layer
 from harness.compare.refusals import is_crash
 from harness.compare.thresholds import ROUNDOFFS, THRESHOLDS
+from harness.compare.unmerging import FOLDING, leaves_a_rest
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
 
 SEVERAL = ("add_adapter", "set_adapters")
-FOLDING = ("merge_in_place", "unmerge")
 GIVEN = (("add_adapter", SECOND),)  # every sequence of several adapters begins with two
 TOUCHING = ("add_adapter", "save_and_load", "delete_adapter")
 READING = ("merge", "save_and_load", "deepcopy")
@@ -157,7 +157,7 @@ def same_bits(layer: Life, quantity: str, actual: Tensor, expected: Tensor) -> N
     rounded = ratio <= THRESHOLDS["formula"]
     raise Deviation(
         layer.case, quantity, "bit for bit as before", f"up to {gap:.3g} away", ratio=ratio, threshold=0.0,
-        diagnosis=BY_SUBTRACTION if rounded else None, alone=rounded,
+        diagnosis=BY_SUBTRACTION if rounded else layer.of_unmerging(), alone=rounded,
     )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def test_drift(context: Context, case: LifeCase) -> None:
             raise Deviation(
                 case, f"weights after {ROUNDS} rounds of merging and unmerging", "as before",
                 f"{ratio:.3g} roundoffs of them away", ratio=ratio, threshold=THRESHOLDS["drift"],
-                diagnosis=BY_SUBTRACTION if rounded else None,
+                diagnosis=BY_SUBTRACTION if rounded else UNMERGED_OTHERWISE if leaves_a_rest(context, case) else None,
             )  # fmt: skip
 
 

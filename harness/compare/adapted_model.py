@@ -15,7 +15,7 @@ from harness.cases.tiny_models import EXPECTED, ModelCase, loss, put
 from harness.compare import rounding
 from harness.compare.context import Context, Refused
 from harness.compare.ear import heard
-from harness.compare.layer import BadAnswer, Layer, SubjectRaised, answering, as_layer
+from harness.compare.layer import Layer, SubjectRaised, WrongType, answering, as_layer
 from harness.compare.outcome import NotOffered, OutsideDomain
 from harness.compare.refusals import is_crash
 from oracles.implementation import Implementation, Unsupported
@@ -74,7 +74,7 @@ def adapted_by(who: Implementation, case: ModelCase) -> AdaptedModel:
             raise OutsideDomain(f"in the subject's environment there is {why}") from why
         raise
     if not isinstance(found, Mapping):
-        raise BadAnswer(f"{who.name}: adapt_model returned {type(found).__name__}, expected a mapping")
+        raise WrongType(f"{who.name}: adapt_model returned {type(found).__name__}, expected a mapping")
     return AdaptedModel(who.name, model, {name: as_layer(a, who, "adapt_model") for name, a in found.items()})
 
 
@@ -229,6 +229,6 @@ def take_off(who: Implementation, adapted: AdaptedModel) -> None:
         with answering(who.name, f"detach of {name}"):
             found = who.detach(layer.adapted)
         if not isinstance(found, nn.Module):
-            raise BadAnswer(f"{who.name}: detach returned {type(found).__name__}, expected a layer")
+            raise WrongType(f"{who.name}: detach returned {type(found).__name__}, expected a layer")
         if adapted.model.get_submodule(name) is not found:
             put(adapted.model, name, found)

@@ -52,6 +52,10 @@ class BadAnswer(Exception):
     """The implementation answered with something that is no answer (None, a wrong shape, NaN)."""
 
 
+class WrongType(BadAnswer):
+    """A method of the interface answered with another type than the interface names: the subject file's mistake."""
+
+
 # Not turned into a finding: what the interface allows, what is one already, the user's, and the audit's own.
 PASSED_ON = (Unsupported, SubjectRaised, BadAnswer, KeyboardInterrupt, ClaimTimeout, SubjectDied)
 
@@ -196,16 +200,16 @@ def adapt(who: Implementation, base: nn.Linear, spec: Any) -> Layer:
 
 
 def as_layer(adapted: Any, who: Implementation, method: str) -> Layer:
-    """``adapted`` as a Layer. Raises BadAnswer if it is no Adapted."""
+    """``adapted`` as a Layer. Raises WrongType if it is no Adapted."""
     # Duck-typed: a subject file may have imported the interface under another module name.
     with answering(who.name, f"the slots of {method}'s answer"):
         slots = dict(getattr(adapted, "slots", None) or {})
     module = getattr(adapted, "module", None)
     if module is None:
-        raise BadAnswer(f"{who.name}: {method} returned {type(adapted).__name__}, expected an Adapted")
+        raise WrongType(f"{who.name}: {method} returned {type(adapted).__name__}, expected an Adapted")
     for name, slot in slots.items():
         if not (hasattr(slot, "tensor") and callable(getattr(slot, "view", None))) or isinstance(
             slot, Tensor
         ):
-            raise BadAnswer(f"{who.name}: slot {name!r} is a {type(slot).__name__}, expected a Slot")
+            raise WrongType(f"{who.name}: slot {name!r} is a {type(slot).__name__}, expected a Slot")
     return Layer(adapted, who.name, slots)

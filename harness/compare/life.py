@@ -30,8 +30,10 @@ from harness.compare.offered import offers
 from harness.compare.outcome import Deviation, NoSlot, ToldElsewhere
 from harness.compare.refusals import is_crash
 from harness.compare.thresholds import THRESHOLDS
+from harness.compare.unmerging import leaves_a_rest
 from oracles.implementation import Adapted, Unsupported
 from oracles.seeding import seed_torch
+from reports.model import Diagnosis
 
 Values = dict[str, Tensor]
 PERTURBATIONS = 3
@@ -228,7 +230,7 @@ class Life:
             )
             return near <= THRESHOLDS["formula"]
 
-        diagnosis = life_faults.explain(self, state, is_it)
+        diagnosis = life_faults.explain(self, state, is_it) or self.of_unmerging()
         return Deviation(
             self.case,
             quantity,
@@ -238,6 +240,11 @@ class Life:
             threshold=THRESHOLDS["formula"],
             diagnosis=diagnosis,
         )
+
+    def of_unmerging(self) -> Diagnosis | None:
+        """The name of what goes wrong wherever something was folded in, if it is unmerging that does."""
+        rest = self.folded and leaves_a_rest(self.context, self.case)
+        return life_faults.UNMERGED_OTHERWISE if rest else None
 
     # The steps
 

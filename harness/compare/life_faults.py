@@ -35,6 +35,14 @@ def fault(name: str, summary: str, failure_mode: str) -> Callable[[Fault], Fault
     return register
 
 
+UNMERGED_OTHERWISE = named(
+    "unmerged_otherwise",
+    "unmerging does not take out what merging folded in",
+    "after an evaluation that merges, the model is another one",
+    remedy="subtract exactly what merging added, in the same dtype, or keep the weight from before and put it back",
+)
+
+
 def explain(life: Lived, state: State, is_it: Callable[[Weights], bool]) -> Diagnosis | None:
     """The first fault whose output is the subject's."""
     for diagnosis, function in FAULTS:

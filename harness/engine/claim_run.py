@@ -26,7 +26,7 @@ from harness.cases.regimes import regimes, square
 from harness.compare import isolation
 from harness.compare.context import Context, Refused, Worst
 from harness.compare.ear import heard
-from harness.compare.layer import BadAnswer, SubjectRaised
+from harness.compare.layer import BadAnswer, SubjectRaised, WrongType
 from harness.compare.outcome import (
     Deviation,
     ModeMissing,
@@ -198,6 +198,8 @@ class ClaimRun:
             return {"outcome": "not_applicable", "examples": 0, **_because("not_offered", why)}
         except SubjectRaised as error:
             return self._raised(error)
+        except WrongType as error:
+            return self._of_the_wrapper(str(error), without_numbers(error), self._where(str(error)))
         except tuple(MISBEHAVIOUR) as error:
             told = _because(MISBEHAVIOUR[type(error)], error, without_numbers(error))
             return {"outcome": "error", "witness": self._where(str(error)), **told}
@@ -232,9 +234,13 @@ class ClaimRun:
             return {"outcome": "unverified", **_because("oracle_refused", error)}
         witness = self._where(str(error), error.case)
         if error.is_of_the_wrapper:
-            reason = f"the subject file, not the library behind it: {error}"
-            return {"outcome": "unverified", "witness": witness, **_because("wrapper", reason, error.kind)}
+            return self._of_the_wrapper(str(error), error.kind, witness)
         return {"outcome": "error", "witness": witness, **_because("raised", error, error.kind)}
+
+    @staticmethod
+    def _of_the_wrapper(said: str, kind: str | None, witness: Witness | None) -> dict[str, object]:
+        reason = f"the subject file, not the library behind it: {said}"
+        return {"outcome": "unverified", "witness": witness, **_because("wrapper", reason, kind)}
 
     def _where(self, what: str, tried: Any = None) -> Witness | None:
         """The case that was asked last, to which Hypothesis has shrunk a crash; or what a check ``tried`` instead."""

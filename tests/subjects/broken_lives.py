@@ -306,6 +306,19 @@ class UnmergedBySubtraction(Layer):
             self.aside = {}
 
 
+@layer("lora dora", "unmerge", "unmerged_otherwise")
+class UnmergedInHalf(Layer):
+    """What is taken out of the base weight was rounded to bfloat16, what went in was not."""
+
+    def unfold(self) -> None:
+        if self.merged:
+            delta = {n: p.detach() - self.aside[n] for n, p in self.base.named_parameters()}
+            with torch.no_grad():
+                for name, change in delta.items():
+                    getattr(self.base, name).sub_(change.bfloat16().to(change.dtype))
+            self.aside = {}
+
+
 @layer("lora", "drift", "")
 class LosesAtEveryRound(Layer):
     """Every unmerging shortens the base weight by a twentieth."""

@@ -690,6 +690,26 @@ class BiasNotTakenOut(LowRank):
         super().take_out()
 
 
+class FoldsInPlaceAlone(Library):
+    """There is no merge; in place, a Conv1D is folded as if its weight were stored the other way round."""
+
+    merge = Implementation.merge
+
+    class layer(LowRank):  # noqa: N801
+        """Folded in place through a parameter of its own."""
+
+        def fold_in(self) -> None:
+            super().fold_in()
+            if self.kind == "conv1d" and self.base.nx == self.base.nf:
+                with torch.no_grad():
+                    self.base.weight += self.s * (self.B @ self.A - self.A.T @ self.B.T)
+
+
+BROKEN_KINDS.append(
+    BrokenKind("FoldsInPlaceAlone", FoldsInPlaceAlone, "layers.merge_conv1d", "folded_along_the_other_axis")
+)
+
+
 @broken("conv1d")
 class SizesDoNotFit(LowRank):
     """The norm of a Conv1D's weight is taken along the wrong axis, which raises where the layer is not square."""

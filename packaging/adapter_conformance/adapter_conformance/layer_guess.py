@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import keyword
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,7 +96,8 @@ def _line(canonical: Any, variant: str, live: Mapping[str, Any], found: Guess) -
     if not fits and len(turned) == 1:
         return SlotLine(canonical.name, f"Slot({_path(turned[0])}, lambda t: t.T)", words)
     found.open.append(f"slots: which tensor is {canonical.name}, {words}, of {variant}")
-    return SlotLine(canonical.name, f"Slot(layer.{canonical.name})", f"TO FILL IN: {words}")
+    attribute = canonical.name + "_" * keyword.iskeyword(canonical.name)
+    return SlotLine(canonical.name, f"Slot(layer.{attribute})", f"TO FILL IN: {words}")
 
 
 def _path(name: str) -> str:
