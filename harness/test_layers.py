@@ -19,6 +19,7 @@ from harness.cases.kind_cases import KINDS, KindCase, in_dtype, of_kind, shapes_
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.leaf_output import with_leaf_output
 from harness.compare import life_faults, rank_stabilised, rounding
+from harness.compare.beside_linear import is_the_linears, merges_as_the_linear
 from harness.compare.context import Context, where_worst
 from harness.compare.kinds import (
     Kinds,
@@ -445,6 +446,7 @@ def _computes(context: Context, case: KindCase, layer: Kinds) -> None:
                 found.diagnosis = explain(context, case, layer, actual[name])
             elif name == "gradient of x":
                 found.diagnosis = explain_gradient(context, case, layer, actual[name])
+            found.alone = not is_the_linears(context, case, layer, name, actual[name])
             raise
 
 
@@ -792,6 +794,7 @@ def _exports(context: Context, case: KindCase) -> None:
         )
     except Deviation as found:
         found.diagnosis = explain(context, case, layer, y)
+        found.alone = not merges_as_the_linear(context, case, layer, y)
         raise
 
 

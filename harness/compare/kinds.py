@@ -312,7 +312,7 @@ def equation_at(context: Context, case: KindCase, layer: Kinds) -> tuple[Quantit
     in_blocks = [f"gradient of {n}" for n in layer.names if layer.is_in_blocks(n)]
 
     def at(p: Point) -> Quantities:
-        return _of_layer(case, rounding.evaluate(context.forward, p, trained, True), in_blocks)
+        return of_layer(case, rounding.evaluate(context.forward, p, trained, True), in_blocks)
 
     @cache
     def noise() -> dict[str, float]:
@@ -322,7 +322,7 @@ def equation_at(context: Context, case: KindCase, layer: Kinds) -> tuple[Quantit
     return exact, lambda name: noise()[name]
 
 
-def _of_layer(case: KindCase, found: Quantities, in_blocks: Sequence[str]) -> Quantities:
+def of_layer(case: KindCase, found: Quantities, in_blocks: Sequence[str]) -> Quantities:
     """Quantities of the rows as quantities of the layer: scaled, folded, without what is not asked."""
     found = {**found, "output": found["output"] * case.embed_scale}
     gradient = found.pop("gradient of x")
