@@ -437,6 +437,9 @@ def life(context: Context, case: LifeCase, watched: Collection[str] = ()) -> Ite
         except Deviation as found:
             _only_what_was_done(found, layer)
             raise
+        except SubjectRaised as error:
+            error.case = error.case or dataclasses.replace(case, steps=tuple(layer.taken))
+            raise
 
 
 def _only_what_was_done(found: Deviation, layer: Life) -> None:
