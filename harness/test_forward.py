@@ -12,9 +12,10 @@ from harness.compare import rounding
 from harness.compare.context import Context, Pair, Refused, Singular
 from harness.compare.lacking import nothing_lacks
 from harness.compare.layer import Layer
-from harness.compare.outcome import Deviation, NotOffered, ToldElsewhere
+from harness.compare.outcome import Deviation, NotOffered, OutsideDomain, ToldElsewhere
 from harness.compare.probing import by_rows, effective, far_layer, mode_is_ignored
 from harness.engine.checks import check
+from oracles.implementation import AdapterSpec
 from reports.model import Diagnosis
 
 EDGES = Domain(dtypes=("float32",), sizes=(1, 4), ranks=(5, 8))
@@ -279,6 +280,30 @@ def test_edge_ranks(context: Context, case: Case) -> None:
             False, case, f"adapt with rank {case.spec.rank}", "an adapter, as the reference", "refused"
         )
         return
+    context.compare(pair)
+
+
+@check(
+    "forward",
+    "major",
+    title="at an odd rank the layer computes another function than the equation",
+    failure_mode="of an adapter of an odd rank another chain acts than the one that was trained elsewhere",
+    domain=Domain(dtypes=("float32",), sizes=(4, 9)),
+    examples=3,
+    against=("paper",),
+    applies=lambda variant: variant.may_refuse(AdapterSpec(variant.id, rank=3)),
+    follows=("forward.random_parameters",),
+    diagnose=False,
+    may_refuse=True,
+)
+def test_odd_rank(context: Context, case: Case) -> None:
+    """At a rank that no start makes the base of, where it is taken, the output is the equation's all the same."""
+    try:
+        pair = context.pair(case.but(rank=case.spec.rank + 1), "far")
+    except Singular:
+        raise
+    except Refused as why:
+        raise OutsideDomain("odd ranks are refused, as they may be") from why
     context.compare(pair)
 
 

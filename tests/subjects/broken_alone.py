@@ -77,6 +77,15 @@ class MatricesFromTorchsSeed(wrapped.Vera):
         return None
 
 
+@layer("hra", "forward.odd_rank", "Partial", "save_load scale shapes")
+class LastOfAnOddRankLost(wrapped.Hra):
+    """Reflections are applied in pairs: of an odd rank the last one is left out."""
+
+    def order(self) -> list[int]:
+        """Those that have a partner."""
+        return [i for i in super().order() if i < self.spec.rank // 2 * 2]
+
+
 @layer("hra", "shapes.undefined_rank", "Faithful-with-doc-gap", "scale forward merge save_load")
 class OddUnpaired(wrapped.Hra):
     """An odd rank is taken in silence, and starts at a random reflection."""
