@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.tiny_models import ModelCase, logits
-from harness.compare import rank_stabilised, rounding
+from harness.compare import merged_otherwise, rank_stabilised, rounding
 from harness.compare.adapted_model import far, offers_models, subject_on
 from harness.compare.context import Context, double
 from harness.compare.kinds import refusable
@@ -227,7 +227,10 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
         judge("merged weight", merged.weight.detach().double(), weight, 2 * (size + shift))
     except Deviation as found:
         found.alone = not might_be_right()
-        raise _named(found, merged.weight.detach().double() - base, weight - base) from None
+        found = _named(found, merged.weight.detach().double() - base, weight - base)
+        if wanted is None and found.diagnosis in (None, FACTOR):
+            found.diagnosis = merged_otherwise.explain(context, case) or found.diagnosis
+        raise found from None
     try:
         judge("merged bias", own, bias, shift)
     except Deviation as found:

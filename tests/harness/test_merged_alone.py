@@ -90,3 +90,40 @@ def test_a_bias_that_is_merged_as_nobody_computes_it_is_a_finding_of_its_own() -
 def test_what_is_merged_as_one_of_them_has_it_is_none(layer: type[wrapped.Dora]) -> None:
     """As the layer computes it, or as the equation says."""
     assert len(titles(wrapped.Library({"dora": layer}), "dora")) == 1
+
+
+class ChainTurnedRound(wrapped.Hra):
+    """What is merged has the reflections the other way round."""
+
+    merging = False
+
+    def order(self) -> list[int]:
+        """As they come, while merging."""
+        return list(range(self.spec.rank)) if self.merging else super().order()
+
+    def weight(self) -> Tensor:
+        self.merging = True
+        try:
+            return super().weight()
+        finally:
+            self.merging = False
+
+
+class MergedByTheRoot(wrapped.Lora):
+    """What is merged has α/√r, the forward pass α/r."""
+
+    def weight(self) -> Tensor:
+        return self.w0 + self.spec.rank**0.5 * (super().weight() - self.w0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "layer", "name"),
+    [("hra", ChainTurnedRound, "merge.hra.reversed"), ("lora", MergedByTheRoot, "merge.lora.sqrt_rank")],
+)
+def test_a_known_mistake_of_merging_alone_has_its_name(
+    variant: str, layer: type[wrapped.Wrapped], name: str
+) -> None:
+    """The forward pass is right, and what is merged is what a wrong one would compute."""
+    subject = wrapped.Library({variant: layer})
+    found = audit(subject, [variant], checks=lambda c: c.id in ASKED, profile=TWELVE)
+    assert [f.mistake for f in found.findings if f.tag == "BUG"] == [name]
