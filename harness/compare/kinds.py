@@ -220,8 +220,16 @@ def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor
     try:
         context.judge(case, "output at the start", actual.double(), wanted.double(), unit * size)
     except Deviation as found:
-        found.diagnosis = PLAIN_IN_PLACE if is_plain(case, actual) else None
+        found.diagnosis = PLAIN_IN_PLACE if is_plain(case, actual) else _other_start(case, actual, wanted)
         raise
+
+
+def _other_start(case: KindCase, actual: Tensor, wanted: Tensor) -> Diagnosis:
+    """What a fresh adapter adds to the layer's own output: the same to every row, or another part of it."""
+    gap = case.outputs(actual - wanted).double()
+    unit = rounding.roundoff(coarser(case.torch_dtype)) * float(wanted.double().norm())
+    shifted = gap.shape[0] > 1 and agrees(gap, gap.mean(0, keepdim=True).expand_as(gap), unit)
+    return OTHER_BIAS if shifted else OTHER_START
 
 
 def is_plain(case: KindCase, actual: Tensor) -> bool:
@@ -362,6 +370,16 @@ PLAIN_IN_PLACE = _says(
     "plain_in_place",
     "a plain embedding takes the place of one that scales its output: the scale is lost",
     "the rows of a model whose embedding is adapted come out unscaled, before anything is trained",
+)
+OTHER_BIAS = _says(
+    "other_bias",
+    "a fresh adapter adds a bias to the layer's output that the layer does not have, or has otherwise",
+    "every model with such a layer answers otherwise as soon as it is adapted",
+)
+OTHER_START = _says(
+    "other_start",
+    "a fresh adapter on this kind of layer answers otherwise than the layer itself",
+    "every model with such a layer answers otherwise as soon as it is adapted, whatever the adapter then learns",
 )
 UPDATE_LOST = _says(
     "update_lost", "the base answers: the update is lost", "the adapter has no effect on layers of this kind"

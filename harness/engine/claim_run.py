@@ -20,6 +20,7 @@ from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
 from harness import clock
 from harness.cases import example_database, own_draws
 from harness.cases.layer_cases import Case, Domain
+from harness.cases.life_cases import LifeCase
 from harness.cases.profiles import Profile
 from harness.cases.recorded_cases import Recorded, cases_of
 from harness.cases.regimes import regimes, square
@@ -43,7 +44,7 @@ from harness.engine import asked_again
 from harness.engine.checks import EXAMPLES, Check
 from harness.engine.failure import Failure
 from harness.engine.preflight import Broken
-from harness.engine.shrinking import shrunk
+from harness.engine.shrinking import fewer_steps, shrunk
 from oracles import disagreements
 from oracles.implementation import Implementation, Unsupported
 from oracles.oracle import NotRecorded, Oracle
@@ -301,6 +302,8 @@ class ClaimRun:
         try:
             with clock.charge("hypothesis"):
                 example()
+        except Deviation as found:
+            raise self._shortened(context, found) from None
         except Enough:
             raise self.not_offered[0] from None
         asked += self._ask_regimes(context, domain, count is None)
@@ -341,14 +344,34 @@ class ClaimRun:
             self._ask_one(dataclasses.replace(context, worst=Worst()), smallest)
             raise
 
+    def _shortened(self, context: Context, found: Deviation) -> Deviation:
+        """The deviation of a life after as few steps as bring about the same one."""
+        last = found
+
+        def fails(case: LifeCase) -> bool:
+            nonlocal last
+            other = self._deviation(context, case)
+            if other is None or other.diagnosis != found.diagnosis or other.alone != found.alone:
+                return False
+            last = other
+            return True
+
+        if isinstance(found.case, LifeCase):
+            fewer_steps(found.case, fails)
+        return last
+
     def _deviates(self, context: Context, case: Case) -> bool:
+        return self._deviation(context, case) is not None
+
+    def _deviation(self, context: Context, case: Case) -> Deviation | None:
+        """How the claim fails on a case, if it does."""
         try:
             self._ask_one(dataclasses.replace(context, worst=Worst()), case)
-        except Deviation:
-            return True
+        except Deviation as found:
+            return found
         except (UnsatisfiedAssumption, Unverified, SubjectRaised, BadAnswer, ValueError, RuntimeError):
-            return False
-        return False
+            return None
+        return None
 
     def _settings(self, asked: int) -> settings:
         return settings(

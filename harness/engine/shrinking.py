@@ -1,11 +1,16 @@
-"""A large failing case made small: each of its sizes and settings as plain as the failure allows, one by one."""
+"""A large failing case made small: each of its sizes and settings as plain as the failure allows, one by one.
+
+A life is made short, too.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from harness.cases.layer_cases import Case
+from harness.cases.life_cases import LifeCase
 
 ROUNDS = 3
 SIDE = "side"  # of a square layer: in and out at once
@@ -19,6 +24,14 @@ def shrunk(case: Case, fails: Callable[[Case], bool]) -> Case:
             case = _first_failing(case, change, fails)
         if case == before:
             break
+    return case
+
+
+def fewer_steps(case: LifeCase, fails: Callable[[LifeCase], bool]) -> LifeCase:
+    """The same life without the steps that it fails without: phrases of several are drawn as one."""
+    for place in reversed(range(len(case.steps))):
+        shorter = dataclasses.replace(case, steps=case.steps[:place] + case.steps[place + 1 :])
+        case = shorter if fails(shorter) else case
     return case
 
 

@@ -228,10 +228,10 @@ MISTAKES = (
     ),
     Mistake(
         "delora.lambda_frozen",
-        "λ is a buffer and never trained",
+        "λ is not trained: it is no parameter, or one that wants no gradient",
         "the strength stays where the configuration put it",
         {"role.lambda": "buffer"},
-        "register λ as a parameter",
+        "let λ be a parameter that wants a gradient",
     ),
     Mistake(
         "delora.lambda_zero",

@@ -254,10 +254,10 @@ MISTAKES = (
     ),
     Mistake(
         "dora.magnitude_frozen",
-        "m is a buffer and never trained",
+        "m is not trained: it is no parameter, or one that wants no gradient",
         "the magnitudes stay those of the base: half of the method is missing",
         {"role.m": "buffer"},
-        "register m as a parameter",
+        "let m be a parameter that wants a gradient",
     ),
     Mistake(
         "dora.dropout_on_product",

@@ -705,9 +705,29 @@ class FoldsInPlaceAlone(Library):
                     self.base.weight += self.s * (self.B @ self.A - self.A.T @ self.B.T)
 
 
-BROKEN_KINDS.append(
-    BrokenKind("FoldsInPlaceAlone", FoldsInPlaceAlone, "layers.merge_conv1d", "folded_along_the_other_axis")
-)
+BROKEN_KINDS.append(BrokenKind("FoldsInPlaceAlone", FoldsInPlaceAlone, "layers.merge_conv1d", "transposed"))
+
+
+@broken("conv2d", "other_bias")
+class BiasOfItsOwn(LowRank):
+    """A convolution gets a bias, whether the layer has one or not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y + torch.linspace(1, 2, y.shape[1])[:, None, None].to(y) if self.kind == "conv2d" else y
+
+
+@broken("conv2d_dilation", "other_start")
+class DilationLost(LowRank):
+    """A convolution loses its dilation as soon as it is adapted, and pads so that the sizes stay."""
+
+    def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
+        super().__init__(base, spec)
+        if self.kind == "conv2d":
+            reach = [d * (k - 1) // 2 for d, k in zip(base.dilation, base.kernel_size, strict=True)]
+            left = [(k - 1) // 2 for k in base.kernel_size]
+            base.padding = tuple(p - r + n for p, r, n in zip(base.padding, reach, left, strict=True))
+            base.dilation = (1, 1)
 
 
 @broken("conv1d")
