@@ -587,7 +587,13 @@ def test_kept(context: Context, case: LifeCase) -> None:
         )
     ),
     against=("paper",),
-    follows=("lifecycle.output", "forward.random_parameters", "lifecycle.merged", *OTHER_BASE),
+    follows=(
+        "contexts.deepcopy",
+        "lifecycle.output",
+        "forward.random_parameters",
+        "lifecycle.merged",
+        *OTHER_BASE,
+    ),
     diagnose=False,
 )
 def test_copies(context: Context, case: LifeCase) -> None:

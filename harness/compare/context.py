@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,10 @@ State = Literal["initial", "step0", "far"]
 
 class Refused(Exception):
     """The subject will not have this rank on these sizes; asked once, by ``forward.edge_ranks``, not everywhere."""
+
+
+class CutDown(Refused):
+    """The subject has taken a rank above min(in, out) for min(in, out)."""
 
 
 class Singular(Refused):
@@ -92,9 +97,23 @@ class Context:
             if above or self.variant.may_refuse(case.spec):
                 raise Refused from None
             raise
+        if self._is_cut_down(layer, case):
+            raise CutDown
         if self.variant.is_singular(layer.values(), case.spec):
             raise Singular
         return layer
+
+    def _is_cut_down(self, layer: Layer, case: Case) -> bool:
+        """Whether the slots are those of the rank min(in, out), and a higher one was asked for."""
+        spec = dataclasses.replace(case.spec, rank=min(case.in_features, case.out_features))
+        if not self.variant.has_rank or self.variant.base is not None or spec.rank >= case.spec.rank:
+            return False
+        there = {n: tuple(layer.view(n).shape) for n in layer.names}
+        sizes = (case.out_features, case.in_features)
+        known = [t for t in self.variant.tensors if t.name in there]
+        lower = [tuple(t.shape(*sizes, spec)) for t in known]
+        asked = [tuple(t.shape(*sizes, case.spec)) for t in known]
+        return asked != lower == [there[t.name] for t in known]
 
     def reference(self, case: Case) -> Layer:
         """The oracle on a fresh base in the case's own dtype, as a user of it would have it."""

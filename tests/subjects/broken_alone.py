@@ -69,6 +69,15 @@ class HighRankRefused(wrapped.Lora):
         super().__init__(base, spec)
 
 
+@layer("lora", "forward.edge_ranks", "Faithful-with-doc-gap", LAYER)
+class HighRankCutDown(wrapped.Lora):
+    """A rank above min(in, out) is taken for that; α/r stays what it was."""
+
+    def __init__(self, base: nn.Linear, spec: AdapterSpec) -> None:
+        lower = min(spec.rank, *base.weight.shape)
+        super().__init__(base, dataclasses.replace(spec, rank=lower, alpha=spec.alpha * lower / spec.rank))
+
+
 @layer("vera", "init.keyed", "Buggy", "scale forward merge")
 class MatricesFromTorchsSeed(wrapped.Vera):
     """A and B are drawn from torch's own generator: the key in the spec is not read."""
