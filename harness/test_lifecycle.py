@@ -6,6 +6,7 @@ Every claim takes the layer through sequences of calls (`harness/cases/life_case
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import torch
@@ -601,6 +602,14 @@ def test_copies(context: Context, case: LifeCase) -> None:
     copies: list[tuple[Layer, Tensor, torch.dtype]] = []
     with life(context, case, ("cast",)) as layer:
         for done in layer.run():
+            if done.name == "deepcopy" and done.refused and _is_copied(context.layer(case)):
+                raise Deviation(
+                    case,
+                    "a deep copy",
+                    "a copy, as of a fresh layer",
+                    done.answer,
+                    diagnosis=COPIED_NO_MORE,
+                )
             if done.name == "deepcopy" and not layer.ended:
                 before = layer.output(layer=done.answer)
                 _is_its_own(layer, "output of a deep copy", before, layer.output())
@@ -617,6 +626,23 @@ def test_copies(context: Context, case: LifeCase) -> None:
                 "as it was",
                 "another",
             )
+
+
+COPIED_NO_MORE = named(
+    "copied_no_more",
+    "a fresh layer can be copied deeply, and one that has been used cannot",
+    "whoever keeps the best state of a training by copying the model gets an exception in the middle of it",
+    remedy="keep no tensor that is part of a graph as an attribute: detach what is kept from one call to the next",
+)
+
+
+def _is_copied(layer: Layer) -> bool:
+    """Whether a fresh layer can be copied; one that cannot says so from the start."""
+    try:
+        copy.deepcopy(layer.module)
+    except Exception:
+        return False
+    return True
 
 
 def _is_its_own(layer: Life, quantity: str, actual: Tensor, own: Tensor) -> None:

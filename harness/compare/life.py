@@ -24,7 +24,7 @@ from harness.cases.layer_cases import DTYPES
 from harness.cases.life_cases import FIRST, WRONGLY, LifeCase, Step, called
 from harness.compare import life_faults, rounding
 from harness.compare.context import Context, where_worst
-from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
+from harness.compare.layer import Layer, SubjectRaised, answering, as_layer, said
 from harness.compare.life_model import Held, State, Weights, apply, completed, compositions, left_by
 from harness.compare.offered import offers
 from harness.compare.outcome import Deviation, NoSlot, ToldElsewhere
@@ -406,8 +406,9 @@ class Life:
     def _deepcopy(self, done: Done) -> None:
         try:
             copied = copy.deepcopy(self.module)
-        except Exception:
-            self.ended = True  # a layer that cannot be copied says so
+        except Exception as error:
+            self.ended = done.refused = True
+            done.answer = f"{type(error).__name__}: {said(error)}"
             return
         done.answer = Layer(Adapted(copied, {}), self.context.subject.name)
 

@@ -306,6 +306,15 @@ class UnmergedBySubtraction(Layer):
             self.aside = {}
 
 
+@layer("lora", "copies", "copied_no_more")
+class KeepsItsLastOutput(Layer):
+    """In training mode the last output is kept, with its graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = super().forward(x)
+        return self.last if self.training else self.__dict__.pop("last")
+
+
 @layer("lora dora", "unmerge", "unmerged_otherwise")
 class UnmergedInHalf(Layer):
     """What is taken out of the base weight was rounded to bfloat16, what went in was not."""
