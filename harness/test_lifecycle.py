@@ -599,33 +599,39 @@ def test_kept(context: Context, case: LifeCase) -> None:
 )
 def test_copies(context: Context, case: LifeCase) -> None:
     """A deep copy answers as the layer did, whatever the layer does later; in float64 the layer computes the same."""
-    copies: list[tuple[Layer, Tensor, torch.dtype]] = []
+    copies: list[Copy] = []
     with life(context, case, ("cast",)) as layer:
         for done in layer.run():
-            if done.name == "deepcopy" and done.refused and _is_copied(context.layer(case)):
-                raise Deviation(
-                    case,
-                    "a deep copy",
-                    "a copy, as of a fresh layer",
-                    done.answer,
-                    diagnosis=COPIED_NO_MORE,
-                )
-            if done.name == "deepcopy" and not layer.ended:
-                before = layer.output(layer=done.answer)
-                _is_its_own(layer, "output of a deep copy", before, layer.output())
-                copies.append((done.answer, before, layer.dtype))
+            if done.name == "deepcopy":
+                copies += _copied(layer, done)
             elif done.name == "cast" and not layer.ended:
                 _is_its_own(layer, "output in float64", layer.output(), done.output)
-        for copied, before, dtype in copies:
-            with torch.no_grad(), answering(layer.layer.who, "module(x) of a deep copy"):
-                after = copied(case.x.to(dtype)).double()
-            context.demand(
-                rounding.same_values(after, before),
-                case,
-                "output of a deep copy, later",
-                "as it was",
-                "another",
-            )
+        for each in copies:
+            _stays(layer, each)
+
+
+Copy = tuple[Layer, Tensor, torch.dtype]  # what it answered when it was made, and of which dtype it was
+
+
+def _copied(layer: Life, done: Done) -> list[Copy]:
+    """The copy, which answers as the layer did; none where a layer cannot be copied at all."""
+    if done.refused:
+        if _can_be_copied(layer.context.layer(layer.case)):
+            wanted = "a copy, as of a fresh layer"
+            raise Deviation(layer.case, "a deep copy", wanted, done.answer, diagnosis=COPIED_NO_MORE)
+        return []
+    output = layer.output(layer=done.answer)
+    _is_its_own(layer, "output of a deep copy", output, layer.output())
+    return [(done.answer, output, layer.dtype)]
+
+
+def _stays(layer: Life, copy_: Copy) -> None:
+    """Whatever the layer has done since, its copy answers as it did."""
+    copied, before, dtype = copy_
+    with torch.no_grad(), answering(layer.layer.who, "module(x) of a deep copy"):
+        after = copied(layer.case.x.to(dtype)).double()
+    same = rounding.same_values(after, before)
+    layer.context.demand(same, layer.case, "output of a deep copy, later", "as it was", "another")
 
 
 COPIED_NO_MORE = named(
@@ -636,7 +642,7 @@ COPIED_NO_MORE = named(
 )
 
 
-def _is_copied(layer: Layer) -> bool:
+def _can_be_copied(layer: Layer) -> bool:
     """Whether a fresh layer can be copied; one that cannot says so from the start."""
     try:
         copy.deepcopy(layer.module)
