@@ -6,6 +6,7 @@ file carried all there is to carry, and what the two libraries compute of it is 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -116,10 +117,11 @@ class Passage:
 
 NO_NAME = Diagnosis(
     "save_load.no_name_of_pefts",
-    "PEFT finds none of the file's tensors by their names: it answers as the base",
+    "PEFT finds none of the file's tensors by their names",
     "an adapter that is handed to PEFT would not be there",
     remedy="write the tensors under the names that PEFT reads",
 )
+ANSWERS_AS_THE_BASE = dataclasses.replace(NO_NAME, summary=f"{NO_NAME.summary}: it answers as the base")
 SOME_NAMES = Diagnosis(
     "save_load.not_every_name_of_pefts",
     "PEFT looks in the file for tensors that it does not find by their names, and loads the others",
@@ -133,8 +135,10 @@ def explained(found: Deviation, passage: Passage, path: Path, peft: Implementati
     held, wanted = saved_files.names(path), names_of(peft, passage.arrived)
     if wanted <= held or not passage.lost():
         return found
-    nothing = not wanted & held and is_the_bases(passage.outputs(passage.arrived)[0], passage.case)
-    found.diagnosis = NO_NAME if nothing else SOME_NAMES
+    found.diagnosis = SOME_NAMES
+    if not wanted & held:
+        off = is_the_bases(passage.outputs(passage.arrived)[0], passage.case)
+        found.diagnosis = ANSWERS_AS_THE_BASE if off else NO_NAME
     return found.with_note(f"PEFT reads {_shown(wanted)}, the file has {_shown(held - wanted or held)}")
 
 

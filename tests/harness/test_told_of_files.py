@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from harness.cases.profiles import Profile
 from oracles.implementation import Adapted, AdapterSpec, Implementation
+from oracles.peft import OneLayer, Peft
 from reports.model import Audit, Claim, Finding
 from reports.render.fixes import instruction
 from tests.subjects import files, wrapped
@@ -74,7 +75,13 @@ class InPeftsFormat(wrapped.Library):
         if spec.variant == "hra":
             return {**told, "peft_type": "HRA", "apply_GS": spec.gram_schmidt}
         dora = spec.variant == "dora"
-        return {**told, "peft_type": "LORA", "lora_alpha": spec.alpha, "use_dora": dora, "use_rslora": spec.rslora}
+        return {
+            **told,
+            "peft_type": "LORA",
+            "lora_alpha": spec.alpha,
+            "use_dora": dora,
+            "use_rslora": spec.rslora,
+        }
 
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
         told = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
@@ -173,3 +180,221 @@ def test_a_file_that_is_another_adapter_is_told(
     (found,) = findings(subject(layers), INTERCHANGE, variant=variant)
     assert (found.tag, found.severity) == ("BUG", "major")
     assert found.title.startswith(title)
+
+
+# --- damaged
+
+BAD_FILES = "save_load.bad_files"
+DAMAGED, WARNED = "a damaged file is loaded as if it were whole", "a damaged file is loaded with a warning"
+
+
+class FillsUp(wrapped.Library):
+    """What is not in the file keeps its start."""
+
+    def fill(self, adapted: Adapted, method: str, tensors: Mapping[str, Tensor]) -> Adapted:
+        self.tell(sorted(set(adapted.slots) - set(tensors)))
+        return super().fill(adapted, self.method(adapted), {**files.state(adapted), **tensors})
+
+    def tell(self, missing: list[str]) -> None:
+        """Nothing is said of it."""
+
+
+class FillsUpAndWarns(FillsUp):
+    """A warning says what is missing."""
+
+    def tell(self, missing: list[str]) -> None:
+        if missing:
+            warnings.warn(f"missing in the file: {missing}", stacklevel=2)
+
+
+class FillsUpAndWarnsAnyway(FillsUp):
+    """A warning says nothing of the file, at every load."""
+
+    def tell(self, missing: list[str]) -> None:
+        warnings.warn("this format is going to be replaced", stacklevel=2)
+
+
+class LoudPeft(Peft):
+    """PEFT whose warnings are heard."""
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        import peft
+
+        return self._adapted(peft.PeftModel.from_pretrained(OneLayer(base), path, is_trainable=True), spec)
+
+
+@pytest.mark.parametrize(
+    ("subject", "title"),
+    [(FillsUp, DAMAGED), (FillsUpAndWarns, WARNED), (FillsUpAndWarnsAnyway, DAMAGED), (LoudPeft, WARNED)],
+)
+def test_a_damaged_file_of_which_is_warned_is_not_loaded_as_whole(
+    subject: type[Implementation], title: str
+) -> None:
+    """It counts what is said of the damaged file, and not of a whole one; PEFT does the same."""
+    (found,) = findings(subject(), BAD_FILES)
+    assert found.title.startswith(title)
+    assert (found.tag, found.severity) == ("BUG", "major")
+    assert bool(found.heard) == (subject is not FillsUp)
+    assert any(reference.startswith("PEFT") for reference in found.also_fails)
+
+
+def test_what_to_do_about_a_warning_is_to_refuse() -> None:
+    found = audited(FillsUpAndWarns(), BAD_FILES)
+    assert instruction(found.findings[0], found.run.claims) == "refuse the file in a sentence"
+
+
+class FlatArchive(files.Stored):
+    """A state dict in torch's archive, the settings in the tensors' names alone."""
+
+    def write(self, tensors: Mapping[str, Tensor], method: str, path: Path) -> None:
+        torch.save({f"layer.{n}": t for n, t in tensors.items()}, path)
+
+    def read(self, path: Path) -> tuple[str, Mapping[str, Tensor]]:
+        found = torch.load(path, weights_only=True)
+        return "", {k.removeprefix("layer."): t for k, t in found.items()}
+
+
+class Flat(FlatArchive, wrapped.Library):
+    """It is refused if it is not whole."""
+
+    def fill(self, adapted: Adapted, method: str, tensors: Mapping[str, Tensor]) -> Adapted:
+        return super().fill(adapted, self.method(adapted), tensors)
+
+
+class FlatFilledUp(FlatArchive, FillsUp):
+    """What is not in it keeps its start."""
+
+
+class NestedFilledUp(files.InTorchFile, FillsUp):
+    """The same of a dict of tensors within a dict."""
+
+
+class BesideTheOptimisers(Flat):
+    """The file holds larger tensors that are none of the adapter's, and that loading does not ask for."""
+
+    def write(self, tensors: Mapping[str, Tensor], method: str, path: Path) -> None:
+        mine = {f"layer.{n}": t for n, t in tensors.items()}
+        torch.save({"adapter": mine, "optimiser": {"moments": torch.ones(1000)}}, path)
+
+    def read(self, path: Path) -> tuple[str, Mapping[str, Tensor]]:
+        found = torch.load(path, weights_only=True)["adapter"]
+        return "", {k.removeprefix("layer."): t for k, t in found.items()}
+
+
+class InAnObject(Flat):
+    """The archive holds more than tensors and plain values, and cannot be read without running code."""
+
+    def write(self, tensors: Mapping[str, Tensor], method: str, path: Path) -> None:
+        torch.save({**tensors, "folder": path.parent}, path)
+
+    def read(self, path: Path) -> tuple[str, Mapping[str, Tensor]]:
+        found = torch.load(path, weights_only=False)
+        return "", {k: t for k, t in found.items() if k != "folder"}
+
+
+@pytest.mark.parametrize("subject", [FlatFilledUp, NestedFilledUp])
+def test_an_archive_of_torchs_can_be_damaged_too(subject: type[Implementation]) -> None:
+    (found,) = findings(subject(), BAD_FILES)
+    assert found.title.startswith(DAMAGED)
+
+
+@pytest.mark.parametrize(
+    ("subject", "outcome"), [(Flat, "pass"), (BesideTheOptimisers, "pass"), (InAnObject, "not_applicable")]
+)
+def test_an_archive_that_is_refused_is_right(subject: type[Implementation], outcome: str) -> None:
+    """What the adapter can do without is left alone; what is no plain archive is not asked about."""
+    found = audited(subject(), BAD_FILES)
+    assert not found.findings
+    assert claim_of(found, BAD_FILES).outcome == outcome
+
+
+# --- rounded
+
+
+class InHalf(wrapped.Library):
+    """The file holds float16."""
+
+    def write(self, tensors: Mapping[str, Tensor], method: str, path: Path) -> None:
+        super().write({n: t.half() for n, t in tensors.items()}, method, path)
+
+
+class LoadedInHalf(wrapped.Library):
+    """The file holds float32, of which loading makes bfloat16."""
+
+    def read(self, path: Path) -> tuple[str, Mapping[str, Tensor]]:
+        method, tensors = super().read(path)
+        return method, {n: t.bfloat16() for n, t in tensors.items()}
+
+
+class WithoutB(wrapped.Library):
+    """B is not in the file."""
+
+    def save(self, adapted: Adapted, path: Path) -> None:
+        state = files.state(adapted)
+        self.write({n: t for n, t in state.items() if n != "B"}, self.method(adapted), path)
+
+    def fill(self, adapted: Adapted, method: str, tensors: Mapping[str, Tensor]) -> Adapted:
+        return super().fill(adapted, method, {"B": adapted.slots["B"].tensor.detach(), **tensors})
+
+
+ROUND_TRIP, STORED = "save_load.round_trip", "save_load.stored"
+HALF = "the file holds in half precision what the adapter holds in full"
+
+
+@pytest.mark.parametrize(
+    ("subject", "title", "told"),
+    [
+        (InHalf, HALF, "rounded to float16"),
+        (LoadedInHalf, "a saved adapter comes back rounded to half precision", "rounded to bfloat16"),
+        (WithoutB, "a saved adapter does not come back as it was", "up to"),
+    ],
+)
+def test_a_rounding_is_told_as_one(subject: type[Implementation], title: str, told: str) -> None:
+    """Of the file only where the file holds it."""
+    (found,) = (run := audited(subject(), ROUND_TRIP)).findings
+    assert found.title == title
+    assert claim_of(run, ROUND_TRIP).witness.actual.startswith(told)
+
+
+@pytest.mark.parametrize(("subject", "told"), [(InHalf, "rounded to float16"), (WithoutB, "missing")])
+def test_what_is_in_the_file_is_not_missing(subject: type[Implementation], told: str) -> None:
+    assert claim_of(audited(subject(), STORED), STORED).witness.actual == told
+    assert not findings(wrapped.Library(), STORED, ROUND_TRIP)
+
+
+# --- settings that are not in the file
+
+OTHER = "save_load.other_settings"
+
+
+class WithoutAlpha(wrapped.Library):
+    """Alpha is whatever the caller says."""
+
+    def method(self, adapted: Adapted) -> str:
+        return "+".join(sorted(adapted.slots))
+
+
+class InHalfWithoutAlpha(InHalf, WithoutAlpha):
+    """Rounded besides."""
+
+
+class AlphaOutOfTheFile(InHalf):
+    """Rounded, and alpha comes out of the file, whatever the caller says."""
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        told = json.loads(self.read(path)[0].partition(" ")[2])
+        return super().load(base, dataclasses.replace(spec, alpha=told["alpha"], rank=told["rank"]), path)
+
+
+def test_a_second_cause_is_told_beside_a_rounding() -> None:
+    """What alpha does is no matter of digits."""
+    found = {f.title: f.claims for f in findings(InHalfWithoutAlpha(), ROUND_TRIP, OTHER)}
+    assert sorted(found) == [
+        "alpha is not in the file: another alpha at load gives another model and is not refused", HALF,
+    ]  # fmt: skip
+    assert [f.title for f in findings(WithoutAlpha(), ROUND_TRIP, OTHER)] == sorted(found)[:1]
+
+
+def test_a_rounding_is_no_second_cause() -> None:
+    """Where another alpha at load changes nothing there is one finding."""
+    assert [f.title for f in findings(AlphaOutOfTheFile(), ROUND_TRIP, OTHER)] == [HALF]
