@@ -6,7 +6,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -14,11 +14,23 @@ from torch import nn
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rank_stabilised, rounding, saved_files
+from harness.compare.aside import saying
 from harness.compare.context import Context
-from harness.compare.layer import Layer, SubjectRaised, answering, as_layer
+from harness.compare.exchanged import Passage, explained, names_of, on_the_audits_model
+from harness.compare.layer import Layer, SubjectRaised, answering, as_layer, said
 from harness.compare.outcome import Deviation, NotApplicable, OutsideDomain, ToldElsewhere
 from harness.compare.probing import coefficient, effective, without_adapter
-from harness.compare.saving import load, offered, same_output, same_slots, saved
+from harness.compare.saving import (
+    FAR_MORE,
+    IN_HALF,
+    load,
+    moved_by,
+    offered,
+    same_output,
+    same_slots,
+    saved,
+    stored_in_half,
+)
 from harness.compare.thresholds import BASE_CHANGED, ROUNDOFFS, SAME_FUNCTION, SAME_UPDATE, THRESHOLDS
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
@@ -106,7 +118,7 @@ ALPHA_LOST = dataclasses.replace(
 def _round_trip(context: Context, case: Case) -> None:
     with saved(context, case) as (layer, path):
         loaded = load(context, case.base(), case, path)
-        same_slots(context, case, layer, loaded)
+        same_slots(context, case, layer, loaded, path=path)
         try:
             same_output(context, case, layer, loaded, "output after loading")
         except Deviation as found:
@@ -240,8 +252,16 @@ def _all_there(context: Context, case: Case, layer: Layer, stored: dict[str, tor
         if tensor.role != "base" and tensor.name in layer.names:
             # A slot whose canonical value is computed may be stored as it lives in the subject.
             values = (layer.value(tensor.name), layer.raw(tensor.name).detach())
-            there = any(saved_files.holds(stored, value) for value in values)
-            context.demand(there, case, f"{tensor.name} in the saved files", "stored", "missing")
+            if not any(saved_files.holds(stored, value) for value in values):
+                raise _not_stored(case, tensor.name, layer, stored)
+
+
+def _not_stored(case: Case, name: str, layer: Layer, stored: dict[str, torch.Tensor]) -> Deviation:
+    """What is told of a tensor that is not in the files as it is: it may be there with fewer digits."""
+    quantity, half = f"{name} in the saved files", stored_in_half(layer, name, stored)
+    if half is None:
+        return Deviation(case, quantity, "stored", "missing")
+    return Deviation(case, quantity, "stored as it is", f"rounded to {half}", diagnosis=IN_HALF)
 
 
 @check(
@@ -269,7 +289,7 @@ def _unlike(variant: Variant) -> Variant:
     return min(others, key=lambda v: len(v.tensors))
 
 
-def _damage() -> dict[str, Callable[[Path], object]]:
+def _damage() -> dict[str, Callable[[Path, list[torch.Tensor]], object]]:
     return {
         "cut in half": saved_files.truncate,
         "with a tensor missing": saved_files.drop_key,
@@ -289,34 +309,45 @@ def _damage() -> dict[str, Callable[[Path], object]]:
 )
 def test_bad_files(context: Context, case: Case) -> None:
     """Truncated, missing-key, wrong-shape and other-method files raise, and the base computes what it did."""
-    with saved(context, case) as (_, path):
-        found = []
+    with saved(context, case) as (layer, path):
+        found: list[Deviation] = []
+        with saying(context.subject.name) as usual, suppress(SubjectRaised):
+            load(context, case.base(), case, path)
+        own = [t for n in layer.names for t in (layer.raw(n).detach(), layer.value(n))]
         for what, damage in _damage().items():
             copy = saved_files.copy(path, path.parent.parent / what.replace(" ", "-"))
-            damage(copy)
-            found += _complaint(context, case, copy, f"a file {what}")
+            damage(copy, own)
+            found += _complaint(context, case, copy, f"a file {what}", usual)
     other = dataclasses.replace(case.spec, variant=_unlike(context.variant).id, rank=2)
     if other.variant in context.subject.variants:
         with _saved_other(context, case, other) as path:
-            found += _complaint(context, case, path, f"a file of another method ({other.variant})")
+            what = f"a file of another method ({other.variant})"
+            found += _complaint(context, case, path, what, usual)
     _tell_all(found)
 
 
-def _complaint(context: Context, case: Case, path: Path, what: str) -> list[Deviation]:
-    """What is wrong with how this file is met, if anything is."""
+def _complaint(context: Context, case: Case, path: Path, what: str, usual: set[str]) -> list[Deviation]:
+    """What is wrong with how this file is met, if anything is; ``usual``: what is said of a whole file, too."""
     try:
-        _refused(context, case, path, what)
+        _refused(context, case, path, what, usual)
     except Deviation as found:
         return [found]
     return []
 
 
 def _tell_all(found: list[Deviation]) -> None:
-    """Raise the first complaint that is no choice which a reference makes too, the others in its note."""
+    """Raise the first complaint of the gravest kind, the others in its note."""
     if found:
-        lead = min(found, key=lambda f: f.diagnosis is not None)
+        lead = min(found, key=_mildness)
         more = [f"{f.witness.quantity}: {f.witness.actual}" for f in found if f is not lead]
         raise lead.with_note("; ".join(more))
+
+
+def _mildness(found: Deviation) -> int:
+    """Silence is worse than a warning, and that than a choice which a reference makes too."""
+    if found.diagnosis is None:
+        return 0
+    return 2 if found.diagnosis.agrees_with else 1
 
 
 BASE_REPLACED = Diagnosis(
@@ -340,20 +371,34 @@ def _saved_other(context: Context, case: Case, spec: object) -> Iterator[Path]:
         yield path
 
 
-def _refused(context: Context, case: Case, path: Path, what: str) -> None:
+def _refused(context: Context, case: Case, path: Path, what: str, usual: set[str]) -> None:
     base = case.base()
     with torch.no_grad():
         before = base(case.x).double()
     try:
-        found = load(context, base, case, path)
+        with saying(context.subject.name) as said:
+            found = load(context, base, case, path)
     except SubjectRaised:
-        found = None
-    if found is None:
         _unchanged(context, case, before, base, what)
         return
-    if _is_another_method(context, found):
-        return
-    context.demand(False, case, f"loading {what}", "an exception", "an adapter")
+    if not _is_another_method(context, found):
+        raise _loaded(case, what, warned=bool(said - usual))
+
+
+# Named as the quantity by which PEFT fails: it warns, too, so that a finding says "PEFT does the same".
+WARNED = Diagnosis(
+    "loading a file with a tensor missing",
+    "a damaged file is loaded with a warning and not refused",
+    "who does not read the log goes on with what could be read of the file",
+    remedy="refuse the file in a sentence",
+)
+
+
+def _loaded(case: Case, what: str, *, warned: bool) -> Deviation:
+    """What is told of a file that was loaded and ought to have been refused."""
+    quantity, told = f"loading {what}", "an adapter and a warning" if warned else "an adapter"
+    diagnosis = dataclasses.replace(WARNED, mistake=quantity) if warned else None
+    return Deviation(case, quantity, "an exception", told, diagnosis=diagnosis)
 
 
 def _unchanged(context: Context, case: Case, before: torch.Tensor, base: nn.Module, what: str) -> None:
@@ -420,7 +465,8 @@ def test_other_base(context: Context, case: Case) -> None:
             loaded = load(context, other.base(), case, path)
         except SubjectRaised:
             return
-        same_slots(context, case, layer, loaded, but=frozenset(t.name for t in (context.variant.base,) if t))
+        bases = frozenset(t.name for t in (context.variant.base,) if t)
+        same_slots(context, case, layer, loaded, but=bases, path=path)
         if not needs_base:
             _base_kept(context, case, layer, loaded)
         elif not _same_change(case, other, layer, loaded):
@@ -496,9 +542,24 @@ def test_interchange(context: Context, case: Case) -> None:
     """A checkpoint that PEFT wrote, where the subject takes it, gives PEFT's output, and the reverse."""
     if context.oracle.kind != "library":
         raise OutsideDomain("only PEFT's checkpoint format is exchanged")
-    taken = [_from_peft(context, case), _to_peft(context, case)]
-    if not any(taken):
+    told = [_told(way, context, case) for way in (_from_peft, _to_peft)]
+    # What the files do counts before what is asked elsewhere, whichever way it shows.
+    for kind in (Deviation, ToldElsewhere):
+        for each in told:
+            if isinstance(each, kind):
+                raise each
+    if not any(told):
         raise OutsideDomain("what the subject saves of one adapter, and loads, is no folder in PEFT's format")
+
+
+def _told(
+    way: Callable[[Context, Case], bool], context: Context, case: Case
+) -> bool | Deviation | ToldElsewhere:
+    """Whether a checkpoint was taken that way, or what is told of it."""
+    try:
+        return way(context, case)
+    except (Deviation, ToldElsewhere) as found:
+        return found
 
 
 def _from_peft(context: Context, case: Case) -> bool:
@@ -511,9 +572,8 @@ def _from_peft(context: Context, case: Case) -> bool:
             ours = load(context, case.base(), case, path)
         except (SubjectRaised, NotApplicable):
             return False
-        same_output(
-            context, case, theirs, ours, "output from a checkpoint that PEFT wrote", ROUNDOFFS["interchange"]
-        )
+        passage = Passage(case, theirs, ours, context.layer(case))
+        passage.judge(context, "output from a checkpoint that PEFT wrote")
     return True
 
 
@@ -529,22 +589,22 @@ def _to_peft(context: Context, case: Case) -> bool:
     with saved(context, case) as (ours, path):
         if not _is_in_pefts_format(path):
             return False
+        fresh = context.reference(case)
+        read = on_the_audits_model(path, names_of(context.oracle, fresh), path.parent.parent / "renamed")
+        passage = Passage(case, ours, _loaded_by_peft(context, case, read), fresh, asked_of_file=True)
         try:
-            theirs = as_layer(context.oracle.load(case.base(), case.spec, path), context.oracle, "load")
-        except Exception as error:
-            context.demand(
-                False, case, "PEFT loading the subject's checkpoint", "an adapter", type(error).__name__
-            )
-            return True
-        same_output(
-            context,
-            case,
-            theirs,
-            ours,
-            "output from the subject's checkpoint in PEFT",
-            ROUNDOFFS["interchange"],
-        )
+            passage.judge(context, "output from the subject's checkpoint in PEFT")
+        except Deviation as found:
+            raise explained(found, passage, read, context.oracle) from None
     return True
+
+
+def _loaded_by_peft(context: Context, case: Case, path: Path) -> Layer:
+    try:
+        return as_layer(context.oracle.load(case.base(), case.spec, path), context.oracle, "load")
+    except Exception as error:
+        quantity, got = "PEFT loading the subject's checkpoint", type(error).__name__
+        raise Deviation(case, quantity, "an adapter", got, note=said(error)) from None
 
 
 ALPHA_NOT_STORED = Diagnosis(
@@ -583,7 +643,7 @@ ALPHA_NOT_READ = Diagnosis(
 def test_other_settings(context: Context, case: Case) -> None:
     """Loaded with another alpha, rank, λ₀ or mode, the adapter is the one in the file, or loading is refused."""
     with saved(context, case) as (layer, path):
-        load(context, case.base(), case, path)  # not offered at all is another matter
+        own = load(context, case.base(), case, path)  # not offered at all is another matter
         for name, old, new, other in _other_settings(case):
             try:
                 loaded = load(context, case.base(), other, path)
@@ -593,7 +653,10 @@ def test_other_settings(context: Context, case: Case) -> None:
             try:
                 same_output(context, case, layer, loaded, what)
             except Deviation as found:
-                if name == "alpha":
+                trip, moved = moved_by(case, layer, own, loaded)
+                # What another mode does is asked of the mode itself, too.
+                found.alone = moved > FAR_MORE * trip and name not in context.variant.modes
+                if name == "alpha" and moved:
                     found.diagnosis = _of_alpha(context, alpha_is_stored(context, case, layer))
                 raise
 

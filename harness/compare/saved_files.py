@@ -8,10 +8,11 @@ from __future__ import annotations
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from harness.compare.outcome import OutsideDomain
 
+HALVES = (torch.float16, torch.bfloat16)
 PICKLE_MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -79,52 +81,129 @@ def _tensors(value: object, place: str) -> Iterator[tuple[str, Tensor]]:
         yield from _tensors(each, f"{place}.{name}")
 
 
-def holds(tensors: dict[str, Tensor], value: Tensor) -> bool:
+def holds(tensors: Mapping[str, Tensor], value: Tensor) -> bool:
     """Whether some stored tensor has exactly the entries of ``value``, in whatever layout."""
+    return bool(_holding(tensors, value))
+
+
+def _holding(tensors: Mapping[str, Tensor], value: Tensor) -> list[str]:
+    """The names of the tensors that have exactly the entries of ``value``, in whatever layout."""
     wanted = value.double().flatten().sort().values
-    for tensor in tensors.values():
-        plain = tensor.layout == torch.strided and tensor.is_floating_point()
-        if plain and tensor.numel() == wanted.numel():
-            found = tensor.double().flatten().sort().values
-            if torch.equal(found, wanted):
-                return True
-    return False
+    return [name for name, tensor in tensors.items() if _is_plain(tensor) and _has(tensor, wanted)]
 
 
-def _rewrite(file: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    with safe_open(file, framework="pt") as handle:
-        metadata = handle.metadata()
-    save_file(change(load_file(file)), file, metadata=metadata)
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.is_floating_point()
 
 
-def _largest(tensors: dict[str, Tensor]) -> str:
-    return max(sorted(tensors), key=lambda name: tensors[name].numel())
+def _has(tensor: Tensor, wanted: Tensor) -> bool:
+    if tensor.numel() != wanted.numel():
+        return False
+    return torch.equal(tensor.double().flatten().sort().values, wanted)
 
 
-def truncate(path: Path) -> None:
-    """Cut the last safetensors file in half."""
+def held_in_half(tensors: Mapping[str, Tensor], value: Tensor) -> torch.dtype | None:
+    """The half precision in which some stored tensor has the entries of ``value``, rounded; None where none has."""
+    for dtype in HALVES:
+        stored_so = {name: tensor for name, tensor in tensors.items() if tensor.dtype == dtype}
+        if holds(stored_so, value.to(dtype)):
+            return dtype
+    return None
+
+
+def word_of(dtype: torch.dtype) -> str:
+    """float16, bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def all_tensors(path: Path) -> dict[str, Tensor]:
+    """Whatever tensors the files under a path hold, torch's own archives included where they can be read as such."""
+    found = stored(path)
+    return {**opened(found.pickles), **found.tensors}
+
+
+def names(path: Path) -> set[str]:
+    """What the files under a path call their tensors."""
+    found = stored(path)
+    return {*found.tensors, *(name for f in found.pickles for part in _parts(_content(f)) for name in part)}
+
+
+Part = dict[Any, Tensor]
+
+
+def _content(file: Path) -> Any:
+    """What a torch archive holds, where that is plain values alone; None where it is anything else."""
+    with suppress(Exception):
+        return torch.load(file, map_location="cpu", weights_only=True)
+    return None
+
+
+def _parts(content: Any) -> list[Part]:
+    """The tensors of an archive's dict, and of the dicts in it, each as a dict of its own by the same keys."""
+    if not isinstance(content, dict):
+        return []
+    within = [content, *(each for each in content.values() if isinstance(each, dict))]
+    parts = [{k: v for k, v in part.items() if isinstance(v, Tensor)} for part in within]
+    return [part for part in parts if part]
+
+
+def rewrite(file: Path, change: Callable[[Part], Part]) -> None:
+    """Put ``change`` of its tensors into a file, safetensors or torch's archive; what else it holds stays."""
+    if not is_pickle(file):
+        with safe_open(file, framework="pt") as handle:
+            metadata = handle.metadata()
+        save_file(change(load_file(file)), file, metadata=metadata)
+        return
+    content = _content(file)
+    for part in [content, *(each for each in content.values() if isinstance(each, dict))]:
+        before = {k: v for k, v in part.items() if isinstance(v, Tensor)}
+        after = change(before)
+        for gone in before.keys() - after.keys():
+            del part[gone]
+        part.update(after)
+    torch.save(content, file)
+
+
+def _largest(file: Path, own: Sequence[Tensor]) -> Any:
+    """The name of the largest of the adapter's ``own`` tensors, which no loader can do without.
+
+    Where none of them is found, of all in the file; raises OutsideDomain for an archive, which may hold anything else.
+    """
+    parts = _parts(_content(file)) if is_pickle(file) else [load_file(file)]
+    there = {name: tensor for part in parts for name, tensor in part.items()}
+    values = [v for value in own for v in (value, *(value.to(half) for half in HALVES))]
+    known = {name for value in values for name in _holding(there, value)}
+    if not known and is_pickle(file):
+        raise OutsideDomain("which tensors of the subject's archive are the adapter's is not known")
+    return max(sorted(known or there, key=str), key=lambda name: there[name].numel())
+
+
+def truncate(path: Path, own: Sequence[Tensor] = ()) -> None:
+    """Cut the last file of tensors in half."""
     file = _the_file(path)
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
 
 
-def drop_key(path: Path) -> None:
-    """Leave the largest tensor out."""
+def drop_key(path: Path, own: Sequence[Tensor] = ()) -> None:
+    """Leave the adapter's largest tensor out; ``own``: the adapter's tensors."""
     file = _the_file(path)
-    name = _largest(load_file(file))
-    _rewrite(file, lambda tensors: {k: v for k, v in tensors.items() if k != name})
+    name = _largest(file, own)
+    rewrite(file, lambda tensors: {k: v for k, v in tensors.items() if k != name})
 
 
-def misshape(path: Path) -> None:
-    """Give the largest tensor one entry more along its last dimension."""
+def misshape(path: Path, own: Sequence[Tensor] = ()) -> None:
+    """Give the adapter's largest tensor one entry more along its last dimension."""
     file = _the_file(path)
-    name = _largest(load_file(file))
+    name = _largest(file, own)
 
-    def widen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def widen(tensors: Part) -> Part:
+        if name not in tensors:
+            return tensors
         wide = torch.cat([tensors[name], tensors[name][..., -1:]], dim=-1)
         return {**tensors, name: wide.contiguous()}
 
-    _rewrite(file, widen)
+    rewrite(file, widen)
 
 
 class _Canary:
@@ -155,12 +234,19 @@ def booby_trap(path: Path) -> Path:
 
 
 def _the_file(path: Path) -> Path:
-    found = stored(path).safetensors
-    if not found:
+    files = with_tensors(path)
+    if not files:
         raise OutsideDomain(
-            "the subject does not write safetensors: its files cannot be damaged in a known way"
+            "the subject writes neither safetensors nor torch's archives of tensors alone: "
+            "its files cannot be damaged in a known way"
         )
-    return found[-1]
+    return files[-1]
+
+
+def with_tensors(path: Path) -> list[Path]:
+    """The safetensors files; where there are none, torch's archives whose dicts hold tensors."""
+    found = stored(path)
+    return found.safetensors or [f for f in found.pickles if _parts(_content(f))]
 
 
 def copy(path: Path, to: Path) -> Path:

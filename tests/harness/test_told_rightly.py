@@ -246,7 +246,7 @@ def test_a_file_of_fewer_digits_is_one_finding() -> None:
     """It depends on no state, and on no base."""
     checks = ["save_load.round_trip", "save_load.stored", "save_load.other_base", "lifecycle.saved"]
     (found,) = findings(HalvesItsFiles(), checks)
-    assert found.title == "a saved adapter does not come back as it was"
+    assert found.title == "the file holds in half precision what the adapter holds in full"
 
 
 class NothingToSwitchBetween(wrapped.Library):
