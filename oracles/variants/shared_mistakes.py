@@ -283,7 +283,8 @@ def starts_of_factors(
             "A is drawn by the size of its other side: bound 1/√r instead of 1/√in",
             "A starts √(in/r) too large, more so the wider the layer: B's first steps are that much larger",
             {"start.A": _uniform_by_rank},
-            "draw A in the shape (r, in): of a tensor kept as (in, r), kaiming_uniform_ takes r for its inputs",
+            "draw A from U(−1/√in, 1/√in): the bound is that of A's inputs, not of its r outputs, also where A is kept "
+            "as (in, r)",
         ),
         Mistake(
             f"{variant}.gaussian_a",
@@ -395,7 +396,8 @@ def branches(variant: str) -> list[Mistake]:
             "no gradient goes through the adapter to the input",
             "layers below the adapted one get only the base weight's part of their gradient",
             {"adapter_input": detached},
-            "give the adapter's branch x itself, not a detached copy of it",
+            "keep x's graph on its way into the adapter's branch, and leave the weight that forward used as it is until "
+            "the backward pass is over",
         ),
     ]
 

@@ -1,0 +1,150 @@
+"""What is said of calls, of dropout, of what trains and of ranks is what was seen: each with a subject that is right."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as fn
+
+from harness.cases.profiles import Profile
+from harness.compare.refusals import complaint
+from harness.engine.described import source_of
+from reports.model import Finding
+from reports.render import markdown
+from reports.render.fixes import look_at
+from tests.harness.test_told_rightly import findings
+from tests.subjects import wrapped
+from tests.subjects.judged import audit
+
+TWELVE = Profile("default", 12, 0)
+
+
+def found(layer: type[wrapped.Wrapped], variant: str, *checks: str) -> tuple[Finding, ...]:
+    """What these checks find of a layer."""
+    return findings(wrapped.Library({variant: layer}), checks, variant, TWELVE)
+
+
+# --- calls
+
+
+class TakesItsWeight(wrapped.Lora):
+    """The first call puts a computed tensor in the place of the base's parameter; outputs stay as they are."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        if "weight" in self.base._parameters:
+            held = self.base.weight
+            del self.base._parameters["weight"]
+            self.base.__dict__["weight"] = held * 1
+        return super().branch(x)
+
+
+class Counts(wrapped.Lora):
+    """The update grows by a part of itself at every call."""
+
+    calls = 0
+
+    def branch(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().branch(x) * (1 + self.calls / 8)
+
+
+class Halves(wrapped.Lora):
+    """The input is overwritten."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        x.data.mul_(0.5)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("layer", "mistake", "failure"),
+    [
+        (TakesItsWeight, "forward.takes_away", "does not find base.weight"),
+        (Counts, "forward.depends_on_calls", "results depend on what was called before"),
+        (Halves, "forward.overwrites_input", "what the caller computes from x after the call"),
+    ],
+)
+def test_what_a_call_does_is_what_is_told(layer: type[wrapped.Wrapped], mistake: str, failure: str) -> None:
+    """That results depend on earlier calls is said where the same input had two answers."""
+    (told,) = found(layer, "lora", "forward.pure")
+    assert told.mistake == mistake
+    assert failure in told.failure_mode
+    assert ("called before" in told.failure_mode) == (layer is Counts)
+
+
+def test_a_call_without_effects_is_left_alone() -> None:
+    assert found(wrapped.Lora, "lora", "forward.pure") == ()
+
+
+# --- ranks
+
+
+class WarnsOfOddRanks(wrapped.Hra):
+    """In the same words each time, with Gram-Schmidt too."""
+
+    def check_rank(self, r: int, in_: int) -> None:
+        if r % 2:
+            warnings.warn("the symmetric start needs an even r", stacklevel=2)
+
+
+class WarnsOnce(wrapped.Hra):
+    """Once in a process."""
+
+    said: ClassVar[list[int]] = []
+
+    def check_rank(self, r: int, in_: int) -> None:
+        if r % 2 and not self.said:
+            self.said.append(r)
+            warnings.warn("the symmetric start needs an even r", stacklevel=2)
+
+
+class WarnsOfSomethingElse(wrapped.Hra):
+    """At every rank."""
+
+    def check_rank(self, r: int, in_: int) -> None:
+        warnings.warn(f"adapters of rank {r} are experimental", stacklevel=2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "told"), [(WarnsOfOddRanks, False), (WarnsOnce, False), (WarnsOfSomethingElse, True)]
+)
+def test_a_rank_that_is_warned_of_is_not_taken_without_a_word(
+    layer: type[wrapped.Wrapped], told: bool
+) -> None:
+    """However often it was said before; what is said of every rank is no word about this one."""
+    assert bool(found(layer, "hra", "shapes.undefined_rank")) == told
+
+
+# --- words
+
+
+def test_torch_s_words_on_dtypes_are_not_taken_for_sizes() -> None:
+    for words in (
+        "mat1 and mat2 must have the same dtype, but got BFloat16 and Float",
+        "Input type (BFloat16) and bias type (float) should be the same",
+        "expected m1 and m2 to have the same dtype, but got: float != double",
+    ):
+        assert complaint(words) == " (dtypes that do not fit)"
+    assert complaint("mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)") == " (sizes that do not fit)"
+
+
+def test_what_to_look_at_in_half_precision_presumes_no_cast() -> None:
+    assert "branches on the dtype" in look_at("dtype.identity", "dtype")
+
+
+class NamesAFile(wrapped.Library):
+    """Knows its file, and no symbol in it."""
+
+    def source(self, variant: str, aspect: str) -> tuple[Path, str]:
+        return Path(__file__), None  # type: ignore[return-value]
+
+
+def test_a_file_without_a_symbol_is_no_symbol_of_the_name_none() -> None:
+    assert source_of(NamesAFile(), "lora", "forward") == (Path(__file__), "")
