@@ -122,6 +122,72 @@ def test_a_rank_that_is_warned_of_is_not_taken_without_a_word(
     assert bool(found(layer, "hra", "shapes.undefined_rank")) == told
 
 
+# --- dropout
+
+
+class Corrected(wrapped.Pissa):
+    """The whole weight stays, and the principal part is taken out with the factors of the start."""
+
+    def build(self) -> None:
+        super().build()
+        self.start = self.A.detach().clone(), self.B.detach().clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        A0, B0 = self.start
+        wide = x.to(self.dtype)
+        dropped = self.drop(wide)
+        whole = fn.linear(wide, self.residual + self.s * B0 @ A0, self.base.bias)
+        trained = fn.linear(fn.linear(dropped, self.A), self.B)
+        taken_out = fn.linear(fn.linear(self.seen(wide, dropped), A0), B0)
+        return wrapped.answered(whole + self.s * (trained - taken_out), x)
+
+    def seen(self, x: Tensor, dropped: Tensor) -> Tensor:
+        """What the frozen factors are given: x itself, which is PiSSA."""
+        return x
+
+
+class CorrectedOfDropped(Corrected):
+    """They are given the trained ones' input."""
+
+    def seen(self, x: Tensor, dropped: Tensor) -> Tensor:
+        return dropped
+
+
+class CorrectedOfAnotherMask(Corrected):
+    """They are given an x with a mask of its own."""
+
+    def seen(self, x: Tensor, dropped: Tensor) -> Tensor:
+        return self.drop(x)
+
+
+class WholeLayerDropped(wrapped.Dora):
+    """One dropped x goes into everything."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fn.linear(self.drop(x.to(self.dtype)), self.weight(), self.base.bias).to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("variant", "layer", "told"),
+    [
+        ("pissa", CorrectedOfDropped, ["pissa.dropout_on_correction"]),
+        ("pissa", CorrectedOfAnotherMask, [None]),
+        ("pissa", Corrected, []),
+        ("dora", WholeLayerDropped, ["dora.dropout_on_everything"]),
+        ("dora", wrapped.Dora, []),
+    ],
+)
+def test_what_else_is_dropped_has_its_name(
+    variant: str, layer: type[wrapped.Wrapped], told: list[str | None]
+) -> None:
+    """And the smallest case speaks of the output: the branch itself is given a dropped x in all of them."""
+    library = wrapped.Library({variant: layer})
+    judged = audit(library, [variant], checks=lambda check: check.id == "dropout.placement")
+    assert [f.mistake for f in judged.findings] == told
+    for claim in judged.run.claims:
+        assert "the branch's input" not in (claim.reason or "")
+
+
 # --- words
 
 
