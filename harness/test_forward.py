@@ -397,9 +397,7 @@ def _kept(case: Case, held: dict[str, Tensor], now: dict[str, Tensor], steady: b
         _effect(case, "tensors changed by a call", "none", ", ".join(changed), CHANGES, steady)
 
 
-def _effect(
-    case: Case, quantity: str, expected: str, actual: str, told: Diagnosis, steady: bool
-) -> NoReturn:
+def _effect(case: Case, quantity: str, expected: str, actual: str, told: Diagnosis, steady: bool) -> NoReturn:
     """Raise Deviation with what was seen; that results depend on earlier calls is said where they did."""
     failure = told.failure_mode if steady else f"{told.failure_mode}; {DEPENDS.failure_mode}"
     raise Deviation(

@@ -29,6 +29,7 @@ from oracles.variants.shared_mistakes import (
     lost_bias,
     more_branches,
     more_dropouts,
+    own_biases,
     scales,
 )
 from oracles.variants.shared_parts import RSLORA, A, B, adding, no_bias
@@ -158,6 +159,7 @@ MISTAKES = (
         documented=(rf"{DROPS}(frozen|subtracted|initial) (part|factors|product|correction)",),
     ),
     *more_branches("pissa"),
+    *own_biases("pissa"),
 )
 
 

@@ -1,9 +1,8 @@
-"""What is said of calls, of dropout, of what trains and of ranks is what was seen: each with a subject that is right."""
+"""What is said of calls, dropout, ranks and of what trains is what was seen: each with a subject that is right."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,8 +14,8 @@ from torch.nn import functional as fn
 from harness.cases.profiles import Profile
 from harness.compare.refusals import complaint
 from harness.engine.described import source_of
+from oracles.implementation import Slot
 from reports.model import Finding
-from reports.render import markdown
 from reports.render.fixes import look_at
 from tests.harness.test_told_rightly import findings
 from tests.subjects import wrapped
@@ -186,6 +185,111 @@ def test_what_else_is_dropped_has_its_name(
     assert [f.mistake for f in judged.findings] == told
     for claim in judged.run.claims:
         assert "the branch's input" not in (claim.reason or "")
+
+
+# --- what trains
+
+
+class WithBiases(wrapped.Lora):
+    """The factors are layers; which of them have a bias, and whether it starts at zero."""
+
+    of_a, of_b, from_zero = False, True, False
+
+    def build(self) -> None:
+        (out, in_), r = self.base.weight.shape, self.spec.rank
+        self.down = nn.Linear(in_, r, bias=self.of_a, dtype=self.dtype)
+        self.up = nn.Linear(r, out, bias=self.of_b, dtype=self.dtype)
+        nn.init.zeros_(self.up.weight)
+        if self.from_zero:
+            nn.init.zeros_(self.up.bias)
+
+    def slots(self) -> dict[str, Slot]:
+        return {"A": Slot(self.down.weight), "B": Slot(self.up.weight)}
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.up(self.down(self.drop(x.to(self.dtype)))) * self.s
+
+
+class BiasFromZero(WithBiases):
+    """As PEFT's option has it."""
+
+    from_zero = True
+
+
+class BiasOfA(WithBiases):
+    """The first layer has one."""
+
+    of_a, of_b = True, False
+
+
+class BothBiases(WithBiases):
+    """Layers as torch makes them."""
+
+    of_a = True
+
+
+class BiasUnscaled(WithBiases):
+    """It is added beside the scaled product."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return super().branch(x) + (1 - self.s) * self.up.bias
+
+
+class NoBias(WithBiases):
+    """LoRA."""
+
+    of_b = False
+
+
+class BasesBias(wrapped.Lora):
+    """The base's bias is left to train."""
+
+    def build(self) -> None:
+        super().build()
+        if self.base.bias is not None:
+            self.base.bias.requires_grad_(True)
+
+
+class Gated(wrapped.Dora):
+    """A number of its own is trained, which starts where it does nothing."""
+
+    def build(self) -> None:
+        super().build()
+        self.gate = nn.Parameter(torch.ones(3, 3, dtype=self.dtype))
+
+    def slots(self) -> dict[str, Slot]:
+        return {name: slot for name, slot in super().slots().items() if name != "gate"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        return y + (super().forward(x) - y) * self.gate.mean().to(y.dtype)
+
+
+@pytest.mark.parametrize(
+    ("variant", "layer", "told"),
+    [
+        ("lora", WithBiases, ("lora.own_bias", "(`up.bias`)", "BUG", "critical")),
+        ("lora", BiasFromZero, ("lora.own_bias", "(`up.bias`)", "OK-undoc", "minor")),
+        ("lora", BiasOfA, ("lora.own_bias_of_a", "(`down.bias`)", "BUG", "critical")),
+        ("lora", BothBiases, ("lora.own_biases", "up.bias`", "BUG", "critical")),
+        ("lora", BiasUnscaled, ("lora.own_bias_unscaled", "(`up.bias`)", "BUG", "critical")),
+        ("lora", BasesBias, ("lora.trainable_bias", "the base layer's bias", "BUG", "major")),
+        ("dora", Gated, ("shapes.further_trained", "`gate`", "BUG", "major")),
+    ],
+)
+def test_what_trains_beside_the_adapter_is_the_base_s_or_its_own(
+    variant: str, layer: type[wrapped.Wrapped], told: tuple[str, str, str, str]
+) -> None:
+    """One finding with its name, of the output too where it acts from the start."""
+    checks = ("shapes.frozen_base", "forward.random_parameters", "step0.base_frozen")
+    (one,) = found(layer, variant, *checks)
+    assert (one.mistake, one.tag, one.severity) == (told[0], *told[2:])
+    assert told[1] in one.title
+
+
+@pytest.mark.parametrize("layer", [NoBias, wrapped.Lora])
+def test_factors_without_a_bias_train_nothing_else(layer: type[wrapped.Wrapped]) -> None:
+    assert found(layer, "lora", "shapes.frozen_base", "forward.random_parameters") == ()
 
 
 # --- words
