@@ -31,6 +31,8 @@ from oracles.variants import Variant, paper
 from reports.model import Diagnosis
 
 RATE = 0.4
+# Read from the output, which is all that is seen: the branch itself may well be given another x than this.
+SEEN = f"the x_d with which the output is x W₀ᵀ + b + x_d (W' − W₀)ᵀ, at p = {RATE}"
 WHOLE = "x, whole"
 DROPPING = Domain(dtypes=("float32",), sizes=(2, 5), batches=((16,),), dropout=RATE, tall=True)
 ROUNDS = 8
@@ -182,7 +184,7 @@ def _in_evaluation(layer: Layer, case: Case) -> Tensor:
 @check(
     "dropout",
     "major",
-    title="dropout acts on another tensor than the adapter branch's input, or with another mask",
+    title="dropout acts on something else than the adapter branch's input alone, or with another mask",
     failure_mode="training would regularise something else than with the references",
     domain=DROPPING,
     applies=_has_dropout,
@@ -191,9 +193,9 @@ def _in_evaluation(layer: Layer, case: Case) -> Tensor:
     follows=("dropout.active", "forward.base_kept"),
 )
 def test_placement(context: Context, case: Case) -> None:
-    """What the adapter branch was given is read back from its contribution: every entry is 0 or x/(1 − p).
+    """What the adapter as a whole sees of x is read back from the output: every entry is 0 or x/(1 − p).
 
-    The contribution is linear in the branch's input, c = x_d Mᵀ with M = W' − W₀ of full column rank here, so
+    A right contribution is linear in what was dropped, c = x_d Mᵀ with M = W' − W₀ of full column rank here, so
     x_d = c pinv(Mᵀ); the base path keeps x. The mask is drawn per entry. At full rank PiSSA leaves nothing of the base
     path: that it keeps x is asked at rank 1 again.
     """
@@ -209,7 +211,7 @@ def test_placement(context: Context, case: Case) -> None:
         if actual == WHOLE and _has_no_effect(layer, case):
             raise ToldElsewhere(NOTHING_TO_DROP, "forward.random_parameters")
         told = ignored_dropout(context.variant) if actual == WHOLE else None
-        raise Deviation(case, f"the branch's input at p = {RATE}", wanted, actual, diagnosis=told)
+        raise Deviation(case, SEEN, wanted, actual, diagnosis=told)
     _base_path(context, context.abilities.fitted(case.but(rank=1)))
 
 
@@ -223,7 +225,8 @@ def _base_path(context: Context, case: Case) -> None:
     change = masked(layer, case.x, 0) - (case.x.double() @ weight.mT + bias)
     outside = change - change @ torch.linalg.pinv(M.mT) @ M.mT
     kept = float(outside.norm()) <= OUTSIDE_SPAN * float(change.norm())
-    context.demand(kept, case, f"x of the base path at p = {RATE}", "whole", "with entries dropped")
+    what = f"dropout's part of the output at p = {RATE}"
+    context.demand(kept, case, what, "x_d (W' − W₀)ᵀ for some x_d", "more than that")
 
 
 def read_mask(layer: Layer, case: Case, seed: int, base: Tensor) -> Tensor | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -321,11 +323,44 @@ def test_modes(context: Context, case: Case) -> None:
     context.compare(context.pair(case, "far"), gradients=True)
 
 
+OVERWRITES = Diagnosis(
+    "forward.overwrites_input",
+    "calling the layer has side effects: it overwrites its input",
+    "what the caller computes from x after the call is computed from other numbers",
+    remedy="compute on a new tensor, not in place on x",
+)
+DRAWS = Diagnosis(
+    "forward.draws",
+    "calling the layer has side effects: without dropout, too, it changes the state of torch's generator",
+    "what is drawn after a call is drawn otherwise than without it, so that runs of one seed differ by the calls in between",
+    remedy="leave torch's generator alone in a call in which nothing is dropped",
+)
+TAKES_AWAY = Diagnosis(
+    "forward.takes_away",
+    "calling the layer has side effects: tensors are no longer among its parameters and buffers",
+    "who goes through the layer's parameters and buffers after a call (a checkpoint, a cast, an optimizer) does not "
+    "find {}",
+    remedy="leave the parameter where it is, and compute the weight that is used in a variable beside it",
+)
+CHANGES = Diagnosis(
+    "forward.changes_tensors",
+    "calling the layer has side effects: it changes its own tensors",
+    "what is saved or trained on after a call is not what was there before it",
+    remedy="leave the layer's tensors as they are in a call",
+)
+DEPENDS = Diagnosis(
+    "forward.depends_on_calls",
+    "calling the layer has side effects: the same call twice gives two outputs",
+    "results depend on what was called before, or on chance",
+    remedy="compute each call from its input and the layer's tensors alone",
+)
+
+
 @check(
     "forward",
     "major",
     title="calling the layer has side effects",
-    failure_mode="results would depend on what was called before",
+    failure_mode="the layer is another one after a call, or its caller's tensors are",
     against=("paper",),
     examples=4,
     diagnose=False,
@@ -339,7 +374,7 @@ def test_pure(context: Context, case: Case) -> None:
     "forward",
     "major",
     title="in one of its modes calling the layer has side effects",
-    failure_mode="results would depend on what was called before",
+    failure_mode="the layer is another one after a call, or its caller's tensors are",
     against=("paper",),
     examples=4,
     modes=True,
@@ -354,30 +389,45 @@ def test_pure_modes(context: Context, case: Case) -> None:
 def _pure(context: Context, case: Case) -> None:
     layer = far_layer(context, case)
     held = {n: t.detach().clone() for n, t in _state(layer).items()}
-    x = case.x
-    generator = torch.get_rng_state()
+    x, generator = case.x, torch.get_rng_state()
     first = layer(x).detach().clone()
     drew = not torch.equal(generator, torch.get_rng_state())
-    second = layer(x).detach()
-    context.demand(_equal(x, case.x), case, "the input after a call", "unchanged", "changed")
-    if case.spec.dropout == 0:  # else it is the nearest to none that the subject can express
-        context.demand(
-            not drew, case, "torch's generator after a call without dropout", "unchanged", "advanced"
-        )
-    now = _state(layer)
-    gone = [n for n in held if n not in now]
-    context.demand(
-        not gone, case, "parameters and buffers that are gone after a call", "none", ", ".join(gone)
-    )
+    kept = _equal(x, case.x)
+    second = layer(x if kept else case.x).detach()
+    steady = drew or rounding.same_values(first, second)  # what is drawn differs without any state
+    if not kept:
+        _effect(case, "the input after a call", "unchanged", "changed", OVERWRITES, steady)
+    if drew and case.spec.dropout == 0:  # else it is the nearest to none that the subject can express
+        what = "torch's generator after a call without dropout"
+        _effect(case, what, "unchanged", "changed", DRAWS, steady)
+    _kept(case, held, _state(layer), steady)
+    if not steady:
+        _effect(case, "the same call twice", "equal", "different", DEPENDS, True)
+    if "bfloat16" in context.abilities.dtypes:
+        half = case.but(dtype="bfloat16")
+        x = half.x
+        far_layer(context, half)(x)
+        if not _equal(x, half.x):
+            _effect(half, "the input after a call", "unchanged", "changed", OVERWRITES, True)
+
+
+def _kept(case: Case, held: dict[str, Tensor], now: dict[str, Tensor], steady: bool) -> None:
+    """Raise Deviation where tensors are gone after a call, or have other values."""
+    if gone := ", ".join(n for n in held if n not in now):
+        told = dataclasses.replace(TAKES_AWAY, failure_mode=TAKES_AWAY.failure_mode.format(gone))
+        what = "parameters and buffers that are gone after a call"
+        _effect(case, what, "none", gone, told, steady)
     changed = [n for n, t in now.items() if n in held and not rounding.same_values(t, held[n])]
-    context.demand(not changed, case, "tensors changed by a call", "none", ", ".join(changed))
-    context.demand(rounding.same_values(first, second), case, "the same call twice", "equal", "different")
-    if "bfloat16" not in context.abilities.dtypes:
-        return
-    half = case.but(dtype="bfloat16")
-    x = half.x
-    far_layer(context, half)(x)
-    context.demand(_equal(x, half.x), half, "the input after a call", "unchanged", "changed")
+    if changed:
+        _effect(case, "tensors changed by a call", "none", ", ".join(changed), CHANGES, steady)
+
+
+def _effect(case: Case, quantity: str, expected: str, actual: str, told: Diagnosis, steady: bool) -> NoReturn:
+    """Raise Deviation with what was seen; that results depend on earlier calls is said where they did."""
+    failure = told.failure_mode if steady else f"{told.failure_mode}; {DEPENDS.failure_mode}"
+    raise Deviation(
+        case, quantity, expected, actual, diagnosis=dataclasses.replace(told, failure_mode=failure)
+    )
 
 
 def _equal(actual: Tensor, expected: Tensor) -> bool:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare.context import Context
-from harness.compare.ear import heard
+from harness.compare.ear import heard_before, utterances
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt, answering
-from harness.compare.loose_parameters import asked_in_vain
-from harness.compare.outcome import Deviation, ModeMissing, OutsideDomain, Unverified
+from harness.compare.loose_parameters import asked_in_vain, further_trained
+from harness.compare.outcome import Deviation, ModeMissing, OutsideDomain, Unverified, without_numbers
 from harness.compare.probing import far_layer, is_the_bases, mode_is_ignored
 from harness.compare.thresholds import BASE_CHANGED
 from harness.engine.checks import check
@@ -100,7 +100,7 @@ def _loose(context: Context, case: Case) -> tuple[list[str], list[str]]:
     "shapes",
     "major",
     title="parameters outside the adapter are trainable",
-    failure_mode="an optimiser over all trainable parameters would move them; the adapter's file would not have them",
+    failure_mode="an optimiser over all trainable parameters would move them; the reference's files have no place for them",
     domain=Domain(biases=(True, False)),
 )
 def test_frozen_base(context: Context, case: Case) -> None:
@@ -114,6 +114,7 @@ def test_frozen_base(context: Context, case: Case) -> None:
     )
     held = [case.weight, case.weight.T, *([] if case.bias_vector is None else [case.bias_vector])]
     told = asked_in_vain({n: named[n] for n in loose}, held, _with_gradient(context, case, loose))
+    told = told or further_trained(context.layer(case), case)
     raise Deviation(case, what, "none", ", ".join(loose), diagnosis=told)
 
 
@@ -193,9 +194,10 @@ def _has_undefined_ranks(variant: Variant) -> bool:
 PEFT_TAKES_FEWER = "PEFT 0.21, which takes as many triples as there are and keeps α/r of the rank asked for"
 PEFT_WARNS = "PEFT 0.21, which starts so and warns of it"
 PEFT_TAKES_MORE = "PEFT 0.21, which makes more vectors orthogonal than there are dimensions"
+OF_RANKS = re.compile(r"\b(rank|r|odd|even|divisible|multiple)\b", re.IGNORECASE)
 UNDEFINED = Diagnosis(
     "shapes.undefined_rank",
-    "a rank that the method is not defined for is taken without a word",
+    "a rank that the method is not defined for is taken without a word about it",
     "what trains would be another adapter than the configuration says, or would not start as the base",
     documented_by=(r"\b(odd|even)\b", r"\brank\b.{0,60}(above|larger|exceed|at most|\bmin\()"),
     severity="minor",
@@ -206,7 +208,7 @@ UNDEFINED = Diagnosis(
 @check(
     "shapes",
     "minor",
-    title="a rank that the method is not defined for is taken without a word",
+    title="a rank that the method is not defined for is taken without a word about it",
     failure_mode="what trains would be another adapter than the configuration says, or would not start as the base",
     applies=_has_undefined_ranks,
     domain=Domain(dtypes=("float32",), sizes=(4, 9)),
@@ -225,15 +227,31 @@ def test_undefined_rank(context: Context, case: Case) -> None:
     if not asked:
         raise OutsideDomain("it is not asked for such ranks")
     for each in asked:
-        before = len(heard(context.subject.name))
         try:
-            layer = adapt(context.subject, each.base(), each.spec)
-            with torch.no_grad():
-                y = layer(each.x)
+            layer, y, said = _answers(context, each)
         except (SubjectRaised, Unsupported):
             continue
-        if len(heard(context.subject.name)) == before:
+        if not _warns(context, each, said):
             _as_asked(context, each, layer, y)
+
+
+def _answers(context: Context, case: Case) -> tuple[Layer, Tensor, set[str]]:
+    """An adapter, what it answers, and what is said meanwhile, a # for every number."""
+    before = len(utterances(context.subject.name))
+    layer = adapt(context.subject, case.base(), case.spec)
+    with torch.no_grad():
+        y = layer(case.x)
+    return layer, y, set(map(without_numbers, utterances(context.subject.name)[before:]))
+
+
+def _warns(context: Context, case: Case, said: set[str]) -> bool:
+    """Whether something is said that is not said of any rank, now or, of ranks, earlier: some say a thing once."""
+    try:
+        usual = _answers(context, case.but(rank=2))[2]
+    except (SubjectRaised, Unsupported):
+        usual = set()
+    earlier = {without_numbers(w) for w in heard_before(context.subject.name) if OF_RANKS.search(w)}
+    return bool((said | earlier) - usual)
 
 
 def _is_offered(context: Context, mode: str, case: Case) -> bool:

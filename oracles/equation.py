@@ -107,7 +107,7 @@ class Equation(Oracle):
         with torch.no_grad():
             values = form.initial(base.weight.detach().double(), spec)
         layer = EquationLayer(base, spec, form, values)
-        return Adapted(layer, {n: Slot(layer.tensor(n)) for n in values if n not in form.do.hidden})
+        return Adapted(layer, {n: Slot(layer.tensor(n)) for n in values if form.has_slot(n)})
 
     def hidden(self, adapted: Adapted) -> Mapping[str, Tensor]:
         """The tensors of the form that have no slot."""

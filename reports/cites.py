@@ -98,6 +98,8 @@ def _docstring_parts(run: Run) -> dict[str, tuple[DocstringPart, ...]]:
 
 def _subject_cite(path: Path, symbol: str, root: Path) -> Cite:
     shown = one_line(str(_shown(path, root)))
+    if not symbol:
+        return Cite(shown, None, None, missing="the subject names the file, and no symbol in it")
     try:
         return _cite(cite_file(path, symbol, alias=shown))
     except Exception as error:  # a subject may point anywhere

@@ -13,10 +13,12 @@ from typing import Any
 
 from harness.compare.blame import OURS, SHIPPED, TORCH
 
-__all__ = ["heard", "is_silent", "listening", "speaks"]
+__all__ = ["heard", "heard_before", "is_silent", "listening", "speaks", "utterances"]
 
 _speakers: list[str] = []
-_heard: dict[str, dict[str, None]] = {}
+_heard: dict[str, list[str]] = {}
+_before: dict[str, dict[str, None]] = {}
+_whose: list[object] = [None]
 LONGEST = 300
 PYTHON = os.path.dirname(os.path.realpath(os.__file__))
 INSTALLED = ("site-packages", "dist-packages")
@@ -25,7 +27,17 @@ BY_TORCH = "Triggered internally at"  # what it says of warnings that come from 
 
 def heard(who: str) -> tuple[str, ...]:
     """What ``who`` has said since the claim began, each sentence once."""
+    return tuple(dict.fromkeys(_heard.get(who, ())))
+
+
+def utterances(who: str) -> tuple[str, ...]:
+    """The same, a sentence as often as it was said: what is said again is no longer than before in :func:`heard`."""
     return tuple(_heard.get(who, ()))
+
+
+def heard_before(who: str) -> tuple[str, ...]:
+    """What ``who`` has said in any claim of this process: a library may say a thing once only."""
+    return tuple(_before.get(who, ()))
 
 
 def speaks(who: str) -> None:
@@ -40,7 +52,9 @@ def is_silent() -> None:
 
 def _hear(words: str) -> None:
     if _speakers:
-        _heard.setdefault(_speakers[-1], {})[" ".join(words.split())[:LONGEST]] = None
+        said = " ".join(words.split())[:LONGEST]
+        _heard.setdefault(_speakers[-1], []).append(said)
+        _before.setdefault(_speakers[-1], {})[said] = None
 
 
 def _heard_in(made: logging.LogRecord) -> logging.LogRecord:
@@ -70,9 +84,12 @@ def _issuer() -> str:
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Warnings and log records (from WARNING on) are kept inside, and shown to nobody."""
+def listening(subject: object = None) -> Iterator[None]:
+    """Warnings and log records (from WARNING on) are kept inside, and shown to nobody; what another one said is not."""
     _heard.clear()
+    if subject is not _whose[0]:
+        _before.clear()
+        _whose[0] = subject
     handler, usual = logging.NullHandler(), logging.getLogRecordFactory()
     logging.getLogger().addHandler(handler)
     logging.setLogRecordFactory(lambda *args, **named: _heard_in(usual(*args, **named)))

@@ -119,7 +119,7 @@ def global_state(subject: object = None) -> Iterator[None]:
     before = _facts()
     generators = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
-        with listening():
+        with listening(subject):
             yield
         after = _facts()
     finally:

@@ -19,10 +19,12 @@ from torch import Tensor
 from harness.cases.layer_cases import Case
 from harness.compare import rounding
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt
+from harness.compare.loose_parameters import loose, of_the_base, own_vectors
 from oracles.equation import EquationLayer
 from oracles.implementation import Implementation, Unsupported
 from oracles.seeding import seed_torch
 from oracles.variants import Canonical
+from oracles.variants.record import OWN_OUT, OWN_RANK
 
 Value = Tensor | str
 Values = dict[str, Value]
@@ -59,7 +61,9 @@ class Sitting:
     def moved(self, case: Case | None = None) -> Layer:
         """A fresh layer at the held parameters, or at its own drawn far from its start."""
         layer = self.layer(case)
-        layer.write(self.held if self.held is not None else far_of(layer, self.case))
+        held = self.held if self.held is not None else far_of(layer, self.case)
+        layer.write(held)
+        write_own(layer, self.case, held)
         if isinstance(layer.module, EquationLayer) and self.start:
             layer.module.started_at(self.start)
         return layer
@@ -82,7 +86,27 @@ def far_of(layer: Layer, case: Case) -> dict[str, Tensor]:
             drawn[name] = torch.randn(shape, generator=generator, dtype=torch.float64) + 2
         elif known.far is not None:
             drawn[name] = known.far(shape, case.spec, generator)
-    return drawn
+    return drawn | own_of(case)
+
+
+def own_of(case: Case) -> dict[str, Tensor]:
+    """Values far from the start for vectors of an adapter's own, where the catalogue knows what they do."""
+    sizes = {OWN_OUT: case.out_features, OWN_RANK: case.spec.rank}
+    known = {part.removeprefix("start.") for m in case.variant.mistakes for part in m.parts}
+    return {
+        name: torch.randn(size, generator=case.generator(stream), dtype=torch.float64)
+        for stream, (name, size) in enumerate(sizes.items(), start=9)
+        if name in known
+    }
+
+
+@torch.no_grad()
+def write_own(layer: Layer, case: Case, held: Mapping[str, Tensor]) -> None:
+    """Write such values where the layer has such vectors."""
+    named = dict(layer.module.named_parameters())
+    for kind, name in own_vectors(layer, case).items():
+        if kind in held:
+            named[name].copy_(held[kind])
 
 
 def _start(sitting: Sitting) -> Values:
@@ -148,13 +172,17 @@ def _features(draws: Tensor) -> Value:
 def _roles(sitting: Sitting) -> Values:
     """Which tensors train, inside the adapter and outside."""
     layer = sitting.layer()
-    slots = {id(layer.raw(n)) for n in layer.names}
-    outside = [n for n, p in layer.module.named_parameters() if p.requires_grad and id(p) not in slots]
-    loose = ", ".join(sorted({n.rpartition(".")[2] for n in outside}))
+    base, own = (of(layer, sitting.case) for of in (of_the_base, own_vectors))
+    kinds = {name: kind for kind, name in own.items()}
+    beside = sorted(kinds.get(n, n) for n in loose(layer) if n not in base)
     roles: Values = {
         f"role of {n}": "trained" if layer.raw(n).requires_grad else "not trained" for n in layer.names
     }
-    return {**roles, "trained outside the adapter": loose or "nothing"}
+    return {
+        **roles,
+        "trained of the base": ", ".join(sorted(set(base.values()))) or "nothing",
+        "trained beside the adapter's tensors": ", ".join(beside) or "nothing",
+    }
 
 
 def _function(sitting: Sitting) -> Values:

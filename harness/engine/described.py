@@ -52,7 +52,9 @@ def _answer(subject: Implementation, variant: str, name: str) -> tuple[Path, str
         found = subject.source(variant, name)
     except Exception:
         return None
-    return (Path(found[0]), str(found[1])) if isinstance(found, tuple) and len(found) == 2 else None
+    if not isinstance(found, tuple) or len(found) != 2 or found[0] is None:
+        return None
+    return Path(found[0]), str(found[1] or "")  # a file without a symbol: nobody is told of a place in it
 
 
 def defined_at(path: Path, symbol: str) -> tuple[Path, str]:

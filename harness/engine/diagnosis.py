@@ -19,13 +19,16 @@ from harness.cases.layer_cases import Case
 from harness.cases.recorded_cases import Recorded
 from harness.compare.abilities import abilities_of
 from harness.compare.context import Context, Worst
-from harness.compare.portrait import Sitting, Value, Values, same
+from harness.compare.layer import adapt
+from harness.compare.loose_parameters import own_parameters
+from harness.compare.portrait import Sitting, Value, Values, own_of, same
 from harness.compare.probing import far_layer, is_the_bases
 from harness.compare.thresholds import ALL_BUT_A_FEW, HALF_DIGITS, THRESHOLDS
 from harness.engine.checks import Check
 from oracles.equation import Equation
 from oracles.implementation import AdapterSpec, Implementation
 from oracles.mistakes import Mistake, mistaken, mistakes_of
+from oracles.seeding import seed_torch
 from oracles.variants import VARIANTS, Variant
 from reports.model import Diagnosis
 
@@ -276,7 +279,7 @@ def _held(subject: Implementation, case: Case) -> Held:
     """The subject's own parameters far from its start, as it holds them, and its start; None where it fails."""
     try:
         sitting = Sitting(subject, case)
-        return sitting.moved().values(), sitting.layer().values()
+        return sitting.moved().values() | own_of(case), sitting.layer().values()
     except Exception:
         return None, None
 
@@ -318,7 +321,25 @@ def diagnose(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, 
     due = there or [(m, where) for m, where in due if where]
     # The one that changes least is what the claim is due to: a wrong function also has wrong gradients.
     due.sort(key=lambda entry: found.reach[entry[0].id])
-    return tuple(described(m, len(where), len(at)) for m, where in due)
+    told = (described(m, len(where), len(at)) for m, where in due)
+    return tuple(named(d, context.subject, failing) for d in told)
+
+
+BIAS_OF_PEFT = "PEFT's `lora_bias=True`, which is off by default: a trained bias in B that starts at zero"
+
+
+def named(told: Diagnosis, subject: Implementation, case: Case) -> Diagnosis:
+    """A bias of the adapter's own with its name in the subject; one that PEFT has as an option is no mistake."""
+    if ".own_bias" not in told.mistake:
+        return told
+    seed_torch(case.seed)
+    layer = adapt(subject, case.base(), case.spec)
+    own = own_parameters(layer, case)
+    names = ", ".join(f"`{name}`" for name in own)
+    summary = told.summary.replace(" of its own", f" of its own ({names})") if names else told.summary
+    starts_at_zero = bool(own) and not any(bool(t.any()) for t in own.values())
+    of_peft = starts_at_zero and told.mistake == "lora.own_bias"
+    return dataclasses.replace(told, summary=summary, agrees_with=BIAS_OF_PEFT if of_peft else None)
 
 
 def coarse(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ...]:

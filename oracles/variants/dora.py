@@ -31,6 +31,7 @@ from oracles.variants.shared_parts import (
     adding,
     base_bias,
     no_bias,
+    nothing_of_its_own,
     same,
     signed,
 )
@@ -208,7 +209,12 @@ MISTAKES = (
         "dora.plain_lora",
         "asked for DoRA, a plain LoRA layer is built: there is no magnitude, and nothing is normalised",
         "another method would be trained than the one that was asked for",
-        {"equation": lora.lora, "hidden": frozenset({"m"}), "role.m": "buffer"},
+        {
+            "equation": lora.lora,
+            "own": nothing_of_its_own,
+            "hidden": frozenset({"m"}),
+            "role.m": "buffer",
+        },
         "build the layer with a magnitude m of one entry per output, started at the norms of W's rows",
         about=frozenset({"output", "roles"}),
     ),

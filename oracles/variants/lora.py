@@ -18,10 +18,20 @@ from oracles.variants.shared_mistakes import (
     lost_bias,
     more_branches,
     more_dropouts,
+    own_biases,
     scales,
     starts_of_factors,
 )
-from oracles.variants.shared_parts import GAUSSIAN_A, RSLORA, B, adding, base_bias, no_bias, same
+from oracles.variants.shared_parts import (
+    GAUSSIAN_A,
+    RSLORA,
+    B,
+    adding,
+    base_bias,
+    no_bias,
+    nothing_of_its_own,
+    same,
+)
 
 if TYPE_CHECKING:
     import peft
@@ -37,9 +47,10 @@ def lora(call: Call, do: Any) -> Tensor:
     base = linear(do.base_input(call.x), call.W, do.bias(call.b, s))
     x = do.adapter_input(call.x)
     if call.place == "delta_w":
-        update = s * (x @ call.drop("delta_w", B @ A).mT)
+        product = x @ call.drop("delta_w", B @ A).mT
     else:
-        update = s * (call.drop("hidden", call.drop("input", x) @ A.mT) @ B.mT)
+        product = call.drop("hidden", call.drop("input", x) @ A.mT) @ B.mT
+    update = s * (product + do.own(call.p, s))
     return base + do.branch(call.drop("update", update))
 
 
@@ -49,6 +60,7 @@ PARTS: dict[str, Any] = {
     "base_input": same,
     "adapter_input": same,
     "branch": same,
+    "own": nothing_of_its_own,
 }
 TENSORS = (GAUSSIAN_A, B)
 FORM = form_of(lora, TENSORS, **PARTS)
@@ -70,6 +82,7 @@ MISTAKES = (
     *branches("lora"),
     *more_dropouts("lora"),
     *more_branches("lora"),
+    *own_biases("lora"),
 )
 
 

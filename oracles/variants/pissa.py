@@ -22,12 +22,14 @@ from oracles.variants.record import (
     form_of,
 )
 from oracles.variants.shared_mistakes import (
+    DROPS,
     branches,
     common,
     dropouts,
     lost_bias,
     more_branches,
     more_dropouts,
+    own_biases,
     scales,
 )
 from oracles.variants.shared_parts import RSLORA, A, B, adding, no_bias
@@ -35,7 +37,17 @@ from oracles.variants.shared_parts import RSLORA, A, B, adding, no_bias
 
 def pissa(call: Call, do: Any) -> Tensor:
     """PiSSA Eq. (5) on the residual weight ``p["W"]`` of Eq. (4); the base weight itself is not used."""
+    if call.place == "correction":
+        return _corrected(call, do)
     return lora.lora(dataclasses.replace(call, W=call.p["W"]), do)
+
+
+def _corrected(call: Call, do: Any) -> Tensor:
+    """The whole W, less its principal part of the dropped x: one mask for it and for the factors."""
+    mask = call.mask(torch.ones_like(call.x))
+    taken_out = (do.base_input(call.x) * mask) @ (call.W - call.p["W"]).mT
+    whole = dataclasses.replace(call, place="input", mask=lambda t: t * mask)
+    return lora.lora(whole, do) - taken_out
 
 
 def principal_factors(W: Tensor, spec: AdapterSpec, do: Any) -> dict[str, Tensor]:
@@ -137,7 +149,17 @@ MISTAKES = (
     lost_bias("pissa", {"bias": no_bias}),
     *branches("pissa"),
     *more_dropouts("pissa"),
+    Mistake(
+        "pissa.dropout_on_correction",
+        "the frozen part that is subtracted is dropped too, with the adapter branch's input",
+        "what is regularised is the change since the start, and part of the frozen path with it: at the start dropout "
+        "changes nothing, where the references drop the principal part",
+        {"place": "correction"},
+        "take the frozen part out of the weight, or compute it from x itself; drop the trained factors' input alone",
+        documented=(rf"{DROPS}(frozen|subtracted|initial) (part|factors|product|correction)",),
+    ),
     *more_branches("pissa"),
+    *own_biases("pissa"),
 )
 
 

@@ -127,6 +127,9 @@ def as_input(y: Tensor, x: Tensor, base: nn.Linear) -> Tensor:
     return y.to(x.dtype)
 
 
+# Trained vectors that only wrong forms have: of one entry for each output, or for each of the rank. They get no slot.
+OWN_OUT, OWN_RANK = "own_out", "own_rank"
+
 # What every form has, whatever the method: where dropout acts and how, what is saved, who gets a gradient.
 COMMON_PARTS: Mapping[str, Any] = {
     "place": "input",
@@ -187,6 +190,10 @@ class Form:
         }
         values |= {name: start(W, spec) for name, start in starts.items()}
         return values | {copy: values[slot].clone() for copy, slot in self.parts["copies"].items()}
+
+    def has_slot(self, name: str) -> bool:
+        """Whether a tensor is told of."""
+        return name not in (*self.parts["hidden"], OWN_OUT, OWN_RANK)
 
     def role(self, name: str) -> Role:
         """Whether a tensor is trained."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from oracles.implementation import AdapterSpec
-from oracles.variants.record import Mistake, Severity
+from oracles.variants.record import OWN_OUT, OWN_RANK, Mistake, Severity
 
 Value = Callable[[Tensor, AdapterSpec], Tensor]
 
@@ -283,7 +283,8 @@ def starts_of_factors(
             "A is drawn by the size of its other side: bound 1/√r instead of 1/√in",
             "A starts √(in/r) too large, more so the wider the layer: B's first steps are that much larger",
             {"start.A": _uniform_by_rank},
-            "draw A in the shape (r, in): of a tensor kept as (in, r), kaiming_uniform_ takes r for its inputs",
+            "draw A from U(−1/√in, 1/√in): the bound is that of A's inputs, not of its r outputs, also where A is kept "
+            "as (in, r)",
         ),
         Mistake(
             f"{variant}.gaussian_a",
@@ -324,7 +325,7 @@ def common(variant: str) -> list[Mistake]:
         Mistake(
             f"{variant}.trainable_bias",
             "the base layer's bias stays trainable",
-            "an optimiser over all trainable parameters would move it, and the saved adapter leaves it out",
+            "an optimiser over all trainable parameters would move it, and a file with the adapter alone leaves it out",
             {"trainable_base_bias": True},
             "freeze the base layer's bias with its weight",
             documented=(
@@ -335,7 +336,8 @@ def common(variant: str) -> list[Mistake]:
         Mistake(
             f"{variant}.trainable_base",
             "the base layer's weight and bias stay trainable",
-            "an optimiser over all trainable parameters would move the base model, which the saved adapter leaves out",
+            "an optimiser over all trainable parameters would move the base model, which a file with the adapter alone "
+            "leaves out",
             {"trainable_base": True},
             "freeze the base layer's parameters when the adapter is made",
         ),
@@ -395,7 +397,8 @@ def branches(variant: str) -> list[Mistake]:
             "no gradient goes through the adapter to the input",
             "layers below the adapted one get only the base weight's part of their gradient",
             {"adapter_input": detached},
-            "give the adapter's branch x itself, not a detached copy of it",
+            "keep x's graph on its way into the adapter's branch, and leave the weight that forward used as it is "
+            "until the backward pass is over",
         ),
     ]
 
@@ -436,4 +439,48 @@ def more_branches(variant: str) -> list[Mistake]:
             {"bias": _twice},
             "add the base layer's bias once: the base layer's own output has it",
         ),
+    ]
+
+
+def _drawn_bias(size: Callable[[Tensor, AdapterSpec], int]) -> Value:
+    return lambda W, spec: torch.rand(size(W, spec), dtype=torch.float64) * 2 - 1
+
+
+def own_biases(variant: str) -> list[Mistake]:
+    """Of methods with factors A and B: layers with a bias in their place. The vectors' names are the equation's own."""
+    of_b = {f"start.{OWN_OUT}": _drawn_bias(lambda W, spec: W.shape[0])}
+    of_a = {f"start.{OWN_RANK}": _drawn_bias(lambda W, spec: spec.rank)}
+    return [
+        Mistake(
+            f"{variant}.{name}",
+            summary,
+            "what trains has more than the method: its files have no place for it, and with the method's tensors alone "
+            "the output is another",
+            changes,
+            "leave the adapter's own bias out (bias=False, where its factors are nn.Linear)",
+            documented=(r"\blora_bias\b", r"\bbias(es)? (in|of|on|to) (the )?(A|B|lora|adapter|factor)"),
+            about=frozenset({"output"}),
+        )
+        for name, summary, changes in (
+            (
+                "own_bias",
+                "the adapter trains a bias of its own, which the method does not have, on B's product",
+                {**of_b, "own": lambda p, s: p[OWN_OUT]},
+            ),
+            (
+                "own_bias_unscaled",
+                "the adapter trains a bias of its own, which the method does not have, beside its scaled product",
+                {**of_b, "own": lambda p, s: p[OWN_OUT] / s},
+            ),
+            (
+                "own_bias_of_a",
+                "the adapter trains a bias of its own, which the method does not have, on A's product",
+                {**of_a, "own": lambda p, s: p[OWN_RANK] @ p["B"].mT},
+            ),
+            (
+                "own_biases",
+                "the adapter trains biases of its own, which the method does not have, on A's and on B's product",
+                {**of_a, **of_b, "own": lambda p, s: p[OWN_OUT] + p[OWN_RANK] @ p["B"].mT},
+            ),
+        )
     ]

@@ -62,6 +62,11 @@ def no_bias(b: Tensor | None, *_: Any) -> Tensor | None:
     return None
 
 
+def nothing_of_its_own(p: Parameters, s: float) -> float:
+    """What the adapter adds to its product beside the method's tensors: nothing."""
+    return 0.0
+
+
 def same(t: Tensor, *_: Any) -> Tensor:
     """``t``."""
     return t

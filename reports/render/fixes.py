@@ -20,7 +20,7 @@ LOOK_AT = {
     "step0": "follow this gradient through the first backward pass",
     "forward": "follow this quantity through the code",
     "dropout": "follow the mask through the code",
-    "dtype": "follow the casts through the code",
+    "dtype": "look for what is done otherwise in this dtype, casts and branches on the dtype",
     "contexts": "make the layer answer alike in this context",
     "training": "follow this quantity through one step of the optimiser",
     "merge": "make the merged and the detached layer exact",

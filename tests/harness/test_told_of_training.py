@@ -1,0 +1,320 @@
+"""What is said of calls, dropout, ranks and of what trains is what was seen: each with a subject that is right."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as fn
+
+from harness.cases.profiles import Profile
+from harness.compare.refusals import complaint
+from harness.engine.described import source_of
+from oracles.implementation import Slot
+from reports.model import Finding
+from reports.render.fixes import look_at
+from tests.harness.test_told_rightly import findings
+from tests.subjects import wrapped
+from tests.subjects.judged import audit
+
+TWELVE = Profile("default", 12, 0)
+
+
+def found(layer: type[wrapped.Wrapped], variant: str, *checks: str) -> tuple[Finding, ...]:
+    """What these checks find of a layer."""
+    return findings(wrapped.Library({variant: layer}), checks, variant, TWELVE)
+
+
+# --- calls
+
+
+class TakesItsWeight(wrapped.Lora):
+    """The first call puts a computed tensor in the place of the base's parameter; outputs stay as they are."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        if "weight" in self.base._parameters:
+            held = self.base.weight
+            del self.base._parameters["weight"]
+            self.base.__dict__["weight"] = held * 1
+        return super().branch(x)
+
+
+class Counts(wrapped.Lora):
+    """The update grows by a part of itself at every call."""
+
+    calls = 0
+
+    def branch(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().branch(x) * (1 + self.calls / 8)
+
+
+class Halves(wrapped.Lora):
+    """The input is overwritten."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        x.data.mul_(0.5)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("layer", "mistake", "failure"),
+    [
+        (TakesItsWeight, "forward.takes_away", "does not find base.weight"),
+        (Counts, "forward.depends_on_calls", "results depend on what was called before"),
+        (Halves, "forward.overwrites_input", "what the caller computes from x after the call"),
+    ],
+)
+def test_what_a_call_does_is_what_is_told(layer: type[wrapped.Wrapped], mistake: str, failure: str) -> None:
+    """That results depend on earlier calls is said where the same input had two answers."""
+    (told,) = found(layer, "lora", "forward.pure")
+    assert told.mistake == mistake
+    assert failure in told.failure_mode
+    assert ("called before" in told.failure_mode) == (layer is Counts)
+
+
+def test_a_call_without_effects_is_left_alone() -> None:
+    assert found(wrapped.Lora, "lora", "forward.pure") == ()
+
+
+# --- ranks
+
+
+class WarnsOfOddRanks(wrapped.Hra):
+    """In the same words each time, with Gram-Schmidt too."""
+
+    def check_rank(self, r: int, in_: int) -> None:
+        if r % 2:
+            warnings.warn("the symmetric start needs an even r", stacklevel=2)
+
+
+class WarnsOnce(wrapped.Hra):
+    """Once in a process."""
+
+    said: ClassVar[list[int]] = []
+
+    def check_rank(self, r: int, in_: int) -> None:
+        if r % 2 and not self.said:
+            self.said.append(r)
+            warnings.warn("the symmetric start needs an even r", stacklevel=2)
+
+
+class WarnsOfSomethingElse(wrapped.Hra):
+    """At every rank."""
+
+    def check_rank(self, r: int, in_: int) -> None:
+        warnings.warn(f"adapters of rank {r} are experimental", stacklevel=2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "told"), [(WarnsOfOddRanks, False), (WarnsOnce, False), (WarnsOfSomethingElse, True)]
+)
+def test_a_rank_that_is_warned_of_is_not_taken_without_a_word(
+    layer: type[wrapped.Wrapped], told: bool
+) -> None:
+    """However often it was said before; what is said of every rank is no word about this one."""
+    assert bool(found(layer, "hra", "shapes.undefined_rank")) == told
+
+
+# --- dropout
+
+
+class Corrected(wrapped.Pissa):
+    """The whole weight stays, and the principal part is taken out with the factors of the start."""
+
+    def build(self) -> None:
+        super().build()
+        self.start = self.A.detach().clone(), self.B.detach().clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        A0, B0 = self.start
+        wide = x.to(self.dtype)
+        dropped = self.drop(wide)
+        whole = fn.linear(wide, self.residual + self.s * B0 @ A0, self.base.bias)
+        trained = fn.linear(fn.linear(dropped, self.A), self.B)
+        taken_out = fn.linear(fn.linear(self.seen(wide, dropped), A0), B0)
+        return wrapped.answered(whole + self.s * (trained - taken_out), x)
+
+    def seen(self, x: Tensor, dropped: Tensor) -> Tensor:
+        """What the frozen factors are given: x itself, which is PiSSA."""
+        return x
+
+
+class CorrectedOfDropped(Corrected):
+    """They are given the trained ones' input."""
+
+    def seen(self, x: Tensor, dropped: Tensor) -> Tensor:
+        return dropped
+
+
+class CorrectedOfAnotherMask(Corrected):
+    """They are given an x with a mask of its own."""
+
+    def seen(self, x: Tensor, dropped: Tensor) -> Tensor:
+        return self.drop(x)
+
+
+class WholeLayerDropped(wrapped.Dora):
+    """One dropped x goes into everything."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fn.linear(self.drop(x.to(self.dtype)), self.weight(), self.base.bias).to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("variant", "layer", "told"),
+    [
+        ("pissa", CorrectedOfDropped, ["pissa.dropout_on_correction"]),
+        ("pissa", CorrectedOfAnotherMask, [None]),
+        ("pissa", Corrected, []),
+        ("dora", WholeLayerDropped, ["dora.dropout_on_everything"]),
+        ("dora", wrapped.Dora, []),
+    ],
+)
+def test_what_else_is_dropped_has_its_name(
+    variant: str, layer: type[wrapped.Wrapped], told: list[str | None]
+) -> None:
+    """And the smallest case speaks of the output: the branch itself is given a dropped x in all of them."""
+    library = wrapped.Library({variant: layer})
+    judged = audit(library, [variant], checks=lambda check: check.id == "dropout.placement")
+    assert [f.mistake for f in judged.findings] == told
+    for claim in judged.run.claims:
+        assert "the branch's input" not in (claim.reason or "")
+
+
+# --- what trains
+
+
+class WithBiases(wrapped.Lora):
+    """The factors are layers; which of them have a bias, and whether it starts at zero."""
+
+    of_a, of_b, from_zero = False, True, False
+
+    def build(self) -> None:
+        (out, in_), r = self.base.weight.shape, self.spec.rank
+        self.down = nn.Linear(in_, r, bias=self.of_a, dtype=self.dtype)
+        self.up = nn.Linear(r, out, bias=self.of_b, dtype=self.dtype)
+        nn.init.zeros_(self.up.weight)
+        if self.from_zero:
+            nn.init.zeros_(self.up.bias)
+
+    def slots(self) -> dict[str, Slot]:
+        return {"A": Slot(self.down.weight), "B": Slot(self.up.weight)}
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.up(self.down(self.drop(x.to(self.dtype)))) * self.s
+
+
+class BiasFromZero(WithBiases):
+    """As PEFT's option has it."""
+
+    from_zero = True
+
+
+class BiasOfA(WithBiases):
+    """The first layer has one."""
+
+    of_a, of_b = True, False
+
+
+class BothBiases(WithBiases):
+    """Layers as torch makes them."""
+
+    of_a = True
+
+
+class BiasUnscaled(WithBiases):
+    """It is added beside the scaled product."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return super().branch(x) + (1 - self.s) * self.up.bias
+
+
+class NoBias(WithBiases):
+    """LoRA."""
+
+    of_b = False
+
+
+class BasesBias(wrapped.Lora):
+    """The base's bias is left to train."""
+
+    def build(self) -> None:
+        super().build()
+        if self.base.bias is not None:
+            self.base.bias.requires_grad_(True)
+
+
+class Gated(wrapped.Dora):
+    """A number of its own is trained, which starts where it does nothing."""
+
+    def build(self) -> None:
+        super().build()
+        self.gate = nn.Parameter(torch.ones(3, 3, dtype=self.dtype))
+
+    def slots(self) -> dict[str, Slot]:
+        return {name: slot for name, slot in super().slots().items() if name != "gate"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        return y + (super().forward(x) - y) * self.gate.mean().to(y.dtype)
+
+
+@pytest.mark.parametrize(
+    ("variant", "layer", "told"),
+    [
+        ("lora", WithBiases, ("lora.own_bias", "(`up.bias`)", "BUG", "critical")),
+        ("lora", BiasFromZero, ("lora.own_bias", "(`up.bias`)", "OK-undoc", "minor")),
+        ("lora", BiasOfA, ("lora.own_bias_of_a", "(`down.bias`)", "BUG", "critical")),
+        ("lora", BothBiases, ("lora.own_biases", "up.bias`", "BUG", "critical")),
+        ("lora", BiasUnscaled, ("lora.own_bias_unscaled", "(`up.bias`)", "BUG", "critical")),
+        ("lora", BasesBias, ("lora.trainable_bias", "the base layer's bias", "BUG", "major")),
+        ("dora", Gated, ("shapes.further_trained", "`gate`", "BUG", "major")),
+    ],
+)
+def test_what_trains_beside_the_adapter_is_the_base_s_or_its_own(
+    variant: str, layer: type[wrapped.Wrapped], told: tuple[str, str, str, str]
+) -> None:
+    """One finding with its name, of the output too where it acts from the start."""
+    checks = ("shapes.frozen_base", "forward.random_parameters", "step0.base_frozen")
+    (one,) = found(layer, variant, *checks)
+    assert (one.mistake, one.tag, one.severity) == (told[0], *told[2:])
+    assert told[1] in one.title
+
+
+@pytest.mark.parametrize("layer", [NoBias, wrapped.Lora])
+def test_factors_without_a_bias_train_nothing_else(layer: type[wrapped.Wrapped]) -> None:
+    assert found(layer, "lora", "shapes.frozen_base", "forward.random_parameters") == ()
+
+
+# --- words
+
+
+def test_torch_s_words_on_dtypes_are_not_taken_for_sizes() -> None:
+    for words in (
+        "mat1 and mat2 must have the same dtype, but got BFloat16 and Float",
+        "Input type (BFloat16) and bias type (float) should be the same",
+        "expected m1 and m2 to have the same dtype, but got: float != double",
+    ):
+        assert complaint(words) == " (dtypes that do not fit)"
+    assert complaint("mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)") == " (sizes that do not fit)"
+
+
+def test_what_to_look_at_in_half_precision_presumes_no_cast() -> None:
+    assert "branches on the dtype" in look_at("dtype.identity", "dtype")
+
+
+class NamesAFile(wrapped.Library):
+    """Knows its file, and no symbol in it."""
+
+    def source(self, variant: str, aspect: str) -> tuple[Path, str]:
+        return Path(__file__), None  # type: ignore[return-value]
+
+
+def test_a_file_without_a_symbol_is_no_symbol_of_the_name_none() -> None:
+    assert source_of(NamesAFile(), "lora", "forward") == (Path(__file__), "")
