@@ -385,9 +385,8 @@ def _refused(context: Context, case: Case, path: Path, what: str, usual: set[str
         raise _loaded(case, what, warned=bool(said - usual))
 
 
-# Named as the quantity by which PEFT fails: it warns, too, so that a finding says "PEFT does the same".
 WARNED = Diagnosis(
-    "loading a file with a tensor missing",
+    "save_load.damaged_and_warned",
     "a damaged file is loaded with a warning and not refused",
     "who does not read the log goes on with what could be read of the file",
     remedy="refuse the file in a sentence",
@@ -397,8 +396,7 @@ WARNED = Diagnosis(
 def _loaded(case: Case, what: str, *, warned: bool) -> Deviation:
     """What is told of a file that was loaded and ought to have been refused."""
     quantity, told = f"loading {what}", "an adapter and a warning" if warned else "an adapter"
-    diagnosis = dataclasses.replace(WARNED, mistake=quantity) if warned else None
-    return Deviation(case, quantity, "an exception", told, diagnosis=diagnosis)
+    return Deviation(case, quantity, "an exception", told, diagnosis=WARNED if warned else None)
 
 
 def _unchanged(context: Context, case: Case, before: torch.Tensor, base: nn.Module, what: str) -> None:
