@@ -182,6 +182,15 @@ def test_a_file_that_is_another_adapter_is_told(
     assert found.title.startswith(title)
 
 
+def test_the_subject_is_what_peft_has_to_be() -> None:
+    """Its output is expected, PEFT's is got: with twice the alpha that is twice the contribution."""
+    found = audited(DoubledAlpha(), INTERCHANGE)
+    seen = claim_of(found, INTERCHANGE).witness
+    assert seen.note == "what arrives contributes 2 times what was sent"
+    mend = f"in PEFT has to be {seen.expected} at the smallest case, and is {seen.actual}"
+    assert instruction(found.findings[0], found.run.claims).endswith(mend)
+
+
 class OneSlot(wrapped.Lora):
     """B is shown to nobody."""
 
