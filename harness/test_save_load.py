@@ -376,13 +376,13 @@ def _refused(context: Context, case: Case, path: Path, what: str, usual: set[str
     with torch.no_grad():
         before = base(case.x).double()
     try:
-        with saying(context.subject.name) as said:
+        with saying(context.subject.name) as words:
             found = load(context, base, case, path)
     except SubjectRaised:
         _unchanged(context, case, before, base, what)
         return
     if not _is_another_method(context, found):
-        raise _loaded(case, what, warned=bool(said - usual))
+        raise _loaded(case, what, warned=bool(words - usual))
 
 
 WARNED = Diagnosis(

@@ -76,35 +76,36 @@ class Passage:
         return rounding.ratio(got, expected, self._size(expected)) <= THRESHOLDS["formula"]
 
     def _can_be_set(self, name: str) -> bool:
-        """Whether the sender tells what the receiver has to have in a slot, or it is the same at every start."""
-        if name in self.sender.names and self.sender.view(name).shape == self.receiver.view(name).shape:
-            return True
+        """Whether the sender tells what the receiver has to have in a slot, or nothing is ever sent for it."""
         known = self.case.variant.tensor(name)
-        return known is not None and (known.exact is not None or known.role == "base")
+        if known is None or known.role == "base" or name in self._shared(self.receiver):
+            return True
+        return known.role != "parameter" and known.exact is not None
+
+    def _shared(self, other: Layer) -> list[str]:
+        """The slots that the sender has in the same shape."""
+        common = [n for n in other.names if n in self.sender.names]
+        return [n for n in common if other.view(n).shape == self.sender.view(n).shape]
+
+    def lost(self) -> list[str]:
+        """The tensors that do not arrive as they were sent."""
+        return [n for n in self._shared(self.arrived) if not self._is_as_sent(n)]
+
+    def _is_as_sent(self, name: str) -> bool:
+        return rounding.same_values(self.sender.value(name), self.arrived.value(name))
 
     def _rounded(self) -> list[str]:
         """The slots that arrive rounded to half precision, where that is asked elsewhere."""
-        if not self.asked_of_file:
-            return []
-        common = [n for n in self.arrived.names if n in self.sender.names]
-        alike = [n for n in common if self.arrived.view(n).shape == self.sender.view(n).shape]
-        other = [n for n in alike if not self._as_sent(n)]
-        return [n for n in other if came_back_in(self.sender, self.arrived, n)]
-
-    def _as_sent(self, name: str) -> bool:
-        return rounding.same_values(self.sender.value(name), self.arrived.value(name))
+        lost = self.lost() if self.asked_of_file else []
+        return [n for n in lost if came_back_in(self.sender, self.arrived, n)]
 
     def _elsewhere(self) -> tuple[str, str]:
         if self._rounded():
             return "the tensors arrive rounded to half precision", "save_load.round_trip"
         return "the tensors arrive, and the subject computes otherwise of them", "forward.random_parameters"
 
-    def lost(self) -> list[str]:
-        """The tensors that both show, and that do not arrive as they were sent."""
-        return [n for n in self.arrived.names if n in self.sender.names and not self._as_sent(n)]
-
     def _in_what_way(self, wanted: Tensor, got: Tensor) -> str:
-        """Of a receiver that has every tensor: by how much it contributes more, where that is all."""
+        """Which tensors are lost or, where none is, by how much the adapter contributes more, where that is all."""
         if lost := self.lost():
             return f"{listed(lost)} {'does' if len(lost) == 1 else 'do'} not arrive as sent"
         base = without_adapter(self.case, self.sender.values())

@@ -125,7 +125,8 @@ def all_tensors(path: Path) -> dict[str, Tensor]:
 def names(path: Path) -> set[str]:
     """What the files under a path call their tensors."""
     found = stored(path)
-    return {*found.tensors, *(name for f in found.pickles for part in _parts(_content(f)) for name in part)}
+    archived = (str(name) for f in found.pickles for part in _parts(_content(f)) for name in part)
+    return {*found.tensors, *archived}
 
 
 Part = dict[Any, Tensor]

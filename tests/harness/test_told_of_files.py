@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness.cases.profiles import Profile
-from oracles.implementation import Adapted, AdapterSpec, Implementation
+from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot
 from oracles.peft import OneLayer, Peft
 from reports.model import Audit, Claim, Finding
 from reports.render.fixes import instruction
@@ -180,6 +180,56 @@ def test_a_file_that_is_another_adapter_is_told(
     (found,) = findings(subject(layers), INTERCHANGE, variant=variant)
     assert (found.tag, found.severity) == ("BUG", "major")
     assert found.title.startswith(title)
+
+
+def test_the_subject_is_what_peft_has_to_be() -> None:
+    """Its output is expected, PEFT's is got: with twice the alpha that is twice the contribution."""
+    found = audited(DoubledAlpha(), INTERCHANGE)
+    seen = claim_of(found, INTERCHANGE).witness
+    assert seen.note == "what arrives contributes 2 times what was sent"
+    mend = f"in PEFT has to be {seen.expected} at the smallest case, and is {seen.actual}"
+    assert instruction(found.findings[0], found.run.claims).endswith(mend)
+
+
+class OneSlot(wrapped.Lora):
+    """B is shown to nobody."""
+
+    def slots(self) -> dict[str, Slot]:
+        return {"A": Slot(self.A)}
+
+
+class LosesB(InPeftsFormat):
+    """B is trained, and zero in the file."""
+
+    def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
+        adapted = super().adapt(base, spec)
+        nn.init.ones_(adapted.module.B)
+        return adapted
+
+    def sent(self, adapted: Adapted) -> dict[str, Tensor]:
+        return {**super().sent(adapted), "B": torch.zeros_like(adapted.module.B).detach()}
+
+    def fill(self, adapted: Adapted, method: str, tensors: Mapping[str, Tensor]) -> Adapted:
+        return super().fill(adapted, method, {n: t for n, t in tensors.items() if n != "B"})
+
+
+def test_what_is_not_shown_may_be_lost_in_the_file() -> None:
+    """Two zeros are no proof that it was carried."""
+    (found,) = findings(LosesB({"lora": OneSlot}), INTERCHANGE)
+    assert found.aspect == "save_load"
+
+
+class HalfForPeft(InPeftsFormat):
+    """The file holds float16."""
+
+    def sent(self, adapted: Adapted) -> dict[str, Tensor]:
+        return {n: t.half() for n, t in super().sent(adapted).items()}
+
+
+def test_digits_are_told_once() -> None:
+    """They are missing in PEFT as they are at home."""
+    (found,) = findings(HalfForPeft(), INTERCHANGE, "save_load.round_trip")
+    assert found.title.startswith("the file holds in half precision")
 
 
 # --- damaged
