@@ -19,6 +19,7 @@ from harness.compare.context import Context
 from harness.compare.exchanged import Passage, explained, names_of, on_the_audits_model
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer, said
 from harness.compare.outcome import Deviation, NotApplicable, OutsideDomain, ToldElsewhere
+from harness.compare.own_reading import reads_itself
 from harness.compare.probing import coefficient, effective, without_adapter
 from harness.compare.saving import (
     FAR_MORE,
@@ -309,6 +310,8 @@ def _damage() -> dict[str, Callable[[Path, list[torch.Tensor]], object]]:
 )
 def test_bad_files(context: Context, case: Case) -> None:
     """Truncated, missing-key, wrong-shape and other-method files raise, and the base computes what it did."""
+    if call := reads_itself(context.subject):
+        raise OutsideDomain(f"the subject file reads what was saved ({call}), and not the library behind it")
     with saved(context, case) as (layer, path):
         found: list[Deviation] = []
         with saying(context.subject.name) as usual, suppress(SubjectRaised):

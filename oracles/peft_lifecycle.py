@@ -99,11 +99,10 @@ class Lifecycle:
             model_of(adapted).save_pretrained(path, selected_adapters=[name_of(adapted)])
 
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
-        """``PeftModel.from_pretrained`` on a fresh base, trainable."""
+        """``PeftModel.from_pretrained`` on a fresh base, trainable; what it warns of is heard."""
         import peft
 
-        with quiet():
-            model = peft.PeftModel.from_pretrained(OneLayer(base), folder_in(path), is_trainable=True)
+        model = peft.PeftModel.from_pretrained(OneLayer(base), folder_in(path), is_trainable=True)
         return self._adapted(model, spec)
 
     def _adapted(self, model: Any, spec: AdapterSpec) -> Adapted:

@@ -118,13 +118,13 @@ def _own_code(who: Implementation) -> frozenset[CodeType]:
     """The wrapper's code: its class's methods and, where the library lies elsewhere, the functions beside the class."""
     found = _methods(type(who))
     module = inspect.getmodule(type(who))
-    if module is None or not _lies_elsewhere(who):
+    if module is None or not lies_elsewhere(who):
         return found
     beside = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]
     return found | {code for function in beside for code in _nested(function.__code__)}
 
 
-def _lies_elsewhere(who: Implementation) -> bool:
+def lies_elsewhere(who: Implementation) -> bool:
     """Whether the subject says that its library's forward pass stands in another file than itself."""
     try:
         places = [who.source(variant, "forward") for variant in who.variants]
