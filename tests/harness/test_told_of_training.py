@@ -135,7 +135,7 @@ class Corrected(wrapped.Pissa):
         A0, B0 = self.at_first
         wide = x.to(self.dtype)
         dropped = self.drop(wide)
-        whole = fn.linear(wide, torch.add(self.residual, B0 @ A0, alpha=self.s), self.base.bias)
+        whole = fn.linear(wide, self.w0, self.base.bias)
         trained = fn.linear(fn.linear(dropped, self.A), self.B)
         taken_out = fn.linear(fn.linear(self.seen(wide, dropped), A0), B0)
         return wrapped.answered(whole + self.s * (trained - taken_out), x)
