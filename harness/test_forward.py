@@ -332,7 +332,7 @@ OVERWRITES = Diagnosis(
 DRAWS = Diagnosis(
     "forward.draws",
     "calling the layer has side effects: without dropout, too, it changes the state of torch's generator",
-    "what is drawn after a call is drawn otherwise than without it, so that runs of one seed differ by the calls in between",
+    "what is drawn after a call is drawn otherwise than without it: runs of one seed differ by the calls in between",
     remedy="leave torch's generator alone in a call in which nothing is dropped",
 )
 TAKES_AWAY = Diagnosis(

@@ -106,7 +106,7 @@ def own_vectors(layer: Layer, case: Case) -> dict[str, str]:
 def further_trained(layer: Layer, case: Case) -> Diagnosis | None:
     """What further trained parameters mean none of which is the base's; None where the catalogue may know them."""
     there, sizes = own_parameters(layer, case), {(case.out_features,), (case.spec.rank,)}
-    known = any(part.startswith(f"start.{OWN_OUT}") for m in case.variant.mistakes for part in m.parts)
+    known = any(m.has_own for m in case.variant.mistakes)
     if set(there) != set(loose(layer)) or (known and all(tuple(p.shape) in sizes for p in there.values())):
         return None
     names = ", ".join(f"`{name}`" for name in there)

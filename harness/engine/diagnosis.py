@@ -321,25 +321,21 @@ def diagnose(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, 
     due = there or [(m, where) for m, where in due if where]
     # The one that changes least is what the claim is due to: a wrong function also has wrong gradients.
     due.sort(key=lambda entry: found.reach[entry[0].id])
-    told = (described(m, len(where), len(at)) for m, where in due)
-    return tuple(named(d, context.subject, failing) for d in told)
+    return tuple(named(m, described(m, len(where), len(at)), context.subject, failing) for m, where in due)
 
 
-BIAS_OF_PEFT = "PEFT's `lora_bias=True`, which is off by default: a trained bias in B that starts at zero"
-
-
-def named(told: Diagnosis, subject: Implementation, case: Case) -> Diagnosis:
-    """A bias of the adapter's own with its name in the subject; one that PEFT has as an option is no mistake."""
-    if ".own_bias" not in told.mistake:
+def named(mistake: Mistake, told: Diagnosis, subject: Implementation, case: Case) -> Diagnosis:
+    """What the adapter has of its own with its name in the subject; from zero, a reference may have it as an option."""
+    if not mistake.has_own:
         return told
     seed_torch(case.seed)
     layer = adapt(subject, case.base(), case.spec)
     own = own_parameters(layer, case)
     names = ", ".join(f"`{name}`" for name in own)
     summary = told.summary.replace(" of its own", f" of its own ({names})") if names else told.summary
-    starts_at_zero = bool(own) and not any(bool(t.any()) for t in own.values())
-    of_peft = starts_at_zero and told.mistake == "lora.own_bias"
-    return dataclasses.replace(told, summary=summary, agrees_with=BIAS_OF_PEFT if of_peft else None)
+    from_zero = bool(own) and not any(bool(t.any()) for t in own.values())
+    agrees = mistake.agrees_from_zero if from_zero else told.agrees_with
+    return dataclasses.replace(told, summary=summary, agrees_with=agrees)
 
 
 def coarse(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ...]:

@@ -82,7 +82,7 @@ MISTAKES = (
     *branches("lora"),
     *more_dropouts("lora"),
     *more_branches("lora"),
-    *own_biases("lora"),
+    *own_biases("lora", "PEFT's `lora_bias=True`, off by default: a trained bias in B that starts at zero"),
 )
 
 

@@ -275,6 +275,7 @@ class Mistake:
     ``remedy``: one imperative sentence, what to change. ``agrees_with``: the reference that has this form; a subject
     that has it differs, and is not wrong. ``documented``: phrases (regular expressions) of which any one, in the
     subject's docstring, states the choice. ``about`` where what the parts are about does not say it.
+    ``agrees_from_zero``: the reference that has this form where what it has of its own starts at zero.
     """
 
     id: str
@@ -286,6 +287,7 @@ class Mistake:
     documented: tuple[str, ...] = ()
     severity: Severity | None = None
     about: frozenset[Subject] | None = None
+    agrees_from_zero: str | None = None
 
     @property
     def variant(self) -> str:
@@ -296,6 +298,11 @@ class Mistake:
     def parts(self) -> frozenset[str]:
         """The parts that it replaces."""
         return frozenset(self.changes)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether it trains a tensor that the method does not have."""
+        return bool(self.parts & {f"start.{OWN_OUT}", f"start.{OWN_RANK}"})
 
     @property
     def speaks_of(self) -> frozenset[Subject]:

@@ -446,7 +446,7 @@ def _drawn_bias(size: Callable[[Tensor, AdapterSpec], int]) -> Value:
     return lambda W, spec: torch.rand(size(W, spec), dtype=torch.float64) * 2 - 1
 
 
-def own_biases(variant: str) -> list[Mistake]:
+def own_biases(variant: str, of_b_from_zero: str | None = None) -> list[Mistake]:
     """Of methods with factors A and B: layers with a bias in their place. The vectors' names are the equation's own."""
     of_b = {f"start.{OWN_OUT}": _drawn_bias(lambda W, spec: W.shape[0])}
     of_a = {f"start.{OWN_RANK}": _drawn_bias(lambda W, spec: spec.rank)}
@@ -460,6 +460,7 @@ def own_biases(variant: str) -> list[Mistake]:
             "leave the adapter's own bias out (bias=False, where its factors are nn.Linear)",
             documented=(r"\blora_bias\b", r"\bbias(es)? (in|of|on|to) (the )?(A|B|lora|adapter|factor)"),
             about=frozenset({"output"}),
+            agrees_from_zero=of_b_from_zero if name == "own_bias" else None,
         )
         for name, summary, changes in (
             (

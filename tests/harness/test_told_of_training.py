@@ -129,13 +129,13 @@ class Corrected(wrapped.Pissa):
 
     def build(self) -> None:
         super().build()
-        self.start = self.A.detach().clone(), self.B.detach().clone()
+        self.at_first = self.A.detach().clone(), self.B.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
-        A0, B0 = self.start
+        A0, B0 = self.at_first
         wide = x.to(self.dtype)
         dropped = self.drop(wide)
-        whole = fn.linear(wide, self.residual + self.s * B0 @ A0, self.base.bias)
+        whole = fn.linear(wide, self.w0, self.base.bias)
         trained = fn.linear(fn.linear(dropped, self.A), self.B)
         taken_out = fn.linear(fn.linear(self.seen(wide, dropped), A0), B0)
         return wrapped.answered(whole + self.s * (trained - taken_out), x)
