@@ -14,8 +14,8 @@ from torch import nn
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rank_stabilised, rounding, saved_files
-from harness.compare.aside import saying
 from harness.compare.context import Context
+from harness.compare.ear import saying
 from harness.compare.exchanged import Passage, explained, names_of, on_the_audits_model
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer, said
 from harness.compare.outcome import Deviation, NotApplicable, OutsideDomain, ToldElsewhere

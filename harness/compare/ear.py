@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.compare.blame import OURS, SHIPPED, TORCH
 
-__all__ = ["heard", "heard_before", "is_silent", "listening", "speaks", "utterances"]
+__all__ = ["heard", "heard_before", "is_silent", "listening", "saying", "speaks", "utterances"]
 
 _speakers: list[str] = []
 _heard: dict[str, list[str]] = {}
@@ -33,6 +33,16 @@ def heard(who: str) -> tuple[str, ...]:
 def utterances(who: str) -> tuple[str, ...]:
     """The same, a sentence as often as it was said: what is said again is no longer than before in :func:`heard`."""
     return tuple(_heard.get(who, ()))
+
+
+@contextmanager
+def saying(who: str) -> Iterator[set[str]]:
+    """Holds afterwards what ``who`` said aloud inside, also what it has said before."""
+    said, before = set[str](), len(utterances(who))
+    try:
+        yield said
+    finally:
+        said.update(utterances(who)[before:])
 
 
 def heard_before(who: str) -> tuple[str, ...]:

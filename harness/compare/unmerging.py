@@ -42,6 +42,8 @@ def _answer(layer: Layer, case: Case) -> Tensor:
 def _alike(actual: Tensor, expected: Tensor, case: Case) -> bool:
     """Apart by no more than the rounding of a product with the base weight and of one with the folded one."""
     unit = ROUNDOFFS["folded layer"] * rounding.roundoff(rounding.coarser(case.torch_dtype))
-    product = float(torch.linalg.vector_norm(case.x.double()) * torch.linalg.matrix_norm(case.weight.double()))
+    product = float(
+        torch.linalg.vector_norm(case.x.double()) * torch.linalg.matrix_norm(case.weight.double())
+    )
     size = product + float(torch.linalg.vector_norm(expected))
     return rounding.ratio(actual, expected, unit * size) <= THRESHOLDS["formula"]

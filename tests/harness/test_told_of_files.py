@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness.cases.profiles import Profile
+from harness.compare.own_reading import reads_itself
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot
-from oracles.peft import OneLayer, Peft
+from oracles.peft import Peft
 from reports.model import Audit, Claim, Finding
 from reports.render.fixes import instruction
 from tests.subjects import files, wrapped
@@ -264,28 +267,19 @@ class FillsUpAndWarnsAnyway(FillsUp):
         warnings.warn("this format is going to be replaced", stacklevel=2)
 
 
-class LoudPeft(Peft):
-    """PEFT whose warnings are heard."""
-
-    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
-        import peft
-
-        return self._adapted(peft.PeftModel.from_pretrained(OneLayer(base), path, is_trainable=True), spec)
-
-
 @pytest.mark.parametrize(
     ("subject", "title"),
-    [(FillsUp, DAMAGED), (FillsUpAndWarns, WARNED), (FillsUpAndWarnsAnyway, DAMAGED), (LoudPeft, WARNED)],
+    [(FillsUp, DAMAGED), (FillsUpAndWarns, WARNED), (FillsUpAndWarnsAnyway, DAMAGED), (Peft, WARNED)],
 )
 def test_a_damaged_file_of_which_is_warned_is_not_loaded_as_whole(
     subject: type[Implementation], title: str
 ) -> None:
-    """It counts what is said of the damaged file, and not of a whole one; PEFT does the same."""
+    """It counts what is said of the damaged file, and not of a whole one; PEFT warns, too."""
     (found,) = findings(subject(), BAD_FILES)
     assert found.title.startswith(title)
     assert (found.tag, found.severity) == ("BUG", "major")
     assert bool(found.heard) == (subject is not FillsUp)
-    assert any(reference.startswith("PEFT") for reference in found.also_fails)
+    assert any(reference.startswith("PEFT") for reference in found.also_fails) == (title == WARNED)
 
 
 def test_what_to_do_about_a_warning_is_to_refuse() -> None:
@@ -448,3 +442,56 @@ def test_a_second_cause_is_told_beside_a_rounding() -> None:
 def test_a_rounding_is_no_second_cause() -> None:
     """Where another alpha at load changes nothing there is one finding."""
     assert [f.title for f in findings(AlphaOutOfTheFile(), ROUND_TRIP, OTHER)] == [HALF]
+
+
+# --- read by the subject file itself
+
+THIN = """
+from pathlib import Path
+import torch
+from oracles.implementation import Implementation
+
+
+class Thin(Implementation):
+    name, version, variants = "thin", "1", frozenset({{"lora"}})
+
+    def adapt(self, base, spec):
+        raise NotImplementedError
+
+    def load(self, base, spec, path):
+        return read(self, path)
+
+    def source(self, variant, aspect):
+        return {place}, "forward"
+
+
+def read(self, path):
+    return {load}
+"""
+
+
+@pytest.mark.parametrize(
+    ("load", "elsewhere", "call"),
+    [
+        ("torch.load(path)", True, "torch.load"),
+        ("self.library.load_state_dict(path, strict=False)", True, "load_state_dict"),
+        ("self.library.load_adapter(path)", True, ""),
+        ("torch.load(path)", False, ""),
+    ],
+)
+def test_how_a_subject_file_reads_is_not_the_librarys(
+    load: str, elsewhere: bool, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where the library lies elsewhere; a library that is its own subject reads its files itself."""
+    file = tmp_path / "thin.py"
+    place = f'Path("{tmp_path}/library.py")' if elsewhere else "Path(__file__)"
+    file.write_text(THIN.format(load=load, place=place))
+    spec = importlib.util.spec_from_file_location("thin", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "thin", module)
+    spec.loader.exec_module(module)
+    found = reads_itself(module.Thin())
+    assert found.endswith(call)
+    assert bool(found) == bool(call)
