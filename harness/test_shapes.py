@@ -231,7 +231,7 @@ def test_undefined_rank(context: Context, case: Case) -> None:
             layer, y, said = _answers(context, each)
         except (SubjectRaised, Unsupported):
             continue
-        if not _warns(context, each, said):
+        if not _warns(context, each, said, asked):
             _as_asked(context, each, layer, y)
 
 
@@ -244,14 +244,23 @@ def _answers(context: Context, case: Case) -> tuple[Layer, Tensor, set[str]]:
     return layer, y, set(map(without_numbers, utterances(context.subject.name)[before:]))
 
 
-def _warns(context: Context, case: Case, said: set[str]) -> bool:
-    """Whether something is said that is not said of any rank, now or, of ranks, earlier: some say a thing once."""
-    try:
-        usual = _answers(context, case.but(rank=2))[2]
-    except (SubjectRaised, Unsupported):
-        usual = set()
+def _warns(context: Context, case: Case, said: set[str], others: list[Case]) -> bool:
+    """Whether something is said that is not said of any rank: now, or earlier of ranks and not again of the others.
+
+    A library may say a thing once in a process; what it repeats, it would have said here as well.
+    """
+    usual = _words(context, case.but(rank=2))
     earlier = {without_numbers(w) for w in heard_before(context.subject.name) if OF_RANKS.search(w)}
-    return bool((said | earlier) - usual)
+    repeated = set().union(*(_words(context, other) for other in others if other is not case))
+    return bool((said | (earlier - repeated)) - usual)
+
+
+def _words(context: Context, case: Case) -> set[str]:
+    """What is said where an adapter is made and called; nothing where it is refused."""
+    try:
+        return _answers(context, case)[2]
+    except (SubjectRaised, Unsupported):
+        return set()
 
 
 def _is_offered(context: Context, mode: str, case: Case) -> bool:

@@ -292,6 +292,57 @@ def test_factors_without_a_bias_train_nothing_else(layer: type[wrapped.Wrapped])
     assert found(layer, "lora", "shapes.frozen_base", "forward.random_parameters") == ()
 
 
+# --- remedies
+
+
+class TakenOutAgain(wrapped.Lora):
+    """The weight that the forward pass used is changed through ``.data`` before the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        used = self.w0 + self.s * self.B @ self.A
+        y = fn.linear(x.to(self.dtype), used, self.base.bias)
+        used.data.sub_(self.s * self.B.data @ self.A.data)
+        return y.to(x.dtype)
+
+
+class InputDetached(wrapped.Lora):
+    """The branch is given a copy of x."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return super().branch(x.detach())
+
+
+@pytest.mark.parametrize("layer", [TakenOutAgain, InputDetached])
+def test_a_gradient_that_lacks_the_adapter_s_part_has_either_cause(layer: type[wrapped.Wrapped]) -> None:
+    """The remedy names both, since values do not tell them apart."""
+    judged = audit(
+        wrapped.Library({"lora": layer}), ["lora"], checks=lambda check: check.id == "forward.input_gradient"
+    )
+    (told,) = [c.diagnosis for c in judged.run.claims if c.diagnosis]
+    assert told.mistake == "lora.adapter_input_cut"
+    assert "x's graph" in told.remedy
+    assert "leave the weight that forward used" in told.remedy
+
+
+class DrawnByRank(wrapped.Lora):
+    """The bound is written out, and is the rank's."""
+
+    def start_a(self, A: Tensor) -> None:
+        nn.init.uniform_(A, -(self.spec.rank**-0.5), self.spec.rank**-0.5)
+
+
+def test_a_bound_of_the_rank_is_not_laid_to_a_function() -> None:
+    judged = audit(
+        wrapped.Library({"lora": DrawnByRank}), ["lora"], checks=lambda check: check.id == "init.distribution"
+    )
+    told = {c.diagnosis.mistake: c.diagnosis.remedy for c in judged.run.claims if c.diagnosis}
+    assert "kaiming" not in told["lora.a_fan"]
+
+
+def test_a_right_gradient_and_start_need_no_remedy() -> None:
+    assert found(wrapped.Lora, "lora", "forward.input_gradient", "init.distribution") == ()
+
+
 # --- words
 
 
