@@ -30,6 +30,7 @@ from harness.compare.thresholds import ROUNDOFFS, THRESHOLDS
 from harness.compare.unmerging import FOLDING, leaves_a_rest
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
+from reports.model import Diagnosis
 
 SEVERAL = ("add_adapter", "set_adapters")
 GIVEN = (("add_adapter", SECOND),)  # every sequence of several adapters begins with two
@@ -38,6 +39,7 @@ READING = ("merge", "save_and_load", "deepcopy")
 # The base is another one than the model of a life takes it for.
 OTHER_BASE = ("forward.base_kept", "step0.base_frozen", "init.residual")
 ROUNDS = 20  # of merging and unmerging
+MOST = 0.5  # of the adapter's change of the weight: what is less is a rest of it
 FOLDED, FRESH = ROUNDOFFS["folded layer"], ROUNDOFFS["fresh adapter"]
 
 
@@ -289,7 +291,7 @@ def _is_base(layer: Life, quantity: str, actual: Tensor, expected: Tensor) -> No
     gap = (actual.detach() - expected).double()
     unit = FOLDED * THRESHOLDS["formula"] * rounding.roundoff(expected.dtype)
     rounded = float(gap.norm()) <= unit * float(expected.double().norm())
-    diagnosis = BY_SUBTRACTION if rounded else DETACH_MERGED if layer.merged else None
+    diagnosis = BY_SUBTRACTION if rounded else _what_stays(layer, gap)
     raise Deviation(
         layer.case,
         quantity,
@@ -297,6 +299,15 @@ def _is_base(layer: Life, quantity: str, actual: Tensor, expected: Tensor) -> No
         f"up to {float(gap.abs().max()):.3g} away",
         diagnosis=diagnosis,
     )
+
+
+def _what_stays(layer: Life, gap: Tensor) -> Diagnosis | None:
+    """What a detached layer keeps: what unmerging always leaves, or of a merged one the adapter itself."""
+    if layer.folded and gap.dim() == 2:
+        change = layer.weights(layer.states[0])[0] - layer.base[0]
+        if float(gap.norm()) < MOST * float(change.norm()) and (rest := layer.of_unmerging()):
+            return rest
+    return DETACH_MERGED if layer.merged else None
 
 
 @check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
@@ -285,7 +286,8 @@ def _as_asked(context: Context, case: Case, layer: Layer, y: Tensor) -> None:
         base = case.base()(case.x)
     away = float((y - base).norm() / base.norm())
     if not away < BASE_CHANGED:
-        told = f"a start that is {away:.3g} times the base's output away"
+        far = f"is {away:.3g} times the base's output away" if math.isfinite(away) else "is not finite"
+        told = f"a start that {far}"
         alike = PEFT_TAKES_MORE if case.spec.rank > case.in_features else PEFT_WARNS
         raise _taken(case, "the base's output at the start", told, alike)
 

@@ -124,11 +124,17 @@ def _own_code(who: Implementation) -> frozenset[CodeType]:
     return found | {code for function in beside for code in _nested(function.__code__)}
 
 
+def subject_file(who: Implementation) -> Path:
+    """Where the subject's class stands; of one in a process of its own, what is served there. Raises TypeError."""
+    connection = getattr(who, "connection", None)
+    return Path(inspect.getfile(type(who))) if connection is None else Path(connection.command.subject)
+
+
 def lies_elsewhere(who: Implementation) -> bool:
     """Whether the subject says that its library's forward pass stands in another file than itself."""
     try:
         places = [who.source(variant, "forward") for variant in who.variants]
-        own = Path(inspect.getfile(type(who))).resolve()
+        own = subject_file(who).resolve()
     except Exception:
         return False
     return any(places) and all(Path(place[0]).resolve() != own for place in places if place)

@@ -373,7 +373,7 @@ PLAIN_IN_PLACE = _says(
 )
 OTHER_BIAS = _says(
     "other_bias",
-    "a fresh adapter adds a bias to the layer's output that the layer does not have, or has otherwise",
+    "a fresh adapter adds a constant to every row of the output: a bias that the layer has not, or has otherwise",
     "every model with such a layer answers otherwise as soon as it is adapted",
 )
 OTHER_START = _says(

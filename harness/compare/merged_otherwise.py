@@ -38,6 +38,8 @@ def _having(context: Context, case: Case, candidates: list[Mistake]) -> list[Mis
         layer = far_layer(context, case)
         W, values = beneath(context, case, layer), completed(layer.values(), case.weight.double(), case.spec)
         merged = plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
+        if merged.weight.shape != W.shape:
+            return []
         right = _effective(context.forward, case, W, values)
         return [m for m in candidates if _is_in(m, case, W, values, merged, right)]
     except NO_ANSWER:

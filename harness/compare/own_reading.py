@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import ast
 import functools
-import inspect
-from pathlib import Path
 
-from harness.compare.blame import lies_elsewhere
+from harness.compare.blame import lies_elsewhere, subject_file
 from oracles.implementation import Implementation
 
 READS = {"load_file", "safe_open", "load_state_dict", "load_safetensors"}
@@ -20,25 +18,13 @@ OF_TORCH = ("torch", "np", "numpy", "pickle")
 @functools.lru_cache(maxsize=64)
 def reads_itself(subject: Implementation) -> str:
     """What the subject file's ``load`` calls of its own to read a file; empty where the library reads it."""
-    place = _file_and_class(subject)
-    if place is None or not lies_elsewhere(subject):
+    if not lies_elsewhere(subject):
         return ""
     try:
-        tree = ast.parse(place[0].read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):
+        tree = ast.parse(subject_file(subject).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError, TypeError):
         return ""
-    return next(iter(_readers(tree, place[1])), "")
-
-
-def _file_and_class(subject: Implementation) -> tuple[Path, str] | None:
-    """The subject's file and class; of one in a process of its own, the file that is served there."""
-    connection = getattr(subject, "connection", None)
-    if connection is not None:
-        return connection.command.subject, type(subject).__name__
-    try:
-        return Path(inspect.getfile(type(subject))), type(subject).__name__
-    except (OSError, TypeError):
-        return None
+    return next(iter(_readers(tree, type(subject).__name__)), "")
 
 
 def _readers(tree: ast.Module, name: str) -> list[str]:

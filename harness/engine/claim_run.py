@@ -25,6 +25,7 @@ from harness.cases.profiles import Profile
 from harness.cases.recorded_cases import Recorded, cases_of
 from harness.cases.regimes import regimes, square
 from harness.compare import isolation
+from harness.compare.blame import lies_elsewhere
 from harness.compare.context import Context, Refused, Worst
 from harness.compare.ear import heard
 from harness.compare.layer import BadAnswer, SubjectRaised, WrongType
@@ -200,7 +201,10 @@ class ClaimRun:
         except SubjectRaised as error:
             return self._raised(error)
         except WrongType as error:
-            return self._of_the_wrapper(str(error), without_numbers(error), self._where(str(error)))
+            where, kind = self._where(str(error)), without_numbers(error)
+            if lies_elsewhere(self.subject):  # else the file is the library's own
+                return self._of_the_wrapper(str(error), kind, where)
+            return {"outcome": "error", "witness": where, **_because("bad_answer", error, kind)}
         except tuple(MISBEHAVIOUR) as error:
             told = _because(MISBEHAVIOUR[type(error)], error, without_numbers(error))
             return {"outcome": "error", "witness": self._where(str(error)), **told}

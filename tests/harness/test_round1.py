@@ -42,6 +42,7 @@ FINDINGS = {
     "hra": (
         ("BUG", "step0.dead_parameters", "scalar gate around the reflections starts at zero"),
         ("OK-undoc", "init.finite_modes", "divides by rounding noise"),
+        ("OK-undoc", "shapes.undefined_rank", "taken without a word about it"),
         AUTOCAST,
     ),
     "delora": (

@@ -522,7 +522,7 @@ BROKEN_KINDS.append(
 )
 
 
-@broken("embedding_tied")
+@broken("embedding_tied", "other_bias")
 class TiedHeadWritten(LowRank):
     """The update is kept in the weight, which the head shares."""
 
@@ -740,7 +740,7 @@ class SizesDoNotFit(LowRank):
             base.weight.norm(dim=1) + self.B.new_zeros(base.nf)
 
 
-@broken("conv1d")
+@broken("conv1d", "other_bias")
 class FactorsOfTheOtherShape(LowRank):
     """On a Conv1D the factors are made for the other layout, and what they add is another width."""
 
