@@ -7,7 +7,7 @@ takes has to start, compute, learn and fold as the equation says of `harness/cas
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +42,7 @@ from harness.compare.outcome import Deviation, NotOffered
 from harness.compare.probing import alike, kept_factor, masked, mode_is_ignored
 from harness.compare.refusals import is_crash
 from harness.compare.thresholds import MASK_ENTRY, SAME_MASK, STANDARD_ERRORS
-from harness.compare.unmerging import FOLDING, leaves_a_rest
+from harness.compare.unmerging import leaves_a_rest, offers_folding
 from harness.engine.checks import check
 from oracles.implementation import Unsupported
 from oracles.variants import Variant, paper
@@ -352,8 +352,7 @@ def _both_together(context: Context, case: KindCase, active: Sequence[Held], lay
         context.calling("set_adapters", context.subject.set_adapters, layer.adapted, ("default", "b"))
     except (SubjectRaised, Unsupported):
         return  # one at a time, which the claims on linear layers are about
-    with torch.no_grad():
-        actual = case.outputs(layer(case.x)).double()
+    actual = _rows(case, layer)
     rows, b = case.rows(case.input), None if case.bias_vector is None else case.bias_vector.double()
     right = [compose((case.weight.double(), b), active) for compose in compositions(case.spec.variant)]
     outputs = [rows @ W.mT * case.embed_scale + (0 if bias is None else bias) for W, bias in right]
@@ -377,8 +376,7 @@ def _who_acts(
 ) -> Diagnosis | None:
     """Whether the output is that of the other adapter, or of both."""
     case, layer = active
-    with torch.no_grad():
-        actual, base = case.outputs(layer(case.x)).double(), case.outputs(case.base()(case.x)).double()
+    actual, base = _rows(case, layer), _rows(case, case.base())
     own, its = (equation_at(context, *each)[0]["output"] for each in (active, other))
     unit = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(
         own.norm() + its.norm() + base.norm()
@@ -769,7 +767,7 @@ def _folds(context: Context, case: KindCase) -> None:
     """
     if not takes(context, case):
         raise NotOffered(f"{case.spec.variant} on {case.kind} layers", "layers")
-    in_place = all(offers(context.subject, case.spec, method) for method in FOLDING)
+    in_place = offers_folding(context.subject, case.spec)
     if not in_place or offers(context.subject, case.spec, "merge"):
         _exports(context, case)
     if in_place:
@@ -837,6 +835,7 @@ def _unfolds(context: Context, case: KindCase) -> None:
         raise
 
 
-def _rows(case: KindCase, layer: Kinds) -> Tensor:
+def _rows(case: KindCase, layer: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a layer answers the case's x, as rows; float64."""
     with torch.no_grad():
         return case.outputs(layer(case.x)).double()

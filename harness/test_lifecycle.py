@@ -26,8 +26,8 @@ from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, ToldElsewhere
 from harness.compare.probing import effective, plain_layer
 from harness.compare.refusals import is_crash
-from harness.compare.thresholds import ROUNDOFFS, THRESHOLDS
-from harness.compare.unmerging import FOLDING, leaves_a_rest
+from harness.compare.thresholds import REST, ROUNDOFFS, THRESHOLDS
+from harness.compare.unmerging import FOLDING, leaves_a_rest, offers_folding
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
 from reports.model import Diagnosis
@@ -39,7 +39,6 @@ READING = ("merge", "save_and_load", "deepcopy")
 # The base is another one than the model of a life takes it for.
 OTHER_BASE = ("forward.base_kept", "step0.base_frozen", "init.residual")
 ROUNDS = 20  # of merging and unmerging
-MOST = 0.5  # of the adapter's change of the weight: what is less is a rest of it
 FOLDED, FRESH = ROUNDOFFS["folded layer"], ROUNDOFFS["fresh adapter"]
 
 
@@ -111,7 +110,7 @@ def test_output(context: Context, case: LifeCase) -> None:
 )  # fmt: skip
 def test_merged(context: Context, case: LifeCase) -> None:
     """Merged, in place or not, once or again, with whichever adapters are active, it computes what it did before."""
-    if not all(offers(context.subject, case.spec, method) for method in FOLDING):
+    if not offers_folding(context.subject, case.spec):
         need(context.subject, case.spec, ("merge",))
     with life(context, case) as layer:
         for done in layer.run():
@@ -305,7 +304,7 @@ def _what_stays(layer: Life, gap: Tensor) -> Diagnosis | None:
     """What a detached layer keeps: what unmerging always leaves, or of a merged one the adapter itself."""
     if layer.folded and gap.dim() == 2:
         change = layer.weights(layer.states[0])[0] - layer.base[0]
-        if float(gap.norm()) < MOST * float(change.norm()) and (rest := layer.of_unmerging()):
+        if float(gap.norm()) < REST * float(change.norm()) and (rest := layer.of_unmerging()):
             return rest
     return DETACH_MERGED if layer.merged else None
 

@@ -22,7 +22,6 @@ from harness.compare.outcome import Deviation, NotApplicable, OutsideDomain, Tol
 from harness.compare.own_reading import reads_itself
 from harness.compare.probing import coefficient, effective, without_adapter
 from harness.compare.saving import (
-    FAR_MORE,
     IN_HALF,
     load,
     moved_by,
@@ -32,7 +31,14 @@ from harness.compare.saving import (
     saved,
     stored_in_half,
 )
-from harness.compare.thresholds import BASE_CHANGED, ROUNDOFFS, SAME_FUNCTION, SAME_UPDATE, THRESHOLDS
+from harness.compare.thresholds import (
+    BASE_CHANGED,
+    FAR_MORE,
+    ROUNDOFFS,
+    SAME_FUNCTION,
+    SAME_UPDATE,
+    THRESHOLDS,
+)
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
 from oracles.variants import VARIANTS, Variant

@@ -61,11 +61,8 @@ def _observed(linear: Layer, case: KindCase, layer: Kinds) -> Quantities:
     linear.clear_gradients()
     y = linear(x)
     (y * cotangent(case, y.shape).to(y.dtype) * case.embed_scale).sum().backward()
-    found = {
-        "output": y.detach().double(),
-        "gradient of x": torch.zeros_like(x) if x.grad is None else x.grad,
-    }
-    found["gradient of x"] = found["gradient of x"].double()
+    gradient = torch.zeros_like(x) if x.grad is None else x.grad
+    found = {"output": y.detach().double(), "gradient of x": gradient.double()}
     for name in layer.names:
         if name in linear.names and linear.raw(name).requires_grad:
             found[f"gradient of {name}"] = linear.gradient(name)

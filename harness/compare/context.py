@@ -105,9 +105,10 @@ class Context:
 
     def _is_cut_down(self, layer: Layer, case: Case) -> bool:
         """Whether the slots are those of the rank min(in, out), and a higher one was asked for."""
-        spec = dataclasses.replace(case.spec, rank=min(case.in_features, case.out_features))
-        if not self.variant.has_rank or self.variant.base is not None or spec.rank >= case.spec.rank:
+        lowest = min(case.in_features, case.out_features)
+        if lowest >= case.spec.rank or not self.variant.has_rank or self.variant.base is not None:
             return False
+        spec = dataclasses.replace(case.spec, rank=lowest)
         there = {n: tuple(layer.view(n).shape) for n in layer.names}
         sizes = (case.out_features, case.in_features)
         known = [t for t in self.variant.tensors if t.name in there]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness.cases.layer_cases import Case
 from harness.compare.layer import Layer
+from harness.compare.thresholds import CAST
 from oracles.variants.record import OWN_OUT, OWN_RANK
 from reports.model import Diagnosis
 
@@ -54,8 +55,6 @@ def _is_one_of(held: list[Tensor], tensor: Tensor) -> bool:
 
 
 SAYS_MUCH = 5  # letters of a name that a docstring has for no other reason
-# How far a base's tensor may be from the base's own values to be known for it: it may be kept in half precision.
-CAST = 1e-2
 
 
 def loose(layer: Layer) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Whether the subject file reads and writes checkpoints itself, where it only wraps a library that lies elsewhere.
+"""Whether the subject file reads checkpoints itself, where it only wraps a library that lies elsewhere.
 
 How a damaged file is met is then the wrapper's choice (``torch.load``, ``strict=False``), and not the library's.
 """

@@ -141,11 +141,18 @@ def _content(file: Path) -> Any:
 
 def _parts(content: Any) -> list[Part]:
     """The tensors of an archive's dict, and of the dicts in it, each as a dict of its own by the same keys."""
+    return [part for part in map(_tensors_of, _dicts(content)) if part]
+
+
+def _dicts(content: Any) -> list[dict[Any, Any]]:
+    """An archive's dict and the dicts in it; none where it holds anything else."""
     if not isinstance(content, dict):
         return []
-    within = [content, *(each for each in content.values() if isinstance(each, dict))]
-    parts = [{k: v for k, v in part.items() if isinstance(v, Tensor)} for part in within]
-    return [part for part in parts if part]
+    return [content, *(each for each in content.values() if isinstance(each, dict))]
+
+
+def _tensors_of(part: dict[Any, Any]) -> Part:
+    return {k: v for k, v in part.items() if isinstance(v, Tensor)}
 
 
 def rewrite(file: Path, change: Callable[[Part], Part]) -> None:
@@ -156,8 +163,8 @@ def rewrite(file: Path, change: Callable[[Part], Part]) -> None:
         save_file(change(load_file(file)), file, metadata=metadata)
         return
     content = _content(file)
-    for part in [content, *(each for each in content.values() if isinstance(each, dict))]:
-        before = {k: v for k, v in part.items() if isinstance(v, Tensor)}
+    for part in _dicts(content):
+        before = _tensors_of(part)
         after = change(before)
         for gone in before.keys() - after.keys():
             del part[gone]

@@ -136,10 +136,6 @@ def same_output(
     context.judge(case, what, actual, wanted, roundoffs * rounding.roundoff(case.torch_dtype) * size)
 
 
-# Another setting is at fault where it moves the output by that many times what the round trip itself does.
-FAR_MORE = 16.0
-
-
 def moved_by(case: Case, saved: Layer, loaded: Layer, otherwise: Layer) -> tuple[float, float]:
     """How far the round trip moves the output, and how far another setting at load moves it from there."""
     with torch.no_grad():

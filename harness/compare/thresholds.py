@@ -52,6 +52,11 @@ SAME_FUNCTION = 1e-4  # outputs of order one by which an ignored option is told 
 BASE_CHANGED = 1e-4  # outputs of order one by which a base that was replaced is told from one that was not
 EVALUATION_GAP = 1e-5  # evaluation with p > 0 against p = 0, relative to the largest entry
 SAME_UPDATE = 1e-3  # what is left of a merged update when a multiple of the right one is taken off, relative
+REST = 0.5  # of the adapter's change of the weight: what stays of it and is less is a rest of unmerging
+FAR_MORE = (
+    16.0  # times what a round trip moves the output: then another setting at load is a cause of its own
+)
+CAST = 1e-2  # how far a base's tensor may be from its values, relative: it may be kept in half precision
 SAME_DRAWS = 1e-4  # outputs under the same masks, relative to the largest entry
 NEAR_PRINCIPAL = (
     0.5  # of what the principal part takes out of a weight; random directions take 0.38 on average

@@ -12,15 +12,20 @@ from harness.compare.layer import BadAnswer, Layer, SubjectRaised
 from harness.compare.offered import offers
 from harness.compare.outcome import NotApplicable
 from harness.compare.thresholds import ROUNDOFFS, THRESHOLDS
-from oracles.implementation import Unsupported
+from oracles.implementation import AdapterSpec, Implementation, Unsupported
 
 FOLDING = ("merge_in_place", "unmerge")
+
+
+def offers_folding(subject: Implementation, spec: AdapterSpec) -> bool:
+    """Whether the subject merges in place and unmerges."""
+    return all(offers(subject, spec, method) for method in FOLDING)
 
 
 def leaves_a_rest(context: Context, case: Case) -> bool:
     """Whether a linear layer computes in place what it did before, and after unmerging something else."""
     subject = context.subject
-    if not all(offers(subject, case.spec, method) for method in FOLDING):
+    if not offers_folding(subject, case.spec):
         return False
     try:
         layer = context.layer(case)

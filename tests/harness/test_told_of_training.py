@@ -17,7 +17,7 @@ from harness.engine.described import source_of
 from oracles.implementation import Slot
 from reports.model import Finding
 from reports.render.fixes import look_at
-from tests.harness.test_told_rightly import findings
+from tests.harness.test_told_rightly import ComputesItsWeight, findings
 from tests.subjects import wrapped
 from tests.subjects.judged import audit
 
@@ -30,17 +30,6 @@ def found(layer: type[wrapped.Wrapped], variant: str, *checks: str) -> tuple[Fin
 
 
 # --- calls
-
-
-class TakesItsWeight(wrapped.Lora):
-    """The first call puts a computed tensor in the place of the base's parameter; outputs stay as they are."""
-
-    def branch(self, x: Tensor) -> Tensor:
-        if "weight" in self.base._parameters:
-            held = self.base.weight
-            del self.base._parameters["weight"]
-            self.base.__dict__["weight"] = held * 1
-        return super().branch(x)
 
 
 class Counts(wrapped.Lora):
@@ -65,7 +54,7 @@ class Halves(wrapped.Lora):
 @pytest.mark.parametrize(
     ("layer", "mistake", "failure"),
     [
-        (TakesItsWeight, "forward.takes_away", "does not find base.weight"),
+        (ComputesItsWeight, "forward.takes_away", "does not find base.weight"),
         (Counts, "forward.depends_on_calls", "results depend on what was called before"),
         (Halves, "forward.overwrites_input", "what the caller computes from x after the call"),
     ],

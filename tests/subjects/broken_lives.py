@@ -302,8 +302,12 @@ class UnmergedBySubtraction(Layer):
             delta = {n: p.detach() - self.aside[n] for n, p in self.base.named_parameters()}
             with torch.no_grad():
                 for name, change in delta.items():
-                    getattr(self.base, name).sub_(change * (1 + 1e-7))
+                    getattr(self.base, name).sub_(self.taken_out(change))
             self.aside = {}
+
+    def taken_out(self, change: Tensor) -> Tensor:
+        """Of what merging changed."""
+        return change * (1 + 1e-7)
 
 
 @layer("lora", "copies", "copied_no_more")
@@ -316,16 +320,12 @@ class KeepsItsLastOutput(Layer):
 
 
 @layer("lora dora", "unmerge", "unmerged_otherwise")
-class UnmergedInHalf(Layer):
+class UnmergedInHalf(UnmergedBySubtraction):
     """What is taken out of the base weight was rounded to bfloat16, what went in was not."""
 
-    def unfold(self) -> None:
-        if self.merged:
-            delta = {n: p.detach() - self.aside[n] for n, p in self.base.named_parameters()}
-            with torch.no_grad():
-                for name, change in delta.items():
-                    getattr(self.base, name).sub_(change.bfloat16().to(change.dtype))
-            self.aside = {}
+    def taken_out(self, change: Tensor) -> Tensor:
+        """Of what merging changed."""
+        return change.bfloat16().to(change.dtype)
 
 
 @layer("lora", "drift", "")
