@@ -13,7 +13,7 @@ from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, CutDown, Pair, Refused, Singular
 from harness.compare.lacking import nothing_lacks
-from harness.compare.layer import Layer
+from harness.compare.layer import Layer, answering
 from harness.compare.outcome import Deviation, NotOffered, OutsideDomain, ToldElsewhere
 from harness.compare.probing import by_rows, effective, far_layer, mode_is_ignored
 from harness.engine.checks import check
@@ -490,6 +490,9 @@ FOLDED = Diagnosis(
 )
 
 
+SPENT = "backward through the graph a second time"  # torch's words where an earlier call's graph was kept
+
+
 @check(
     "forward",
     "minor",
@@ -501,15 +504,65 @@ FOLDED = Diagnosis(
     diagnose=False,
 )
 def test_eval_gradients(context: Context, case: Case) -> None:
-    """In evaluation mode, too, the output depends on the adapter's parameters for autograd."""
+    """In evaluation mode, too, the output depends on the adapter's parameters for autograd, at every call anew."""
     layer = far_layer(context, case)
     layer.train()
-    before = layer(case.x).requires_grad
+    if not _gradients(layer, case):
+        return
     layer.train(False)
-    if before and not layer(case.x).requires_grad:
-        raise Deviation(
-            case, "gradients in evaluation mode", "those of training mode", "none", diagnosis=FOLDED
-        )
+    for _ in range(2):  # a weight that was folded in training mode keeps that call's graph, which serves once
+        if not _gradients(layer, case):
+            raise Deviation(
+                case, "gradients in evaluation mode", "those of training mode", "none", diagnosis=FOLDED
+            )
+
+
+def _gradients(layer: Layer, case: Case) -> bool:
+    """Whether a call's output can be differentiated, from the graph of that call alone."""
+    y = layer(case.x)
+    try:
+        if y.requires_grad:
+            y.sum().backward()
+    except RuntimeError as error:
+        if SPENT not in str(error):
+            raise
+        return False
+    return y.requires_grad
+
+
+NO_MODULE = Diagnosis(
+    "forward.no_module",
+    "train() and eval() do not give the module back",
+    "model = layer.eval(), as torch's own layers allow it, would leave the caller without the layer",
+    severity="minor",
+    remedy="end the layer's own train and eval with return self",
+)
+
+
+@check(
+    "forward",
+    "minor",
+    title="train() and eval() do not give the module back",
+    failure_mode="model = layer.eval(), as torch's own layers allow it, would leave the caller without the layer",
+    domain=EDGES,
+    against=("paper",),
+    examples=1,
+    diagnose=False,
+)
+def test_mode_answer(context: Context, case: Case) -> None:
+    """``layer.train()``, ``layer.train(False)`` and ``layer.eval()`` return the layer, as torch documents it."""
+    module = context.layer(case).module
+    for name, call in {
+        "train()": module.train,
+        "train(False)": lambda: module.train(False),
+        "eval()": module.eval,
+    }.items():
+        with answering(context.subject.name, name):
+            answer = call()
+        if answer is not module:
+            raise Deviation(
+                case, f"what {name} returns", "the module", type(answer).__name__, diagnosis=NO_MODULE
+            )
 
 
 @check(

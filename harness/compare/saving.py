@@ -21,6 +21,10 @@ from oracles.implementation import Unsupported
 from oracles.seeding import seed_torch
 from reports.model import Diagnosis
 
+AT_LOAD = (
+    77  # added to the case's seed when an adapter is loaded: its generator is not that of when it was made
+)
+
 
 @contextmanager
 def saved(context: Context, case: Case) -> Iterator[tuple[Layer, Path]]:
@@ -55,9 +59,9 @@ def offered(context: Context, call: Callable[[], object], method: str) -> object
         raise NotOffered(why, method) from why
 
 
-def load(context: Context, base: nn.Linear, case: Case, path: Path) -> Layer:
+def load(context: Context, base: nn.Linear, case: Case, path: Path, seed: int = AT_LOAD) -> Layer:
     """The adapter at ``path`` on ``base``, torch's generator in another state than when it was made."""
-    seed_torch(case.seed + 77)
+    seed_torch(case.seed + seed)
     return as_layer(
         offered(context, lambda: context.subject.load(base, case.spec, path), "load"), context.subject, "load"
     )

@@ -23,6 +23,7 @@ from oracles.peft import Peft
 from reports.model import Audit, Claim, Finding
 from reports.render.fixes import instruction
 from tests.subjects import files, wrapped
+from tests.subjects.broken_alone import LoadsSquaresTurned
 from tests.subjects.judged import audit
 
 TWELVE = Profile("default", 12, 0)
@@ -381,6 +382,29 @@ class WithoutB(wrapped.Library):
         return super().fill(adapted, method, {"B": adapted.slots["B"].tensor.detach(), **tensors})
 
 
+class BNotRead(wrapped.Library):
+    """B keeps its start."""
+
+    names = frozenset("B")
+
+    def fill(self, adapted: Adapted, method: str, tensors: Mapping[str, Tensor]) -> Adapted:
+        kept = {n: adapted.slots[n].tensor.detach().clone() for n in self.names}
+        return super().fill(adapted, method, {**tensors, **kept})
+
+
+class ReadsNothing(BNotRead):
+    """The whole adapter keeps its start."""
+
+    names = frozenset("AB")
+
+
+class BTimesTwo(wrapped.Library):
+    """A factor that is applied when loading."""
+
+    def fill(self, adapted: Adapted, method: str, tensors: Mapping[str, Tensor]) -> Adapted:
+        return super().fill(adapted, method, {**tensors, "B": 2 * tensors["B"]})
+
+
 ROUND_TRIP, STORED = "save_load.round_trip", "save_load.stored"
 HALF = "the file holds in half precision what the adapter holds in full"
 
@@ -390,7 +414,11 @@ HALF = "the file holds in half precision what the adapter holds in full"
     [
         (InHalf, HALF, "rounded to float16"),
         (LoadedInHalf, "a saved adapter comes back rounded to half precision", "rounded to bfloat16"),
-        (WithoutB, "a saved adapter does not come back as it was", "up to"),
+        (WithoutB, "the loaded adapter starts anew with B, which the saved file lacks", "up to"),
+        (BNotRead, "the loaded adapter starts anew with B, which the saved file holds", "up to"),
+        (ReadsNothing, "the loaded adapter starts anew with A and B, which the saved file holds", "up to"),
+        (LoadsSquaresTurned, "loading gives A and B the values of another tensor of the adapter", "up to"),
+        (BTimesTwo, "loading gives B times a constant", "up to"),
     ],
 )
 def test_a_rounding_is_told_as_one(subject: type[Implementation], title: str, told: str) -> None:

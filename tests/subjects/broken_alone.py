@@ -373,6 +373,30 @@ class FoldsInEvaluation(wrapped.Lora):
         return fn.linear(x.to(self.dtype), self.weight().detach(), b).to(x.dtype)
 
 
+@layer("lora", "forward.eval_gradients", "Faithful-with-doc-gap", LAYER)
+class EvaluatesInTheLastGraph(wrapped.Lora):
+    """Evaluation computes with the weight, and in the graph, of the moment when it began."""
+
+    def train(self, mode: bool = True) -> wrapped.Wrapped:
+        if not mode and hasattr(self, "B"):
+            self.folded = self.weight()
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or not hasattr(self, "folded"):
+            return super().forward(x)
+        b = None if self.base.bias is None else self.base.bias.to(self.dtype)
+        return fn.linear(x.to(self.dtype), self.folded, b).to(x.dtype)
+
+
+@layer("lora", "forward.mode_answer", "Faithful-with-doc-gap", LAYER)
+class AnswersNothing(wrapped.Lora):
+    """``train`` forgets to return the layer, and so does torch's ``eval``, which calls it."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+
 @layer("lora", "init.evaluation_mode", "Faithful-with-doc-gap", LAYER)
 class AlwaysInTraining(wrapped.Lora):
     """A fresh adapter is in training mode whatever the base is in."""
