@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from harness.cases.kind_cases import KINDS, KindCase, in_dtype, of_kind, shapes_with, square
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.leaf_output import with_leaf_output
-from harness.compare import life_faults, rank_stabilised, rounding
+from harness.compare import kind_mistakes, life_faults, rank_stabilised, rounding
 from harness.compare.beside_linear import is_the_linears, merges_as_the_linear
 from harness.compare.context import Context, where_worst
 from harness.compare.kinds import (
@@ -445,7 +445,15 @@ def _computes(context: Context, case: KindCase, layer: Kinds) -> None:
             elif name == "gradient of x":
                 found.diagnosis = explain_gradient(context, case, layer, actual[name])
             found.alone = not is_the_linears(context, case, layer, name, actual[name])
+            if name == "output" and found.alone and found.diagnosis is None:
+                found.diagnosis = kind_mistakes.explain(context, case, functools.partial(_answered, context))
             raise
+
+
+def _answered(context: Context, case: KindCase) -> tuple[Kinds, Tensor]:
+    """A layer far from its start, and its output as rows."""
+    layer = far(context, case)
+    return layer, layer.observe(case)["output"]
 
 
 def _leaf_of(kind: str) -> dict[str, Any]:
@@ -494,7 +502,7 @@ def _far_from_the_start(context: Context, case: KindCase, base: Any) -> rounding
 def _merge_of(kind: str, option: str | None = None) -> dict[str, Any]:
     computes = "layers." + "_".join(filter(None, (kind, (option or "").removeprefix("embed_"))))
     return {
-        "title": "on another kind of layer the merged layer is not the adapted one",
+        "title": f"{kind_mistakes.WORDS[kind]}, merged, is not the adapted layer",
         "failure_mode": "deployment runs another model than the one that was trained and evaluated",
         "domain": Domain(strategy=of_kind(kind, option)),
         "against": ("paper",),
@@ -777,11 +785,7 @@ def _folds(context: Context, case: KindCase) -> None:
 def _exports(context: Context, case: KindCase) -> None:
     """What ``merge`` gives computes what the adapted layer does."""
     need(context.subject, case.spec, ("merge",))
-    layer = far(context, case)
-    with refusable(f"merging {case.what}"):
-        folded = context.calling("merge", context.subject.merge, layer.adapted)
-    with torch.no_grad():
-        y = case.outputs(context.calling("the merged layer", folded, case.x)).double()
+    layer, y = _exported(context, case)
     exact, noise = equation_at(context, case, layer)
     floor = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(exact["output"].norm())
     if case.kind == "quantised":
@@ -793,7 +797,19 @@ def _exports(context: Context, case: KindCase) -> None:
     except Deviation as found:
         found.diagnosis = explain(context, case, layer, y)
         found.alone = not merges_as_the_linear(context, case, layer, y)
+        if found.alone and found.diagnosis is None:
+            ask = functools.partial(_exported, context)
+            found.diagnosis = kind_mistakes.explain(context, case, ask, merged=True)
         raise
+
+
+def _exported(context: Context, case: KindCase) -> tuple[Kinds, Tensor]:
+    """A layer far from its start, and what its merged form answers, as rows."""
+    layer = far(context, case)
+    with refusable(f"merging {case.what}"):
+        folded = context.calling("merge", context.subject.merge, layer.adapted)
+    with torch.no_grad():
+        return layer, case.outputs(context.calling("the merged layer", folded, case.x)).double()
 
 
 UNMERGED_OTHERWISE = Diagnosis(

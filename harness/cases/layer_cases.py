@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from hypothesis import strategies as st
@@ -117,7 +117,7 @@ class Case:
                 drawn[tensor.name] = tensor.far(shape, self.spec, self.generator(4 + stream % 4))
         return {name: value for name, value in drawn.items() if name in names}
 
-    def but(self, **changes: Any) -> Case:
+    def but(self, **changes: Any) -> Self:
         """This case with fields, or fields of its spec, replaced."""
         own = {k: v for k, v in changes.items() if k in Case.__dataclass_fields__}
         spec = {k: v for k, v in changes.items() if k not in own}

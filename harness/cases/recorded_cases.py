@@ -51,7 +51,7 @@ class Recorded(Case):
         """The recorded parameters, in float64."""
         return {n: value.double() for n, value in self.recording.parameters.items() if n in names}
 
-    def but(self, **changes: Any) -> Case:
+    def but(self, **changes: Any) -> Case:  # type: ignore[override]
         """This case in another dtype; with anything else replaced it is no recorded one any more."""
         if set(changes) == {"dtype"}:
             return dataclasses.replace(self, dtype=changes["dtype"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import pytest
+from torch import Tensor, nn
 
 from harness.engine.checks import Check
 from tests.subjects.judged import QUICK, audit
@@ -51,3 +52,43 @@ def test_a_kinds_own_fault_is_not_hidden_by_it() -> None:
     found = bugs(AndAnotherOnConvolutions())
     assert len(found) == 2
     assert "layers.conv2d" in found
+
+
+class RootOnConvolutions(Library):
+    """On convolutions alone the update is divided by √r."""
+
+    class layer(LowRank):  # noqa: N801
+        """α/√r on convolutions."""
+
+        def path_conv2d(self, x: Tensor) -> Tensor:
+            return super().path_conv2d(x) * self.r**0.5
+
+
+class MergesEmbeddingsUnscaled(Library):
+    """What embeddings are merged into has the update without α/r."""
+
+    class layer(LowRank):  # noqa: N801
+        """ΔW = BA."""
+
+        def fold(self, plain: nn.Module, update: Tensor) -> None:
+            super().fold(plain, update / self.s if self.kind == "embedding" else update)
+
+
+@pytest.mark.parametrize(
+    ("subject", "said"),
+    [
+        (RootOnConvolutions(), "on a convolution, and not on a linear layer, "),
+        (MergesEmbeddingsUnscaled(), "in what an embedding is merged into, and not in what it computes, "),
+    ],
+)
+def test_a_catalogued_mistake_on_one_kind_is_named(subject: Library, said: str) -> None:
+    """By what the linear layer has not, and what is the same at another rank and alpha."""
+    found = audit(
+        subject,
+        ["lora"],
+        checks=lambda c: c.id.startswith(("layers.conv2d", "layers.merge_emb")),
+        profile=QUICK,
+    )
+    (bug,) = [f for f in found.findings if f.tag == "BUG"]
+    assert bug.title.startswith(said)
+    assert "α" in bug.title
