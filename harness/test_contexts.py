@@ -136,6 +136,15 @@ def _flipping_helps(context: Context, case: Case, layer: Layer) -> bool:
     return True
 
 
+GRAPH_KEPT = Diagnosis(
+    "contexts.graph_under_no_grad",
+    "under torch.no_grad() the layer builds a graph all the same: its output wants a gradient",
+    "evaluation and generation would hold the memory of a training pass",
+    severity="major",
+    remedy="leave autograd's mode to the caller: no torch.enable_grad() around forward",
+)
+
+
 @check(
     "contexts",
     "critical",
@@ -148,14 +157,21 @@ def _flipping_helps(context: Context, case: Case, layer: Layer) -> bool:
     diagnose=False,
 )
 def test_no_grad(context: Context, case: Case) -> None:
-    """Under ``torch.no_grad()`` the output is that of the same call with gradients, in training and evaluation mode."""
+    """Under ``torch.no_grad()`` the output is that of the same call with gradients, in training and evaluation mode.
+
+    And it has no graph.
+    """
     layer = far_layer(context, case)
     for training in (True, False):
         layer.train(training)
         wanted = {"output": layer(case.x).detach().double()}
         with torch.no_grad(), situation("under no_grad"):
-            actual = {"output": layer(case.x).double()}
+            y = layer(case.x)
+            actual = {"output": y.double()}
         same(context, case, f"under no_grad in {_mode(training)} mode", actual, wanted)
+        if y.requires_grad:
+            quantity = f"output under no_grad in {_mode(training)} mode"
+            raise Deviation(case, quantity, "without a graph", "wants a gradient", diagnosis=GRAPH_KEPT)
 
 
 def _mode(training: bool) -> str:

@@ -37,6 +37,7 @@ from harness.compare.kinds import (
 )
 from harness.compare.layer import SubjectRaised, as_layer, situation
 from harness.compare.life_model import Held, compositions
+from harness.compare.loose_parameters import learns_beside
 from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, NotOffered
 from harness.compare.probing import alike, kept_factor, masked, mode_is_ignored
@@ -410,7 +411,7 @@ def _can_learn(case: KindCase, layer: Kinds) -> bool:
     """Whether at the present parameters something of the adapter gets a gradient."""
     found = layer.observe(case)
     own = [found[name] for n in layer.names if (name := f"gradient of {n}") in found]
-    return not own or any(bool(gradient.any()) for gradient in own)
+    return not own or any(bool(gradient.any()) for gradient in own) or learns_beside(layer.layer, case)
 
 
 def _head_untouched(context: Context, case: KindCase) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from harness.cases.layer_cases import Case, Domain
-from harness.cases.tiny_models import ModelCase, logits
+from harness.cases.tiny_models import ModelCase, heads, logits
 from harness.compare import merged_otherwise, rank_stabilised, rounding
 from harness.compare.adapted_model import far, offers_models, subject_on
 from harness.compare.context import Context, double
@@ -468,6 +468,14 @@ def whole(variant: Variant) -> st.SearchStrategy[ModelCase]:
     return st.sampled_from([ModelCase(spec, name, seed=i) for i, name in enumerate(MERGED)])
 
 
+TIED_TOO = Diagnosis(
+    "merge.tied_too",
+    "a layer's update is merged into a weight that it shares with another: the other changes with it",
+    "deployment would run another model than the one that was trained and evaluated: with the head the embedding moved",
+    remedy="untie the weight before merging into it (a copy of its own), or refuse layers whose weight is shared",
+)
+
+
 @check(
     "merge",
     "major",
@@ -486,6 +494,7 @@ def test_model(context: Context, case: ModelCase) -> None:
     ours = subject_on(context, case)
     ours.write(far(ours, case))
     ours.model.eval()
+    kept = {n: w.clone() for n, w in heads(case.base()).items() if n not in ours.layers}
     with torch.no_grad():
         with answering(ours.who, "the adapted model's forward", of=case.architecture):
             wanted = logits(ours.model, case).double()
@@ -497,4 +506,12 @@ def test_model(context: Context, case: ModelCase) -> None:
         with answering(ours.who, "the merged model's forward", of=case.architecture):
             actual = logits(merged.eval(), case).double()
     unit = rounding.roundoff(torch.float32) * float(torch.linalg.vector_norm(wanted))
-    context.judge(case, "logits of the merged model", actual, wanted, ROUNDOFFS["layer of a model"] * unit)
+    try:
+        context.judge(
+            case, "logits of the merged model", actual, wanted, ROUNDOFFS["layer of a model"] * unit
+        )
+    except Deviation as found:
+        now = heads(merged)
+        moved = [n for n, w in kept.items() if n in now and not rounding.same_values(now[n], w)]
+        found.diagnosis = TIED_TOO if moved else None
+        raise

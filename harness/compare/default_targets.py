@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from harness.cases.tiny_models import ARCHITECTURES, ModelCase, heads
 from harness.compare.adapted_model import Places, places_of
@@ -42,14 +42,17 @@ def odd_one(context: Context, case: ModelCase) -> ModelCase:
 
 
 def adapts_more(context: Context, case: ModelCase) -> bool:
-    """Whether several architectures have more layers than PEFT's and fewer lack one of them, heads not among them."""
+    """Whether several architectures have more layers than PEFT's and fewer lack one of them, heads not counted."""
     more = less = 0
     for other, mine, theirs in _everywhere(context, case):
-        if mine.layers & heads(other.base()).keys():
-            return False
         less += bool(theirs.layers - mine.layers)
-        more += mine.layers > theirs.layers
+        more += without_heads(mine.layers, other) > theirs.layers
     return more >= SEVERAL and more > less
+
+
+def without_heads(layers: Iterable[str], case: ModelCase) -> frozenset[str]:
+    """The adapted layers but for the output head and the embeddings, which have a check of their own."""
+    return frozenset(layers) - heads(case.base()).keys()
 
 
 def as_the_authors(context: Context, case: ModelCase) -> tuple[Disagreement, ...]:

@@ -77,12 +77,12 @@ def _rows(forward: paper.Forward, case: KindCase, layer: Kinds) -> Tensor:
 
 def _named(mistake: Mistake, case: KindCase, merged: bool) -> Diagnosis:
     on = WORDS[case.kind]
-    where = f"{on} is merged" if merged else f"{on} is adapted"
+    by_forward = "merge into the weight and bias with which forward computes, this step included"
     return Diagnosis(
         f"layers.{'merge.' if merged else ''}{case.kind}.{mistake.id}",
         f"in what {on} is merged into, and not in what it computes, {mistake.summary}"
         if merged
         else f"on {on}, and not on a linear layer, {mistake.summary}",
         "what is deployed would answer as another model" if merged else mistake.failure_mode,
-        remedy=f"where {where}, {mistake.remedy}",
+        remedy=by_forward if merged else f"where {on} is adapted, {mistake.remedy}",
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.cases.layer_cases import Case
-from harness.compare.layer import Layer
+from harness.compare.layer import Layer, answering
 from harness.compare.thresholds import CAST
 from oracles.variants.record import OWN_OUT, OWN_RANK
 from reports.model import Diagnosis
@@ -89,6 +89,20 @@ def own_parameters(layer: Layer, case: Case) -> dict[str, Tensor]:
     """The trained parameters that are neither a slot's nor the base's, by name."""
     base = of_the_base(layer, case)
     return {n: p for n, p in loose(layer).items() if n not in base}
+
+
+def learns_beside(layer: Layer, case: Case) -> bool:
+    """Whether a trained parameter that is no slot's, and not as large as the base's, gets a gradient now."""
+    layer.clear_gradients()
+    y = layer(case.x)
+    if y.requires_grad:
+        with answering(layer.who, "the backward pass"):
+            y.sum().backward()
+    bases = (case.weight.numel(), case.out_features)
+    own = [p for p in loose(layer).values() if p.numel() not in bases]
+    found = any(p.grad is not None and bool(p.grad.any()) for p in own)
+    layer.clear_gradients()
+    return found
 
 
 def own_vectors(layer: Layer, case: Case) -> dict[str, str]:

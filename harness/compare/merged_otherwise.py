@@ -71,5 +71,5 @@ def _named(mistake: Mistake) -> Diagnosis:
         f"merge.{mistake.id}",
         f"in what is merged, and not in what is computed, {mistake.summary}",
         "what is deployed would answer as another model",
-        remedy=f"where the layer is merged, {mistake.remedy}",
+        remedy="merge into the weight and bias with which forward computes, this step included",
     )

@@ -25,6 +25,7 @@ NO_REFERENCE = {
     "scale": "the scale factor agrees with no reference",
     "training": "training goes where no reference's goes",
 }
+GRADIENTS_ALONE = "the outputs are the references', and the gradients are no reference's"
 
 
 def verdicts(run: Run, findings: Sequence[Finding], prior: Prior | None = None) -> dict[str, Verdict]:
@@ -108,8 +109,16 @@ def _because(finding: Finding) -> str:
     """The decisive finding in one line."""
     title = finding.title.rstrip(". ")
     if finding.tag == "BUG" and finding.severity == "critical" and finding.aspect in NO_REFERENCE:
-        return f"{NO_REFERENCE[finding.aspect]} ({finding.id}: {title})"
+        told = GRADIENTS_ALONE if _of_gradients_alone(finding) else NO_REFERENCE[finding.aspect]
+        return f"{told} ({finding.id}: {title})"
     return f"{title} ({finding.id})"
+
+
+def _of_gradients_alone(finding: Finding) -> bool:
+    """Whether the outputs are the references', and what fails is gradients and what follows from them."""
+    checks = [claim.partition("[")[0] for claim in finding.claims]
+    of_values = [c for c in checks if not (c.startswith(("step0.", "training.")) or "gradient" in c)]
+    return finding.aspect == "forward" and not of_values
 
 
 def is_unverified(finding: Finding, claims: Sequence[Claim]) -> bool:

@@ -15,6 +15,7 @@ from harness.cases.profiles import Profile
 from harness.compare.refusals import complaint
 from harness.engine.described import source_of
 from oracles.implementation import Slot
+from oracles.mistakes import mistaken
 from reports.model import Finding
 from reports.render.fixes import look_at
 from tests.harness.test_told_rightly import ComputesItsWeight, findings
@@ -279,6 +280,75 @@ def test_what_trains_beside_the_adapter_is_the_base_s_or_its_own(
 @pytest.mark.parametrize("layer", [NoBias, wrapped.Lora])
 def test_factors_without_a_bias_train_nothing_else(layer: type[wrapped.Wrapped]) -> None:
     assert found(layer, "lora", "shapes.frozen_base", "forward.random_parameters") == ()
+
+
+class LearnsThroughAScalar(wrapped.Lora):
+    """Both factors start away from zero, and a trained number at zero multiplies their product."""
+
+    trained = True
+
+    def build(self) -> None:
+        super().build()
+        nn.init.normal_(self.B)
+        self.scalar = nn.Parameter(torch.zeros(1, dtype=self.dtype), requires_grad=self.trained)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return super().branch(x) * self.scalar
+
+
+class ScalarStaysZero(LearnsThroughAScalar):
+    """The number is not trained."""
+
+    trained = False
+
+
+def test_what_learns_through_a_parameter_of_its_own_learns() -> None:
+    assert found(LearnsThroughAScalar, "lora", "step0.nothing_trains") == ()
+    (told,) = found(ScalarStaysZero, "lora", "step0.nothing_trains")
+    assert "nothing trains" in told.title
+
+
+def test_where_outputs_agree_the_verdict_speaks_of_gradients() -> None:
+    """The attached norm leaves the forward pass as it is."""
+    checks = ("forward.random_parameters", "forward.gradients", "forward.input_gradient")
+    asked = audit(mistaken("dora.norm_attached"), ["dora"], checks=lambda c: c.id in checks, profile=TWELVE)
+    assert asked.verdicts["dora"].reason.startswith("the outputs are the references'")
+    scaled = audit(mistaken("dora.bias_scaled"), ["dora"], checks=lambda c: c.id in checks, profile=TWELVE)
+    assert scaled.verdicts["dora"].reason.startswith("the forward pass agrees with no reference")
+
+
+# --- contexts
+
+
+class GraphsAnyway(wrapped.Lora):
+    """Autograd is on, whatever the caller says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return super().forward(x)
+
+
+def test_a_graph_under_no_grad_is_told() -> None:
+    (told,) = found(GraphsAnyway, "lora", "contexts.no_grad")
+    assert (told.mistake, told.severity) == ("contexts.graph_under_no_grad", "major")
+    assert found(wrapped.Lora, "lora", "contexts.no_grad") == ()
+
+
+class FailsInHalfOnceTrained(wrapped.Lora):
+    """Away from its start it takes no bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.bfloat16 and bool(self.B.any()):
+            raise RuntimeError("expected m1 and m2 to have the same dtype")
+        return super().forward(x)
+
+
+def test_an_exception_has_the_case_that_it_was_raised_on() -> None:
+    (claim,) = audit(
+        wrapped.Library({"lora": FailsInHalfOnceTrained}), ["lora"], checks=lambda c: c.id == "forward.pure"
+    ).run.claims
+    assert claim.witness is not None
+    assert claim.witness.case["dtype"] == "bfloat16"
 
 
 # --- remedies

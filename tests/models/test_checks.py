@@ -361,7 +361,6 @@ BROKEN = [
     (LooseEndings, "explicit", "lora"),
     (OutputSide, "sides", "ia3"),
     (SidesByShape, "sides", "ia3"),
-    (AdaptsTheHead, "default", "lora"),
     (AdaptsTheHead, "heads", "lora"),
     (UntiesTheHead, "heads", "hra"),
     (ActsTwice, "shared", "delora"),
@@ -544,6 +543,79 @@ def test_a_target_inside_another_name_is_told_as_that() -> None:
     found = ask(Substrings(), "long_list").diagnosis
     assert found is not None
     assert found.mistake == "targets.inside_a_name"
+
+
+class SubstringsOfLastParts(KnowsNoWholeNames):
+    """A target is looked for anywhere in the last part of a name."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        kept = [target for target in targets or () if "." not in target]
+        last = {n: n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        found = [n for n, part in last.items() if any(target in part for target in kept)]
+        return super(RefusesWholeNames, self).adapt_model(model, spec, found) if found else {}
+
+
+def test_inside_the_last_part_of_a_name_is_inside_a_name() -> None:
+    found = ask(SubstringsOfLastParts(), "long_list").diagnosis
+    assert found is not None
+    assert found.mistake == "targets.inside_a_name"
+    assert ask(KnowsNoWholeNames(), "long_list").outcome == "not_applicable"
+
+
+class HeadToo(LoraLite):
+    """By default every linear layer is adapted, the head, too."""
+
+    more: ClassVar[tuple[type, ...]] = (nn.Linear,)
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        if targets is None:
+            targets = [n for n, m in model.named_modules() if isinstance(m, self.more)]
+        return super().adapt_model(model, spec, targets)
+
+
+def test_more_layers_are_more_layers_with_the_head_among_them_too() -> None:
+    """The head is a finding of its own."""
+    told = ask(HeadToo(), "default").diagnosis
+    assert told is not None
+    assert told.mistake == "targets.more"
+    assert ask(HeadToo(), "heads").outcome == "fail"
+
+
+class FoldsIntoTheEmbedding(LoraLite):
+    """Merging moves the embedding, which has no adapter: a head's update in a weight that both share."""
+
+    def merge_model(self, model: nn.Module) -> nn.Module:
+        merged = super().merge_model(model)
+        merged.get_input_embeddings().weight.data.mul_(1.5)  # type: ignore[operator]
+        return merged
+
+
+class FoldsHalf(LoraLite):
+    """What is merged is off, and the embedding stays."""
+
+    def merge_model(self, model: nn.Module) -> nn.Module:
+        merged = super().merge_model(model)
+        next(m for m in merged.modules() if isinstance(m, nn.Linear)).weight.data.mul_(1.5)
+        return merged
+
+
+@pytest.mark.parametrize(
+    ("subject", "mistake"), [(FoldsIntoTheEmbedding, "merge.tied_too"), (FoldsHalf, None)]
+)
+def test_a_tied_weight_that_moves_with_a_merge_is_told(subject: type[LoraLite], mistake: str | None) -> None:
+    load_checks()
+    (claim,) = claims_for(
+        subject(),
+        variants=["lora"],
+        checks=lambda c: c.id == "merge.model",
+        profile=Profile("default", 12, 0),
+    )
+    assert claim.outcome == "fail"
+    assert (claim.diagnosis.mistake if claim.diagnosis else None) == mistake
 
 
 def test_a_library_may_take_models_of_transformers_alone() -> None:
