@@ -296,8 +296,8 @@ def _cosines(drawn: Tensor) -> Tensor:
 @check(
     "init",
     "critical",
-    title="random tensors lack the structure that the reference gives them",
-    failure_mode="equal columns are what makes the chain of reflections the identity at step 0",
+    title="U does not start in the reference's pairs of equal columns, by which a fresh adapter changes nothing",
+    failure_mode="reflections that do not cancel change the model's output before the first step",
     applies=lambda variant: any(t.uniform and t.uniform.columns_paired for t in variant.tensors),
 )
 def test_pairs(context: Context, case: Case) -> None:

@@ -24,7 +24,7 @@ FAILURE_MODES = {
     "mode_missing": "What is trained with this mode elsewhere cannot be trained here in the same way.",
     "not_offered": "Whether an adapter survives being saved and loaded cannot be told.",
     "unverified": NOTHING_CHECKED,
-    "wrapper": "The file that presents the library fails, not the library itself, of which nothing was learnt here.",
+    "wrapper": "The exception arose in the file that presents the library; of the library nothing was learnt here.",
     "raised": f"A caller gets this exception instead of an answer; {NOT_KNOWN}",
     "bad_answer": f"A caller gets this instead of a usable answer; {NOT_KNOWN}",
     "hangs": f"A caller waits; {NOT_KNOWN}",

@@ -23,9 +23,9 @@ LOOK_AT = {
     "dtype": "look for what is done otherwise in this dtype, casts and branches on the dtype",
     "contexts": "make the layer answer alike in this context",
     "training": "follow this quantity through one step of the optimiser",
-    "merge": "make the merged and the detached layer exact",
+    "merge": "follow weight and bias through merging and detaching",
     "save_load": "make saving and loading keep the adapter, or refuse the file in a sentence",
-    "lifecycle": "keep the state of every adapter apart",
+    "lifecycle": "take the steps of the smallest case one by one, and mend the one that leaves the layer otherwise",
     "layers": "make the layer of this kind answer as the references do, or refuse it in a sentence",
     "targets": "adapt these modules and no others",
     "checkpoints": "read and write this checkpoint as the references do, or refuse it in a sentence",
@@ -97,7 +97,8 @@ def instruction(finding: Finding, claims: Sequence[Claim]) -> str:
     if is_unverified(finding, own):
         return "make this verifiable"
     if lead.outcome == "error":
-        what = f"mend the exception {lead.detail}" if lead.cause == "raised" and lead.detail else "mend this"
+        placed = lead.cause == "raised" and " at " in (lead.detail or "")
+        what = f"mend the exception {lead.detail}" if placed else "mend this"
         return f"{what}, or refuse such input with a sentence"
     if lead.outcome == "not_applicable":
         return "add the missing mode, or state in the docstring that it is left out"

@@ -351,6 +351,31 @@ def test_an_exception_has_the_case_that_it_was_raised_on() -> None:
     assert claim.witness.case["dtype"] == "bfloat16"
 
 
+class KeepsDirectionsAndNorms(wrapped.Hra):
+    """The base weight is held as its rows' norms and directions, each of which is rounded."""
+
+    def build(self) -> None:
+        super().build()
+        norms = self.base.weight.detach().norm(dim=1, keepdim=True)
+        self.norms, self.unit = nn.Parameter(norms), nn.Parameter(self.base.weight.detach() / norms)
+        self.norms.requires_grad_(False), self.unit.requires_grad_(False)
+        del self.base.weight
+
+    @property
+    def w0(self) -> Tensor:
+        return self.norms * self.unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fn.linear(x, self.weight(), self.base.bias)
+
+
+def test_a_base_that_is_held_otherwise_may_round_otherwise() -> None:
+    layer = wrapped.Library({"hra": KeepsDirectionsAndNorms})
+    (claim,) = audit(layer, ["hra"], checks=lambda c: c.id == "contexts.cast_and_back").run.claims
+    assert claim.outcome == "not_applicable"
+    assert "base weight" in str(claim.reason)
+
+
 # --- remedies
 
 
