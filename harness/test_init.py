@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
-from harness.compare.context import Context, plain
+from harness.compare.context import Context, State, plain
 from harness.compare.layer import Layer, adapt
 from harness.compare.outcome import Deviation, NoSlot, OutsideDomain, ToldElsewhere
 from harness.compare.probing import drops_over_evaluation, mode_is_ignored
@@ -613,18 +613,31 @@ def test_finite_modes(context: Context, case: Case) -> None:
     """In each mode, output and gradients at the subject's own start are finite, and no division by rounding noise."""
     if mode_is_ignored(context, case):
         raise ToldElsewhere("the mode is ignored, which shapes.modes reports", "shapes.modes")
+    if not _has_a_value(context, case):
+        raise OutsideDomain(
+            "at this rank and size the mode's equation divides by rounding noise whatever the start"
+        )
     ours = context.layer(case)
     start = ours.values()
     for name, found in rounding.observe(ours, case, gradients=True).items():
         if not bool(torch.isfinite(found).all()):
             raise Deviation(case, f"{name} at the start", "finite", "not finite", diagnosis=_paired(start))
-    pair = context.pair(case, "initial")
-    size = float(torch.linalg.vector_norm(rounding.observe(pair.ours, case)["output"]))
-    noise = context.noise(pair)["output"]
-    moved = noise / (rounding.roundoff(torch.float32) * size) if size else 0.0
+    moved = _moved(context, case, "initial")
     if not moved < SINGULAR:
         quantity = "roundings of the output per rounding of the start"
         raise Deviation(case, quantity, f"below {SINGULAR:g}", f"{moved:.3g}", diagnosis=_paired(start))
+
+
+def _has_a_value(context: Context, case: Case) -> bool:
+    """Whether far from every start, too, the equation's output is no matter of rounding."""
+    return _moved(context, case, "far") < SINGULAR
+
+
+def _moved(context: Context, case: Case, where: State) -> float:
+    """How many roundings of the output one rounding of the parameters is."""
+    pair = context.pair(case, where)
+    size = float(torch.linalg.vector_norm(rounding.observe(pair.ours, case)["output"]))
+    return context.noise(pair)["output"] / (rounding.roundoff(torch.float32) * size) if size else 0.0
 
 
 def _paired(start: dict[str, Tensor]) -> Diagnosis | None:

@@ -47,7 +47,7 @@ COARSE = Diagnosis(
     "the output is the reference's to the digits of half precision only",
     "something is rounded to bfloat16 or float16 on the way, or a small constant is added: small updates are lost, and "
     "a checkpoint answers otherwise than elsewhere",
-    remedy="compute the adapter's branch in its parameters' dtype",
+    remedy="look for a cast to half precision on the way, and for an epsilon beside a norm or in a division",
 )
 NEARLY = Diagnosis(
     "forward.nearly",

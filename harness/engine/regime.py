@@ -6,6 +6,7 @@ threshold ("only for rank > 8") from a remainder ("only where in is no multiple 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,12 +16,17 @@ Holds = Callable[[Case], bool]
 MULTIPLES = (64, 32, 16, 8, 4)
 SIZES = {"rank": "rank", "in_features": "in", "out_features": "out"}
 # Below these a size is no regime: most mistakes need two rows or a second feature to show.
-ORDINARY = {"rank": 4, "in_features": 5, "out_features": 5, "rows": 5}
+ORDINARY = {"rank": 2, "in_features": 5, "out_features": 5, "rows": 5}
 
 
 def regime(case: Case, holds: Holds) -> str:
     """Where the failure at ``case`` begins, in words; empty where it takes nothing special."""
-    sizes = ["where in = out"] if _square(case, holds) else _sizes(case, holds)
+    if _square(case, holds):
+        sizes = ["where in = out"]
+    elif _above_a_side(case, holds):
+        sizes = ["for a rank above in or out"]
+    else:
+        sizes = [*_sizes(case, holds)]
     found = [*sizes, *_rows(case, holds), *_settings(case, holds)]
     return f"only {' and '.join(found)}" if found else ""
 
@@ -31,6 +37,14 @@ def _square(case: Case, holds: Holds) -> bool:
     if side != case.out_features or holds(case.but(in_features=side + 1, out_features=side + 1)):
         return False
     return holds(case.but(in_features=side + 1)) and holds(case.but(out_features=side + 1))
+
+
+def _above_a_side(case: Case, holds: Holds) -> bool:
+    """Whether it takes a rank above the smaller side: a layer that is large enough for it holds."""
+    rank, sides = case.spec.rank, {"in_features": case.in_features, "out_features": case.out_features}
+    if rank <= min(sides.values()):
+        return False
+    return holds(case.but(**{name: max(side, rank + 1) for name, side in sides.items()}))
 
 
 def _sizes(case: Case, holds: Holds) -> Iterator[str]:
@@ -55,15 +69,14 @@ def _resized(case: Case, name: str, holds: Holds) -> Callable[[int], bool]:
 
 
 def _rows(case: Case, holds: Holds) -> Iterator[str]:
-    rows = 1
-    for size in case.batch:
-        rows *= size
-    if rows > ORDINARY["rows"]:
+    rows = math.prod(case.batch)
+    if len(case.batch) > 1 and rows and holds(case.but(batch=(rows,))):
+        words = "more than two" if not holds(case.but(batch=(1, *case.batch))) else str(len(case.batch) + 1)
+        yield f"for x of {words} dimensions"
+    elif rows > ORDINARY["rows"]:
         words = _threshold(rows, lambda v: holds(case.but(batch=(v,))))
         if words:
             yield f"for a number of rows {words}"
-    elif len(case.batch) > 2 and holds(case.but(batch=(rows,))):
-        yield f"for x of {len(case.batch) + 1} dimensions"
 
 
 def _threshold(value: int, holds: Callable[[int], bool]) -> str:

@@ -20,6 +20,7 @@ from oracles.variants.shared_mistakes import (
     lost_bias,
     more_branches,
     more_dropouts,
+    no_effect,
     shape_b,
     starts_of_factors,
 )
@@ -140,6 +141,7 @@ NORMALISE = "divide each component by both ‖a_i‖ and ‖b_i‖, rows of A an
 OVER_RANK = "multiply the update by λ/r"
 PER_INPUT = "multiply each input feature by the norm of its column of W (dim=0 of the torch weight)"
 MISTAKES = (
+    no_effect("delora"),
     Mistake(
         "delora.scalar_norm",
         "the update is scaled by one number, the Frobenius norm of W, instead of one norm per input channel",

@@ -21,6 +21,7 @@ from oracles.variants.shared_mistakes import (
     lost_bias,
     more_branches,
     more_dropouts,
+    no_effect,
     scales,
     starts_of_factors,
 )
@@ -130,6 +131,7 @@ def _with_norms_of(own: Active, other: Active, W: Tensor) -> Parameters:
 
 
 MISTAKES = (
+    no_effect("dora"),
     Mistake(
         "dora.norm_attached",
         "the gradient flows through ‖V‖ (Eq. (6)) instead of treating it as a constant (§4.3, Eq. (11))",

@@ -24,7 +24,7 @@ from oracles.variants.record import (
     drawn,
     form_of,
 )
-from oracles.variants.shared_mistakes import common, no_gradient
+from oracles.variants.shared_mistakes import common, no_effect, no_gradient
 from oracles.variants.shared_parts import base_bias, no_bias, normal, same
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ def _llama_start(W: Tensor, spec: AdapterSpec) -> Tensor:
 
 OUTPUT_SIDE: dict[str, Any] = {"on_output": True, "order": _first_first}
 MISTAKES = (
+    no_effect("hra"),
     Mistake(
         "hra.reversed",
         "the reflections are multiplied in reverse order, W H_r … H₁",

@@ -24,7 +24,7 @@ from oracles.variants.record import (
     View,
     form_of,
 )
-from oracles.variants.shared_mistakes import common, detached, no_gradient
+from oracles.variants.shared_mistakes import common, detached, no_effect, no_gradient
 from oracles.variants.shared_parts import same, signed
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def _gated_by_mean(y: Tensor, b: Tensor | None, l: Tensor) -> Tensor:
 
 
 MISTAKES = (
+    no_effect("ia3"),
     Mistake(
         "ia3.wrong_side",
         "the gate is on the other side: the input where the output is to be gated, and the reverse",

@@ -18,6 +18,7 @@ from oracles.variants.shared_mistakes import (
     lost_bias,
     more_branches,
     more_dropouts,
+    no_effect,
     own_biases,
     scales,
     starts_of_factors,
@@ -66,6 +67,7 @@ TENSORS = (GAUSSIAN_A, B)
 FORM = form_of(lora, TENSORS, **PARTS)
 
 MISTAKES = (
+    no_effect("lora"),
     *scales("lora"),
     *starts_of_factors("lora", "LoRA paper §4.1 (random Gaussian for A)", "minor"),
     Mistake(

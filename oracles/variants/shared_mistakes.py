@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from oracles.implementation import AdapterSpec
-from oracles.variants.record import OWN_OUT, OWN_RANK, Mistake, Severity
+from oracles.variants.paper import linear
+from oracles.variants.record import OWN_OUT, OWN_RANK, Call, Mistake, Severity
 
 Value = Callable[[Tensor, AdapterSpec], Tensor]
 
@@ -366,6 +367,21 @@ def no_gradient(variant: str) -> Mistake:
         "nothing trains, on any step",
         {"dead_until_step": math.inf},
         "compute the adapter's branch with its parameters themselves, not with detached copies of them",
+    )
+
+
+def _base_alone(call: Call, do: Any) -> Tensor:
+    return linear(call.x, call.W, call.b)
+
+
+def no_effect(variant: str) -> Mistake:
+    """The adapter takes no part in the output."""
+    return Mistake(
+        f"{variant}.no_effect",
+        "the layer answers as its base does, whatever the adapter's tensors are",
+        "what is trained or loaded changes nothing",
+        {"equation": _base_alone},
+        "compute the output from the very tensors that are trained, saved and loaded, and return it",
     )
 
 

@@ -43,7 +43,8 @@ def _verdict(run: Run, variant: str, findings: Sequence[Finding], prior: Prior |
     verified = [c for c in applicable if c.outcome in ("pass", "declared")]
     decisive = min(findings, key=lambda f: rank(f.severity, SEVERITIES), default=None)
     missing = [key for key in missing_claims(run) if key.variant == variant]
-    grade, reason = _grade(decisive, len(verified), len(applicable), len(missing))
+    because = _because(decisive, claims) if decisive else ""
+    grade, reason = _grade(decisive, because, len(verified), len(applicable), len(missing))
     if grade in FAITHFUL and (held_back := _at_best_partial(claims)):
         grade, reason = held_back
     if grade == "Faithful" and findings:
@@ -89,10 +90,12 @@ def _never_verified(claims: Sequence[Claim]) -> str | None:
     return None
 
 
-def _grade(decisive: Finding | None, verified: int, applicable: int, missing: int) -> tuple[Grade, str]:
+def _grade(
+    decisive: Finding | None, because: str, verified: int, applicable: int, missing: int
+) -> tuple[Grade, str]:
     grave = ("critical", "major") if missing else ("critical", "major", "minor")
     if decisive and decisive.severity in grave:
-        return GRADE[decisive.severity], _because(decisive)
+        return GRADE[decisive.severity], because
     if missing:
         return "Partial", f"{missing} claims are missing"
     if verified == 0:
@@ -105,20 +108,19 @@ def _grade(decisive: Finding | None, verified: int, applicable: int, missing: in
     return "Faithful", f"{verified} of {applicable} claims verified"
 
 
-def _because(finding: Finding) -> str:
+def _because(finding: Finding, claims: Sequence[Claim]) -> str:
     """The decisive finding in one line."""
     title = finding.title.rstrip(". ")
     if finding.tag == "BUG" and finding.severity == "critical" and finding.aspect in NO_REFERENCE:
-        told = GRADIENTS_ALONE if _of_gradients_alone(finding) else NO_REFERENCE[finding.aspect]
+        told = GRADIENTS_ALONE if _of_gradients_alone(finding, claims) else NO_REFERENCE[finding.aspect]
         return f"{told} ({finding.id}: {title})"
     return f"{title} ({finding.id})"
 
 
-def _of_gradients_alone(finding: Finding) -> bool:
+def _of_gradients_alone(finding: Finding, claims: Sequence[Claim]) -> bool:
     """Whether the outputs are the references', and what fails is gradients and what follows from them."""
-    checks = [claim.partition("[")[0] for claim in finding.claims]
-    of_values = [c for c in checks if not (c.startswith(("step0.", "training.")) or "gradient" in c)]
-    return finding.aspect == "forward" and not of_values
+    own = [c for c in claims if c.id in finding.claims]
+    return all(c.aspect in ("step0", "training") or "gradient" in c.check for c in own)
 
 
 def is_unverified(finding: Finding, claims: Sequence[Claim]) -> bool:
