@@ -93,6 +93,7 @@ def test_written_in_eval(context: Context, case: Case) -> None:
     layer.train(False)
     if not layer(case.x).requires_grad:  # folded in: what is written is to be seen when training mode is back
         _unfolds_what_it_folded(context, contexts.elsewhere(case, 1), layer)
+        _seen_in_evaluation(context, contexts.elsewhere(case, 2), layer)
         raise ToldElsewhere("in evaluation mode no gradient reaches the adapter", "forward.eval_gradients")
     for turn in range(3):
         now = contexts.elsewhere(case, turn)
@@ -113,6 +114,19 @@ def _unfolds_what_it_folded(context: Context, case: Case, layer: Layer) -> None:
         _like_a_fresh_one(context, case, layer, "in training mode, after a write in evaluation mode")
     except Deviation as found:
         found.diagnosis = UNFOLDS_WHAT_IS_THERE
+        raise
+
+
+def _seen_in_evaluation(context: Context, case: Case, layer: Layer) -> None:
+    """What is written while folded in is seen at once, or is told as what loralib does."""
+    layer.train(False)
+    layer(case.x)
+    layer.write(contexts.parameters(layer, case))
+    try:
+        _like_a_fresh_one(context, case, layer, "in evaluation mode after a write")
+    except Deviation as found:
+        if _flipping_helps(context, case, layer):
+            found.diagnosis = FOLDED
         raise
 
 

@@ -455,6 +455,14 @@ CHANGED_BY_EVALUATING = Diagnosis(
 )
 
 
+ASKED_TWICE = Diagnosis(
+    "forward.mode_asked_twice",
+    "each call of eval() or train() acts, also where the layer is in that mode already",
+    "who evaluates a model that is in evaluation mode already gets, and goes on with, another one",
+    remedy="do in train() and eval() only what a change of mode asks for: look at the present one first",
+)
+
+
 @check(
     "forward",
     "critical",
@@ -466,7 +474,7 @@ CHANGED_BY_EVALUATING = Diagnosis(
     diagnose=False,
 )
 def test_eval_mode(context: Context, case: Case) -> None:
-    """Without dropout the layer computes the same in training and evaluation mode, there and back."""
+    """Without dropout the layer computes the same in training and evaluation mode, there and back, asked twice too."""
     layer = far_layer(context, case)
     layer.train()
     trained = layer(case.x).detach().double()
@@ -481,6 +489,21 @@ def test_eval_mode(context: Context, case: Case) -> None:
     except Deviation as found:
         found.diagnosis = CHANGED_BY_EVALUATING
         raise
+    _told_twice(context, case, layer, trained)
+
+
+def _told_twice(context: Context, case: Case, layer: Layer, wanted: Tensor) -> None:
+    """A mode that the layer is in already may be asked for again."""
+    for mode, words in ((False, "eval()"), (True, "train()")):
+        layer.train(mode)
+        layer.train(mode)
+        with torch.no_grad():
+            y = layer(case.x).double()
+        try:
+            _same(context, case, f"output after a second {words}", y, wanted, 1.0)
+        except Deviation as found:
+            found.diagnosis = ASKED_TWICE
+            raise
 
 
 FOLDED = Diagnosis(

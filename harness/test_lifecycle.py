@@ -37,7 +37,7 @@ GIVEN = (("add_adapter", SECOND),)  # every sequence of several adapters begins 
 TOUCHING = ("add_adapter", "save_and_load", "delete_adapter")
 READING = ("merge", "save_and_load", "deepcopy")
 # The base is another one than the model of a life takes it for.
-OTHER_BASE = ("forward.base_kept", "step0.base_frozen", "init.residual")
+OTHER_BASE = ("forward.base_kept", "forward.eval_mode", "step0.base_frozen", "init.residual")
 ROUNDS = 20  # of merging and unmerging
 FOLDED, FRESH = ROUNDOFFS["folded layer"], ROUNDOFFS["fresh adapter"]
 
@@ -442,7 +442,14 @@ def _others_untouched(layer: Life, done: Done) -> None:
         )
     ),
     against=("paper",),
-    follows=("init.deterministic", "init.identity", "lifecycle.output", "lifecycle.merged", *OTHER_BASE),
+    follows=(
+        "init.deterministic",
+        "init.pairs",
+        "init.identity",
+        "lifecycle.output",
+        "lifecycle.merged",
+        *OTHER_BASE,
+    ),
     diagnose=False,
 )
 def test_start(context: Context, case: LifeCase) -> None:

@@ -237,6 +237,8 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
         found.alone = not might_be_right()
         kept = case.bias_vector is not None and torch.equal(own, case.bias_vector.double())
         found.diagnosis = BIAS_OF_BASE if kept else None if own.any() else BIAS_LOST
+        if found.diagnosis is None and wanted is None:
+            found.diagnosis = merged_otherwise.explain(context, case)
         raise
     with torch.no_grad():
         y = context.calling("the merged layer", merged, case.x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -56,6 +57,14 @@ PICKLED = Diagnosis(
     documented_by=("pickle", r"torch\.save"),
     severity="minor",
     remedy="write tensors with safetensors, or read them with `torch.load(..., weights_only=True)`",
+)
+
+
+READ_AS_TENSORS = dataclasses.replace(
+    PICKLED,
+    failure_mode="who reads the checkpoint elsewhere, with a loader that is not told to take weights only, could run "
+    "somebody's code",
+    remedy="write tensors with safetensors",
 )
 
 
@@ -290,7 +299,16 @@ def test_format(context: Context, case: Case) -> None:
     with saved(context, case) as (_, path):
         names = [p.name for p in saved_files.stored(path).pickles]
         if names:
-            raise Deviation(case, "pickled files", "none", ", ".join(names), diagnosis=PICKLED)
+            told = READ_AS_TENSORS if _runs_nothing(context, case, path) else PICKLED
+            raise Deviation(case, "pickled files", "none", ", ".join(names), diagnosis=told)
+
+
+def _runs_nothing(context: Context, case: Case, path: Path) -> bool:
+    """Whether code in the checkpoint's place is not run."""
+    flag = saved_files.booby_trap(path)
+    with suppress(SubjectRaised):
+        load(context, case.base(), case, path)
+    return not flag.exists()
 
 
 def _unlike(variant: Variant) -> Variant:
@@ -477,7 +495,12 @@ def test_other_base(context: Context, case: Case) -> None:
         except SubjectRaised:
             return
         bases = frozenset(t.name for t in (context.variant.base,) if t)
-        same_slots(context, case, layer, loaded, but=bases, path=path)
+        try:
+            same_slots(context, case, layer, loaded, but=bases, path=path)
+        except Deviation as found:
+            instead = functools.partial(comes_back.instead, base=other, but=bases)
+            found.diagnosis = found.diagnosis or instead(context, case, layer, loaded, path)
+            raise
         if not needs_base:
             _base_kept(context, case, layer, loaded)
         elif not _same_change(case, other, layer, loaded):

@@ -200,8 +200,9 @@ def test_coverage(context: Context, case: ModelCase) -> None:
 )
 def test_explicit(context: Context, case: ModelCase) -> None:
     """Targets given as endings of names select the layers that PEFT selects: whole parts of a name, in every block."""
-    theirs = reference_places(context, case)
-    same_places(context, case, subject_on(context, case), theirs, "layers adapted for these targets")
+    theirs, ours = reference_places(context, case), subject_on(context, case)
+    same_places(context, case, ours, theirs, "layers adapted for these targets")
+    _apart(case, ours)
 
 
 def long_lists(variant: Variant) -> st.SearchStrategy[ModelCase]:
@@ -375,7 +376,7 @@ def test_heads(context: Context, case: ModelCase) -> None:
     domain=Domain(strategy=sharing),
     against=("paper",),
     examples=4 * len(SHARING),
-    follows=("targets.heads",),
+    follows=("targets.heads", "targets.explicit"),
     diagnose=False,
 )
 def test_shared(context: Context, case: ModelCase) -> None:
@@ -559,6 +560,7 @@ def carry(variant: Variant, values: dict[tuple[str, str], Tensor], ours: Adapted
 def test_counts(context: Context, case: ModelCase) -> None:
     """As many numbers want a gradient as in PEFT's model, all in adapters, and a step changes nothing else."""
     case, ours = on_the_same_layers(context, case)
+    _apart(case, ours)
     own = {id(t) for t in ours.trained()}
     strays = {n: t for n, t in ours.model.named_parameters() if t.requires_grad and id(t) not in own}
     expected, actual = reference_places(context, case).trainable, count(ours)
@@ -578,6 +580,24 @@ def test_counts(context: Context, case: ModelCase) -> None:
         n for n, t in frozen.items() if id(state[n]) not in written and not rounding.same_values(t, state[n])
     }
     context.demand(not changed, case, "tensors that changed outside adapters", "none", listed(changed))
+
+
+ONE_ADAPTER = Diagnosis(
+    "targets.one_adapter",
+    "several layers have one adapter together: their slots are the same tensors",
+    "what one layer learns moves the others, and a checkpoint with an adapter for each does not fit",
+    remedy="make each layer tensors of its own",
+)
+
+
+def _apart(case: ModelCase, ours: AdaptedModel) -> None:
+    """Raise Deviation where two layers, which are two modules, are given the same tensors."""
+    held: dict[int, str] = {}
+    for place, tensor, layer in ours.slots():
+        owner = held.setdefault(id(layer.raw(tensor)), place)
+        if owner != place and not case.sharing:
+            what = f"{tensor} of {place}"
+            raise Deviation(case, what, "a tensor of its own", f"that of {owner}", diagnosis=ONE_ADAPTER)
 
 
 def _in_vain(case: ModelCase, ours: AdaptedModel, strays: Mapping[str, Tensor]) -> Diagnosis | None:

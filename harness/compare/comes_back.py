@@ -51,13 +51,25 @@ MULTIPLE = Diagnosis(
 )
 
 
-def instead(context: Context, case: Case, before: Layer, after: Layer, path: Path) -> Diagnosis | None:
-    """What the slots that did not come back are instead, where all of them are the same; else None."""
-    if set(before.names) - set(after.names):
+def instead(
+    context: Context,
+    case: Case,
+    before: Layer,
+    after: Layer,
+    path: Path,
+    base: Case | None = None,
+    but: frozenset[str] = frozenset(),
+) -> Diagnosis | None:
+    """What the slots that did not come back are instead, where all of them are the same; else None.
+
+    ``base``: the case whose base it was loaded onto, ``case``'s by default; ``but``: slots that may differ.
+    """
+    names = [n for n in before.names if n not in but]
+    if not after.slots.keys() >= set(names):
         return None
-    lost = [n for n in before.names if not rounding.same_values(before.value(n), after.value(n))]
-    file = saved_files.all_tensors(path)
-    starts, again = _start(context, case), load(context, case.base(), case, path, AT_LOAD + 1)
+    lost = [n for n in names if not rounding.same_values(before.value(n), after.value(n))]
+    file, onto = saved_files.all_tensors(path), base or case
+    starts, again = _start(context, onto), load(context, onto.base(), case, path, AT_LOAD + 1)
 
     def told(name: str) -> Diagnosis | None:
         now = after.value(name)

@@ -56,3 +56,25 @@ def test_a_square_failure_is_made_small() -> None:
     case = _at(1).but(in_features=6, out_features=6)
     small = shrunk(case, lambda c: c.in_features == c.out_features > 1)
     assert (small.in_features, small.out_features) == (2, 2)
+
+
+def test_a_rank_above_a_side() -> None:
+    """What holds where the layer is large enough."""
+    case = Case(AdapterSpec("lora", rank=2), 1, 3, False, (2,), "float32", 0)
+    failing = lambda c: c.spec.rank > min(c.in_features, c.out_features)  # noqa: E731
+    assert regime(case, lambda c: not failing(c)) == "only for a rank above in or out"
+
+
+@pytest.mark.parametrize(
+    ("batch", "fails", "words"),
+    [
+        ((2, 3), lambda b: len(b) > 1, "only for x of more than two dimensions"),
+        ((2, 3), lambda b: len(b) == 2, "only for x of 3 dimensions"),
+        ((9,), lambda b: b[0] > 8, "only for a number of rows > 8"),
+        ((2, 3), lambda b: True, ""),
+    ],
+)
+def test_dimensions(batch: tuple[int, ...], fails: Callable[[tuple[int, ...]], bool], words: str) -> None:
+    """As many rows in two dimensions hold."""
+    case = _at(2).but(batch=batch)
+    assert regime(case, lambda c: not fails(c.batch)) == words

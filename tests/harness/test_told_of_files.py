@@ -23,6 +23,7 @@ from oracles.peft import Peft
 from reports.model import Audit, Claim, Finding
 from reports.render.fixes import instruction
 from tests.subjects import files, wrapped
+from tests.subjects.broken import NormNotSaved
 from tests.subjects.broken_alone import LoadsSquaresTurned
 from tests.subjects.judged import audit
 
@@ -426,6 +427,41 @@ def test_a_rounding_is_told_as_one(subject: type[Implementation], title: str, to
     (found,) = (run := audited(subject(), ROUND_TRIP)).findings
     assert found.title == title
     assert claim_of(run, ROUND_TRIP).witness.actual.startswith(told)
+
+
+def test_what_is_made_anew_on_another_base_is_named() -> None:
+    (found,) = audited(
+        NormNotSaved({"delora": wrapped.Delora}), "save_load.other_base", variant="delora"
+    ).findings
+    assert found.title == "the loaded adapter starts anew with w_norm, which the saved file lacks"
+
+
+class ReadsTensorsAlone(wrapped.Library):
+    """Torch's archive, of which nothing but tensors is read."""
+
+    weights_only = True
+
+    def save(self, adapted: Adapted, path: Path) -> None:
+        torch.save(files.state(adapted), path)
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        adapted = self.adapt(base, spec)
+        read = torch.load(path, weights_only=self.weights_only)
+        return self.fill(adapted, self.method(adapted), read)
+
+
+class ReadsAnything(ReadsTensorsAlone):
+    """With pickle."""
+
+    weights_only = False
+
+
+def test_a_pickle_that_is_read_as_tensors_runs_nothing() -> None:
+    """The remedy is not what the library does already."""
+    (safe,) = (run := audited(ReadsTensorsAlone(), "save_load.format")).findings
+    assert "weights_only" not in instruction(safe, run.run.claims)
+    (unsafe,) = (run := audited(ReadsAnything(), "save_load.format")).findings
+    assert "weights_only" in instruction(unsafe, run.run.claims)
 
 
 @pytest.mark.parametrize(("subject", "told"), [(InHalf, "rounded to float16"), (WithoutB, "missing")])

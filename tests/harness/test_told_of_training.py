@@ -320,6 +320,58 @@ def test_where_outputs_agree_the_verdict_speaks_of_gradients() -> None:
 # --- contexts
 
 
+class KeepsItsProduct(wrapped.Lora):
+    """From eval() to train() the product of the factors is that of the first call."""
+
+    kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> wrapped.Wrapped:
+        self.kept = self.kept if not mode else None
+        return super().train(mode)
+
+    def branch(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().branch(x)
+        if self.kept is None:
+            self.kept = (self.s * self.B @ self.A).detach()
+        return x.to(self.dtype) @ self.kept.T
+
+
+def test_what_is_written_while_it_is_folded_in_is_asked_for() -> None:
+    (told,) = found(KeepsItsProduct, "lora", "contexts.written_in_eval")
+    assert (told.mistake, told.tag) == ("contexts.folded_in_eval", "OK-undoc")
+
+
+class FoldsAtEachEval(wrapped.Lora):
+    """eval() adds the update to the base once more each time, and train() takes all of it out."""
+
+    times = 0
+
+    def train(self, mode: bool = True) -> wrapped.Wrapped:
+        if hasattr(self, "B"):
+            self.times = 0 if mode else self.times + 1
+        return super().train(mode)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return super().branch(x) * max(self.times, 1)
+
+
+def test_a_mode_that_is_asked_for_twice_is_the_same() -> None:
+    (told,) = found(FoldsAtEachEval, "lora", "forward.eval_mode", "lifecycle.merged")
+    assert told.mistake == "forward.mode_asked_twice"
+
+
+class DegenerateAboveIn(wrapped.Hra):
+    """Unpaired columns, and with Gram-Schmidt a rank above in is taken without a word."""
+
+    def check_rank(self, r: int, in_: int) -> None:
+        """Nothing is refused."""
+
+
+def test_where_the_mode_has_no_value_at_all_its_start_is_not_accused() -> None:
+    assert found(DegenerateAboveIn, "hra", "init.finite_modes") == ()
+
+
 class GraphsAnyway(wrapped.Lora):
     """Autograd is on, whatever the caller says."""
 

@@ -564,6 +564,25 @@ def test_inside_the_last_part_of_a_name_is_inside_a_name() -> None:
     assert ask(KnowsNoWholeNames(), "long_list").outcome == "not_applicable"
 
 
+class OneAdapterForAll(Wrong):
+    """Layers of one shape are given the first one's tensors."""
+
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        first: dict[tuple[int, ...], Adapted] = {}
+        return {n: self.shown(first, a) for n, a in found.items()}
+
+    @staticmethod
+    def shown(first: dict[tuple[int, ...], Adapted], one: Adapted) -> Adapted:
+        shape = tuple(d for slot in one.slots.values() for d in slot.tensor.shape)
+        return Adapted(one.module, first.setdefault(shape, one).slots)
+
+
+def test_layers_that_have_one_adapter_together_are_told() -> None:
+    told = ask(OneAdapterForAll(), "explicit").diagnosis
+    assert told is not None
+    assert told.mistake == "targets.one_adapter"
+
+
 class HeadToo(LoraLite):
     """By default every linear layer is adapted, the head, too."""
 
