@@ -57,7 +57,10 @@ class Subtracting(odd.Folding):
 
 @pytest.mark.parametrize(
     ("subject", "told"),
-    [(odd.Folding(), []), (Subtracting(), [("contexts.unfolds_what_is_there", "OK-undoc", "minor")])],
+    [
+        (odd.Folding(), [("contexts.folded_in_eval", "OK-undoc", "minor")]),
+        (Subtracting(), [("contexts.unfolds_what_is_there", "OK-undoc", "minor")]),
+    ],
 )
 def test_what_was_folded_in_is_taken_out(subject: Implementation, told: list[tuple[str, str, str]]) -> None:
     """Though something else was written meanwhile; loralib subtracts what is there, and is no bug."""
