@@ -36,6 +36,8 @@ NAMES = ("names matched by accident", "loaded without an error and not applied")
 WHOLE = ("a bias left out", "tied embeddings", "modules saved whole and lost")
 DTYPES = ("mixed dtypes", "sharded files")
 EQUATION = ("a method's own equation misread",)
+# Of a method whose base is left by its start, a file is read onto what that start leaves.
+STARTS = ("init.principal", "init.residual")
 RUNS_AS_ANOTHER = "the checkpoint runs as another model than the one that was saved"
 
 
@@ -49,6 +51,7 @@ RUNS_AS_ANOTHER = "the checkpoint runs as another model than the one that was sa
     applies=has(*SCALE),
     examples=ALL,
     may_refuse=True,
+    follows=STARTS,
     diagnose=False,
 )
 def test_scale(context: Context, case: VectorCase) -> None:
@@ -138,6 +141,7 @@ def test_dtypes(context: Context, case: VectorCase) -> None:
     applies=has(*EQUATION),
     examples=ALL,
     may_refuse=True,
+    follows=STARTS,
     diagnose=False,
 )
 def test_equation(context: Context, case: VectorCase) -> None:
@@ -206,7 +210,7 @@ def test_refused(context: Context, case: VectorCase) -> None:
     examples=ALL,
     may_refuse=True,
     follows=("checkpoints.scale", "checkpoints.layouts", "checkpoints.names", "checkpoints.whole_tensors",
-             "checkpoints.dtypes", "checkpoints.equation"),
+             "checkpoints.dtypes", "checkpoints.equation", "merge.weight", "merge.half", "merge.model", *STARTS),
     diagnose=False,
 )  # fmt: skip
 def test_merged(context: Context, case: VectorCase) -> None:

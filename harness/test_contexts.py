@@ -40,6 +40,7 @@ WRONG_BEFORE = (
     "forward.eval_mode",
     "forward.eval_gradients",
     "step0.nothing_trains",
+    "step0.gradients",
 )
 
 SEEN_LATER = (r"(merge|fold|cache)\w*.{0,60}\beval", r"\beval\w*.{0,60}(merge|fold|cache)", r"seen after")

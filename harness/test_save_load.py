@@ -570,6 +570,7 @@ def _same_function(context: Context, case: Case, layer: Layer, loaded: Layer) ->
     domain=FILES,
     examples=EXAMPLES,
     against=("peft",),
+    follows=("init.principal", "init.residual"),
     diagnose=False,
 )
 def test_interchange(context: Context, case: Case) -> None:

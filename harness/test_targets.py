@@ -492,6 +492,8 @@ def partner_untouched(
         "shapes.roles",
         "step0.gradients",
         "step0.dead_parameters",
+        "init.principal",
+        "init.residual",
     ),
     diagnose=False,
 )
