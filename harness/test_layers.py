@@ -843,9 +843,13 @@ def _unfolds(context: Context, case: KindCase) -> None:
         found.diagnosis = explain(context, case, far(context, case), y)
         raise
     context.calling("unmerge", subject.unmerge, layer.adapted)
+    after = _rows(case, layer)
     try:
-        judge("output after unmerging", _rows(case, layer), before, 2 * (floor + error))
+        judge("output after unmerging", after, before, 2 * (floor + error))
     except Deviation as found:
+        if agrees(after, _rows(case, case.base()), floor):
+            found.diagnosis = life_faults.LOST_BY_UNMERGING
+            raise
         plain = context.abilities.ordinary
         everywhere = plain is not None and leaves_a_rest(context, plain)
         found.diagnosis = life_faults.UNMERGED_OTHERWISE if everywhere else UNMERGED_OTHERWISE

@@ -513,7 +513,8 @@ def test_model(context: Context, case: ModelCase) -> None:
             case, "logits of the merged model", actual, wanted, ROUNDOFFS["layer of a model"] * unit
         )
     except Deviation as found:
-        now = heads(merged)
-        moved = [n for n, w in kept.items() if n in now and not rounding.same_values(now[n], w)]
+        now = dict(merged.named_parameters(remove_duplicate=False))
+        pairs = [(w, now.get(f"{n}.weight")) for n, w in kept.items()]
+        moved = [w for w, new in pairs if new is not None and not rounding.same_values(new.detach(), w)]
         found.diagnosis = TIED_TOO if moved else None
         raise

@@ -25,11 +25,11 @@ def named(name: str, summary: str, failure_mode: str, remedy: str = "", **more: 
     return entry
 
 
-def fault(name: str, summary: str, failure_mode: str) -> Callable[[Fault], Fault]:
+def fault(name: str, summary: str, failure_mode: str, remedy: str = "") -> Callable[[Fault], Fault]:
     """Register what the layer would compute with a fault in it."""
 
     def register(function: Fault) -> Fault:
-        FAULTS.append((named(name, summary, failure_mode), function))
+        FAULTS.append((named(name, summary, failure_mode, remedy), function))
         return function
 
     return register
@@ -99,6 +99,17 @@ def unmerged_the_active(life: Lived, state: State) -> Iterator[Weights]:
     before, at = life.base
     left = W - (taken - before), None if b is None or shift is None or at is None else b - (shift - at)
     yield state.composed(left, _held(life, state.active))
+
+
+@fault(
+    "lost_by_unmerging",
+    "merging and unmerging loses the adapter: the base answers afterwards",
+    "who merges for an evaluation, or merges and thinks better of it, has lost what was trained",
+    "keep the adapter's tensors while it is folded in, and let it act again when it is taken out",
+)
+def lost_by_unmerging(life: Lived, state: State) -> Iterator[Weights]:
+    if state.active and ("unmerge",) in life.taken:
+        yield life.base
 
 
 @fault(
@@ -256,3 +267,6 @@ def bias_not_folded(life: Lived, state: State) -> Iterator[Weights]:
     W, b = state.composed(life.base, _held(life, state.active))
     if b is not None and life.base[1] is not None:
         yield W, life.base[1]
+
+
+LOST_BY_UNMERGING = next(told for told, function in FAULTS if function is lost_by_unmerging)

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from harness.cases.life_cases import LifeCase
+from harness.cases.life_cases import LifeCase, Step
 from harness.compare.outcome import NoSlot
 from oracles.implementation import AdapterSpec
 from oracles.variants import VARIANTS, paper
@@ -70,6 +70,7 @@ class Lived(Protocol):
     gone: dict[str, Held]
     left: dict[str, dict[str, Tensor]]
     folded: tuple[str, ...]
+    taken: list[Step]  # the steps so far
     exported: bool  # whether merge() has given a plain layer
     merged: bool
     unsettled: bool

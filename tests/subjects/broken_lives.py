@@ -293,6 +293,24 @@ class MergedIntoACopy(Layer):
         pass
 
 
+@layer("lora ia3", "merged", "lost_by_unmerging")
+class LostByUnmerging(Layer):
+    """Taken out of the weight, the adapter acts no more until another one is switched on."""
+
+    lost = False
+
+    def switch(self, names: Sequence[str]) -> None:
+        super().switch(names)
+        self.lost = False
+
+    def unfold(self) -> None:
+        self.lost = self.lost or self.merged
+        super().unfold()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) if self.lost else super().forward(x)
+
+
 @layer("lora dora ia3", "unmerge", "unmerged_by_subtraction")
 class UnmergedBySubtraction(Layer):
     """The base weight is computed from the merged one."""
