@@ -9,7 +9,7 @@ from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Pair, double
 from harness.compare.layer import Layer, answering
-from harness.compare.loose_parameters import learns_beside
+from harness.compare.loose_parameters import but_for_further, learns_beside
 from harness.compare.outcome import Deviation
 from harness.compare.thresholds import DEAD_GRADIENT
 from harness.engine.checks import check
@@ -27,7 +27,8 @@ INNER = Domain(sizes=(2, 9), ranks=(1, 6))
 def test_gradients(context: Context, case: Case) -> None:
     """∂⟨G, y⟩ of every parameter equals the reference's, both at the subject's own start."""
     pair = context.pair(case, "initial")
-    context.compare(pair, gradients=True, only=[f"gradient of {n}" for n in pair.trainable])
+    with but_for_further(context, case):
+        context.compare(pair, gradients=True, only=[f"gradient of {n}" for n in pair.trainable])
 
 
 @check(
@@ -52,9 +53,9 @@ def test_dead_parameters(context: Context, case: Case) -> None:
     pair = context.pair(case, "step0")
     noise = context.noise(pair, gradients=True)
     mine, theirs = (_dead(layer, c, pair, noise) for layer, c in _sides(pair))
-    context.demand(
-        mine == theirs, case, "parameters without gradient on step 0", theirs or "none", mine or "none"
-    )
+    quantity = "parameters without gradient on step 0"
+    with but_for_further(context, case):
+        context.demand(mine == theirs, case, quantity, theirs or "none", mine or "none")
 
 
 def _sides(pair: Pair) -> list[tuple[object, Case]]:

@@ -12,6 +12,7 @@ from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Pair, Worst, double
 from harness.compare.layer import Layer, answering
+from harness.compare.loose_parameters import but_for_further
 from harness.compare.outcome import Deviation
 from harness.engine.checks import check
 from reports.model import Diagnosis
@@ -88,7 +89,8 @@ def train(layer: Layer, case: Case, names: list[str], make: Optimiser, steps: in
 )
 def test_sgd(context: Context, case: Case) -> None:
     """Ten steps of SGD from the same parameters end where the reference's end."""
-    _follow(context, case, _sgd)
+    with but_for_further(context, case):
+        _follow(context, case, _sgd)
 
 
 @check(
@@ -102,11 +104,12 @@ def test_sgd(context: Context, case: Case) -> None:
 )
 def test_adamw(context: Context, case: Case) -> None:
     """Ten steps of AdamW from the same parameters end where the reference's end."""
-    try:
-        _follow(context, case, _adamw)
-    except Deviation as found:
-        found.diagnosis = DECAYS_ELSEWHERE if _follows(context, case, _without_decay) else None
-        raise
+    with but_for_further(context, case):
+        try:
+            _follow(context, case, _adamw)
+        except Deviation as found:
+            found.diagnosis = DECAYS_ELSEWHERE if _follows(context, case, _without_decay) else None
+            raise
 
 
 def _follows(context: Context, case: Case, make: Optimiser) -> bool:
@@ -172,6 +175,9 @@ def test_alive(context: Context, case: Case) -> None:
     for name in names:
         mine = bool((pair.ours.value(name) != before[0][name]).any())
         other = bool((pair.theirs.value(name) != before[1][name]).any())
-        context.demand(mine or not other, case, f"{name} after {STEPS} steps", "moved", "where it started")
+        with but_for_further(context, case):
+            context.demand(
+                mine or not other, case, f"{name} after {STEPS} steps", "moved", "where it started"
+            )
     finite = all(abs(loss) < float("inf") for loss in losses)
     context.demand(finite, case, "losses", "finite", [f"{loss:.3g}" for loss in losses])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from harness.cases.layer_cases import Case
+from harness.compare.context import Context
 from harness.compare.layer import Layer, answering
+from harness.compare.outcome import Deviation, ToldElsewhere
 from harness.compare.thresholds import CAST
 from oracles.variants.record import OWN_OUT, OWN_RANK
 from reports.model import Diagnosis
@@ -119,6 +122,8 @@ def own_vectors(layer: Layer, case: Case) -> dict[str, str]:
 def further_trained(layer: Layer, case: Case) -> Diagnosis | None:
     """What further trained parameters mean none of which is the base's; None where the catalogue may know them."""
     there, sizes = own_parameters(layer, case), {(case.out_features,), (case.spec.rank,)}
+    if not there:
+        return None
     known = any(m.has_own for m in case.variant.mistakes)
     if set(there) != set(loose(layer)) or (known and all(tuple(p.shape) in sizes for p in there.values())):
         return None
@@ -133,3 +138,16 @@ def further_trained(layer: Layer, case: Case) -> Diagnosis | None:
         if min(map(len, words)) >= SAYS_MUCH
         else (),
     )
+
+
+@contextmanager
+def but_for_further(context: Context, case: Case) -> Iterator[None]:
+    """What deviates in how the layer trains is told of the parameters that the method does not have, if it has such."""
+    try:
+        yield
+    except Deviation as found:
+        layer = context.layer(case)
+        if further_trained(layer, case) is None or not learns_beside(layer, case):
+            raise
+        why = "the adapter trains what the method does not have, which shapes.frozen_base reports"
+        raise ToldElsewhere(why, "shapes.frozen_base") from found

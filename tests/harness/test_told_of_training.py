@@ -290,7 +290,10 @@ class LearnsThroughAScalar(wrapped.Lora):
     def build(self) -> None:
         super().build()
         nn.init.normal_(self.B)
-        self.scalar = nn.Parameter(torch.zeros(1, dtype=self.dtype), requires_grad=self.trained)
+        self.scalar = nn.Parameter(torch.zeros((), dtype=self.dtype), requires_grad=self.trained)
+
+    def slots(self) -> dict[str, Slot]:
+        return {name: slot for name, slot in super().slots().items() if name != "scalar"}
 
     def branch(self, x: Tensor) -> Tensor:
         return super().branch(x) * self.scalar
@@ -303,7 +306,16 @@ class ScalarStaysZero(LearnsThroughAScalar):
 
 
 def test_what_learns_through_a_parameter_of_its_own_learns() -> None:
-    assert found(LearnsThroughAScalar, "lora", "step0.nothing_trains") == ()
+    checks = (
+        "step0.nothing_trains",
+        "step0.gradients",
+        "step0.dead_parameters",
+        "training.sgd",
+        "training.alive",
+    )
+    assert found(LearnsThroughAScalar, "lora", *checks) == ()
+    (named,) = found(LearnsThroughAScalar, "lora", *checks, "shapes.frozen_base")
+    assert named.mistake == "shapes.further_trained"
     (told,) = found(ScalarStaysZero, "lora", "step0.nothing_trains")
     assert "nothing trains" in told.title
 
