@@ -102,7 +102,7 @@ def learns_beside(layer: Layer, case: Case) -> bool:
         with answering(layer.who, "the backward pass"):
             y.sum().backward()
     bases = (case.weight.numel(), case.out_features)
-    own = [p for p in loose(layer).values() if p.numel() not in bases]
+    own = [p for p in loose(layer).values() if p.dim() == 0 or p.numel() not in bases]
     found = any(p.grad is not None and bool(p.grad.any()) for p in own)
     layer.clear_gradients()
     return found
