@@ -570,6 +570,15 @@ NO_MODULE = Diagnosis(
 )
 
 
+NOT_SWITCHED = Diagnosis(
+    "forward.not_switched",
+    "train() and eval() leave the layer's own flag as it was",
+    "whoever asks the layer for its mode, as torch's functions and other libraries do, is told the wrong one",
+    severity="minor",
+    remedy="call super().train(mode) in the layer's own train",
+)
+
+
 @check(
     "forward",
     "minor",
@@ -581,7 +590,7 @@ NO_MODULE = Diagnosis(
     diagnose=False,
 )
 def test_mode_answer(context: Context, case: Case) -> None:
-    """``layer.train()``, ``layer.train(False)`` and ``layer.eval()`` return the layer, as torch documents it."""
+    """``layer.train()``, ``layer.train(False)`` and ``layer.eval()`` return the layer, in that mode, as torch documents."""
     module = context.layer(case).module
     for name, call in {
         "train()": module.train,
@@ -594,6 +603,9 @@ def test_mode_answer(context: Context, case: Case) -> None:
             raise Deviation(
                 case, f"what {name} returns", "the module", type(answer).__name__, diagnosis=NO_MODULE
             )
+        wanted = name == "train()"
+        if module.training != wanted:
+            raise Deviation(case, f"training after {name}", wanted, module.training, diagnosis=NOT_SWITCHED)
 
 
 @check(

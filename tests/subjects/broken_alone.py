@@ -406,6 +406,16 @@ class AlwaysInTraining(wrapped.Lora):
         self.drop.train()
 
 
+@layer("lora", "forward.mode_answer", "Faithful-with-doc-gap", LAYER)
+class KeepsItsFlag(wrapped.Lora):
+    """``train`` tells the layers within, and not itself."""
+
+    def train(self, mode: bool = True) -> wrapped.Wrapped:
+        if hasattr(self, "drop"):
+            self.drop.train(mode)
+        return self
+
+
 # --- starts
 
 
