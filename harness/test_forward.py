@@ -590,7 +590,7 @@ NOT_SWITCHED = Diagnosis(
     diagnose=False,
 )
 def test_mode_answer(context: Context, case: Case) -> None:
-    """``layer.train()``, ``layer.train(False)`` and ``layer.eval()`` return the layer, in that mode, as torch documents."""
+    """``layer.train()``, ``layer.train(False)`` and ``layer.eval()`` return the layer, which is in that mode."""
     module = context.layer(case).module
     for name, call in {
         "train()": module.train,
@@ -603,9 +603,9 @@ def test_mode_answer(context: Context, case: Case) -> None:
             raise Deviation(
                 case, f"what {name} returns", "the module", type(answer).__name__, diagnosis=NO_MODULE
             )
-        wanted = name == "train()"
-        if module.training != wanted:
-            raise Deviation(case, f"training after {name}", wanted, module.training, diagnosis=NOT_SWITCHED)
+        wanted, flag = name == "train()", module.training
+        if flag != wanted:
+            raise Deviation(case, f"training after {name}", str(wanted), str(flag), diagnosis=NOT_SWITCHED)
 
 
 @check(
