@@ -566,7 +566,8 @@ def test_counts(context: Context, case: ModelCase) -> None:
     own = {id(t) for t in ours.trained()}
     strays = {n: t for n, t in ours.model.named_parameters() if t.requires_grad and id(t) not in own}
     expected, actual = reference_places(context, case).trainable, count(ours)
-    told, beside = _in_vain(case, ours, strays), sum(t.numel() for t in strays.values())
+    told = _of_the_rest(ours, strays) or _in_vain(case, ours, strays)
+    beside = sum(t.numel() for t in strays.values())
     if told is None or expected != actual - beside:
         context.demand(expected == actual, case, "trainable numbers in the model", expected, actual)
     if strays:
@@ -600,6 +601,28 @@ def _apart(case: ModelCase, ours: AdaptedModel) -> None:
         if owner != place and not case.sharing:
             what = f"{tensor} of {place}"
             raise Deviation(case, what, "a tensor of its own", f"that of {owner}", diagnosis=ONE_ADAPTER)
+
+
+REST_LEFT = Diagnosis(
+    "targets.rest_left",
+    "what lies outside the adapted layers stays trainable: only these are frozen",
+    "an optimiser over all parameters that want a gradient would train the rest of the model, too",
+    documented_by=(
+        r"trainable.?param",
+        r"returns? .{0,60}\bparam",
+        r"(freez|frozen|requires_grad).{0,80}\b(you|caller|user)",
+    ),
+    severity="minor",
+    remedy="freeze the model's other parameters when it is adapted, or hand the caller the adapters' alone and say so",
+)
+
+
+def _of_the_rest(ours: AdaptedModel, strays: Mapping[str, Tensor]) -> Diagnosis | None:
+    """What it means where nothing is frozen but what the adapted layers hold."""
+    within = {id(t) for layer in ours.layers.values() for t in layer.module.parameters()}
+    rest = [t for t in ours.model.parameters() if id(t) not in within]
+    beside_them = not any(id(t) in within for t in strays.values())
+    return REST_LEFT if rest and beside_them and all(t.requires_grad for t in rest) else None
 
 
 def _in_vain(case: ModelCase, ours: AdaptedModel, strays: Mapping[str, Tensor]) -> Diagnosis | None:

@@ -583,6 +583,28 @@ def test_layers_that_have_one_adapter_together_are_told() -> None:
     assert told.mistake == "targets.one_adapter"
 
 
+class LeavesTheRest(Wrong):
+    """The adapted layers are frozen, and nothing else is."""
+
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        within = {id(p) for a in found.values() for p in a.module.parameters()}
+        for parameter in model.parameters():
+            if id(parameter) not in within:
+                parameter.requires_grad_(True)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("subject", "mistake", "severity"),
+    [(LeavesTheRest, "targets.rest_left", "minor"), (TrainsNorms, None, None)],
+)
+def test_what_is_left_to_train_is_told_from_what_is_made_to(
+    subject: type[LoraLite], mistake: str | None, severity: str | None
+) -> None:
+    told = ask(subject(), "counts").diagnosis
+    assert (told.mistake, told.severity) == (mistake, severity) if told else mistake is None
+
+
 class HeadToo(LoraLite):
     """By default every linear layer is adapted, the head, too."""
 
