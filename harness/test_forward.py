@@ -240,7 +240,12 @@ def test_one_dimension(context: Context, case: Case) -> None:
     if 1 not in context.subject.inputs:
         raise NotOffered("the subject's `inputs` leaves out x of one dimension", "inputs")
     for bias in (False, True):
-        _as_a_row(context, context.abilities.fitted(case.but(bias=bias)).but(batch=()))
+        alone = context.abilities.fitted(case.but(bias=bias)).but(batch=())
+        try:
+            _as_a_row(context, alone)
+        except SubjectRaised as found:
+            found.case = alone
+            raise
 
 
 def _as_a_row(context: Context, alone: Case) -> None:
@@ -348,6 +353,12 @@ CHANGES = Diagnosis(
     "what is saved or trained on after a call is not what was there before it",
     remedy="leave the layer's tensors as they are in a call",
 )
+REPLACES = Diagnosis(
+    "forward.replaces_parameters",
+    "calling the layer has side effects: it puts new parameters in the place of its own",
+    "an optimiser that was made before the call trains parameters that act no more",
+    remedy="change the parameter's values in place, or compute what is needed beside it",
+)
 DEPENDS = Diagnosis(
     "forward.depends_on_calls",
     "calling the layer has side effects: the same call twice gives two outputs",
@@ -387,6 +398,7 @@ def test_pure_modes(context: Context, case: Case) -> None:
 
 
 def _pure(context: Context, case: Case) -> None:
+    _keeps_its_parameters(context.layer(case), case)
     layer = far_layer(context, case)
     held = {n: t.detach().clone() for n, t in _state(layer).items()}
     x, generator = case.x, torch.get_rng_state()
@@ -405,6 +417,17 @@ def _pure(context: Context, case: Case) -> None:
         _effect(case, "the same call twice", "equal", "different", DEPENDS, True)
     if "bfloat16" in context.abilities.dtypes:
         _leaves_its_input(context, case.but(dtype="bfloat16"))
+
+
+def _keeps_its_parameters(layer: Layer, case: Case) -> None:
+    """At the start, too, where a library may still make something, the parameters are the same objects after a call."""
+    before = dict(layer.module.named_parameters())
+    layer(case.x)
+    now = dict(layer.module.named_parameters())
+    other = [n for n, p in before.items() if n in now and now[n] is not p]
+    if other:
+        what = "parameters that are other objects after a call"
+        raise Deviation(case, what, "none", ", ".join(other), diagnosis=REPLACES)
 
 
 def _leaves_its_input(context: Context, case: Case) -> None:

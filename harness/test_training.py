@@ -29,6 +29,7 @@ WRONG_BEFORE = (
     "forward.at_init",
     "shapes.roles",
     "shapes.canonical",
+    "forward.pure",
 )
 
 

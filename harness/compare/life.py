@@ -162,9 +162,22 @@ class Life:
 
     def output(self, x: Tensor | None = None, layer: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """What the layer answers now, float64."""
-        call = layer or self.layer
+        call, given = layer or self.layer, (self.case.x if x is None else x).to(self.dtype)
+        asked = call if isinstance(call, Layer) else self.layer
+        try:
+            return self._answer(call, given)
+        except SubjectRaised as error:
+            if is_crash(error) or not self.merged or not asked.module.training:
+                raise
+        asked.train(False)  # a right library may refuse to train a layer that is merged
+        try:
+            return self._answer(call, given)
+        finally:
+            asked.train()
+
+    def _answer(self, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         with torch.no_grad(), answering(self.layer.who, "module(x)"):
-            return call((self.case.x if x is None else x).to(self.dtype)).double()
+            return call(x).double()
 
     def weights(self, state: State) -> Weights:
         """(W', b') by the model."""
@@ -417,12 +430,10 @@ class Life:
         try:
             with answering(self.layer.who, "module.to(torch.float64)"):
                 self.module.to(torch.float64)
-                with torch.no_grad():
-                    self.layer(self.case.x.double())
+            self.dtype = DTYPES["float64"]
+            self.output()
         except SubjectRaised:
             self.ended = True  # a layer that cannot be cast says so
-        else:
-            self.dtype = DTYPES["float64"]
 
 
 @contextmanager

@@ -345,10 +345,11 @@ def coarse(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ..
     failing, *small = (context.abilities.fitted(case) for case in (failing, *others(failing)))
     if all(_answers_as_its_base(context, case) for case in (failing, *small)):
         return (NO_EFFECT,)
-    asked = (failing,) if isinstance(failing, Recorded) else (failing, *small)  # a recording has no other
+    if isinstance(failing, Recorded):  # which has no other case: one may be near by chance
+        failing, context = small[0], dataclasses.replace(context, oracle=Equation())
     for told, roundoffs in ((NEARLY, ALL_BUT_A_FEW), (COARSE, HALF_DIGITS)):
         near = dataclasses.replace(context, worst=Worst(), slack=roundoffs / THRESHOLDS["formula"])
-        if all(holds(check, near, case) for case in asked):
+        if all(holds(check, near, case) for case in (failing, *small)):
             return (told,)
     return ()
 

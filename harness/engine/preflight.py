@@ -30,6 +30,10 @@ class Broken:
     sentence: str
 
 
+class Replaced(Exception):
+    """A call puts another tensor in the place of one of the adapter's: no slot shows what acts."""
+
+
 def broken_wrapper(subject: Implementation, variant: Variant) -> Broken | None:
     """What keeps a variant from being audited at all, or None. Anything else that is wrong is the claims' to say."""
     found = abilities_of(subject, variant.id)
@@ -47,6 +51,8 @@ def _broken(subject: Implementation, case: Case) -> Broken | None:
         with isolation.global_state(subject), isolation.time_limit(subject):
             seed_torch(0)
             sentence = _inspect(adapt(subject, case.base(), case.spec), case)
+    except Replaced as error:
+        return Broken("error", "bad_answer", str(error))
     except BadAnswer as error:
         sentence = str(error)
     except isolation.ClaimTimeout as error:
@@ -99,10 +105,14 @@ def _inspect_functions(layer: Layer, name: str) -> str | None:
 
 
 def _inspect_call(layer: Layer, case: Case) -> str | None:
+    there = [name for name in layer.names if _registered(layer, name)]
     shape, expected = tuple(layer(case.x).shape), (*case.x.shape[:-1], case.out_features)
     if shape != expected:
         return f"module(x) has shape {shape}, expected {expected}"
     adrift = [name for name in layer.names if not _registered(layer, name)]
+    if gone := [name for name in there if name in adrift]:
+        said = f"calling the layer puts another tensor in the place of {gone[0]}: an optimiser or a handle made before"
+        raise Replaced(f"{said} has one that acts no more")
     if not adrift:
         return None
     generator = case.generator(5)

@@ -53,6 +53,8 @@ def _sizes(case: Case, holds: Holds) -> Iterator[str]:
         resized = _resized(case, name, holds)
         if name == "rank" and (words := _parity(value, resized)):
             yield f"for a rank that is {words}"
+        elif value == 1 and all(map(resized, (2, 3, 5))):
+            yield f"for {SIZES[name]} = 1"
         elif value > ORDINARY[name] and (words := _threshold(value, resized)):
             yield f"for {SIZES[name]} {words}"
 

@@ -351,7 +351,7 @@ def common(variant: str) -> list[Mistake]:
         ),
         Mistake(
             f"{variant}.output_in_fp32",
-            "the output is fp32 whatever the input's dtype",
+            "in half precision the output is fp32",
             "a half-precision model gets a layer that answers in another dtype: the next layer raises or promotes",
             {"finish": _in_single},
             "cast the output to the input's dtype",

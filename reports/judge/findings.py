@@ -283,7 +283,11 @@ class Defect:
         if self.kind == "error":
             told = FAILURE_MODES.get(self.lead.cause or "", FAILURE_MODES["raised"])
             alone = len({c.check for c in self.claims}) == 1 and self.lead.cause not in ANSWERED
-            return f"{told[:-1]}: {self.info(self.lead).question}" if alone else told
+            return (
+                f"{told[:-1]}, which is whether this holds: {self.info(self.lead).question}"
+                if alone
+                else told
+            )
         if self.kind in FAILURE_MODES:
             return FAILURE_MODES[self.kind]
         return (self.diagnosis.failure_mode if self.diagnosis else "") or self.info(self.lead).failure_mode

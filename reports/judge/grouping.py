@@ -17,6 +17,7 @@ SAYS_LITTLE = {
     "dtype.identity",
     "dropout.expectation",
 }
+WRONG: Key = ("check", "forward.random_parameters")
 # aspect -> methods without which it cannot be told of any implementation; the others are a matter of taste.
 NEEDED_METHODS = {"save_load": {"save", "load"}}
 
@@ -101,6 +102,7 @@ class Grouping:
         """The defect that the broken claims which explain this one show: the one that most of them do.
 
         What only some show explains it not, unless each of them shows a mistake that is known by name: several at once.
+        A wrong function that nothing explains is why whatever follows it fails.
         """
         parents = [p for p in self._parents(claim) if p.check not in seen]
         if claim.check in SAYS_LITTLE:  # a start that is no identity is due to where the tensors start
@@ -111,7 +113,10 @@ class Grouping:
             return shown[0]
         often = Counter(key for keys in shown for key in keys).most_common(1)
         known = all(key[0] == "mistake" for keys in shown for key in keys)
-        return tuple(key for key, times in often if known or times == len(shown))
+        common = tuple(key for key, times in often if known or times == len(shown))
+        return common or tuple(
+            key for key in dict.fromkeys(k for keys in shown for k in keys) if key == WRONG
+        )
 
     def _parents(self, claim: Claim) -> list[Claim]:
         """Failing claims that explain this one: of a check that it follows, against the same oracle.

@@ -111,7 +111,13 @@ def _grade(
 def _because(finding: Finding, claims: Sequence[Claim]) -> str:
     """The decisive finding in one line."""
     title = finding.title.rstrip(". ")
-    if finding.tag == "BUG" and finding.severity == "critical" and finding.aspect in NO_REFERENCE:
+    answered = any(c.outcome == "fail" for c in claims if c.id in finding.claims)
+    if (
+        answered
+        and finding.tag == "BUG"
+        and finding.severity == "critical"
+        and finding.aspect in NO_REFERENCE
+    ):
         told = GRADIENTS_ALONE if _of_gradients_alone(finding, claims) else NO_REFERENCE[finding.aspect]
         return f"{told} ({finding.id}: {title})"
     return f"{title} ({finding.id})"

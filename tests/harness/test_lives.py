@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from torch import Tensor
 
 from harness.compare.life_faults import CATALOGUE
 from harness.engine.checks import load_checks
@@ -117,3 +118,24 @@ def test_an_adapter_that_is_not_active_may_be_elsewhere() -> None:
 def test_nothing_is_said_of_gradients_that_was_not_measured() -> None:
     """Those of an adapter that is scaled by zero come, as zeros; those of one that is passed by do not."""
     assert "come as zeros, and where none comes" in TRAINABLE.failure_mode
+
+
+class RefusesToTrainMerged(Layer):
+    """In training mode a layer that is merged is not called, and a sentence says so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.merged and self.training:
+            raise RuntimeError("cannot call forward on a merged layer in training mode")
+        return super().forward(x)
+
+
+class Strict(Library):
+    """The layer above."""
+
+    layer = RefusesToTrainMerged
+
+
+def test_a_merged_layer_may_be_for_evaluation_alone() -> None:
+    """It is asked in evaluation mode."""
+    found = audit(Strict(), ["lora"], checks=lambda c: c.info.aspect == "lifecycle", profile=QUICK)
+    assert [f.title for f in found.findings if f.tag == "BUG"] == []

@@ -58,6 +58,12 @@ def test_a_square_failure_is_made_small() -> None:
     assert (small.in_features, small.out_features) == (2, 2)
 
 
+def test_a_size_of_one() -> None:
+    """Where one output is squeezed away."""
+    case = _at(1).but(out_features=1)
+    assert regime(case, lambda c: c.out_features > 1) == "only for out = 1"
+
+
 def test_a_rank_above_a_side() -> None:
     """What holds where the layer is large enough."""
     case = Case(AdapterSpec("lora", rank=2), 1, 3, False, (2,), "float32", 0)

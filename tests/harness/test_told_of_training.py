@@ -14,7 +14,7 @@ from torch.nn import functional as fn
 from harness.cases.profiles import Profile
 from harness.compare.refusals import complaint
 from harness.engine.described import source_of
-from oracles.implementation import Slot
+from oracles.implementation import Adapted, AdapterSpec, Slot
 from oracles.mistakes import mistaken
 from reports.model import Finding
 from reports.render.fixes import look_at
@@ -66,6 +66,42 @@ def test_what_a_call_does_is_what_is_told(layer: type[wrapped.Wrapped], mistake:
     assert told.mistake == mistake
     assert failure in told.failure_mode
     assert ("called before" in told.failure_mode) == (layer is Counts)
+
+
+class ReplacesAtTheStart(wrapped.Lora):
+    """While B is zero, each call puts a new B in the place of the old one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not bool(self.B.any()):
+            self.B = nn.Parameter(self.B.detach().clone())
+        return super().forward(x)
+
+
+class Looked(wrapped.Library):
+    """The wrapper looks B up anew each time."""
+
+    def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
+        found = super().adapt(base, spec)
+        return Live(found.module, dict(found.slots))
+
+
+class Live(Adapted):
+    """Slots of what the module holds now."""
+
+    def __getattribute__(self, name: str) -> object:
+        module = object.__getattribute__(self, "module")
+        return module.slots() if name == "slots" else object.__getattribute__(self, name)
+
+
+def test_a_parameter_that_a_call_replaces_is_the_librarys_fault() -> None:
+    """Of a wrapper that holds the tensor nothing else can be asked, and of one that looks it up the call is told."""
+    held = audit(
+        wrapped.Library({"lora": ReplacesAtTheStart}), ["lora"], checks=lambda c: c.id == "forward.pure"
+    )
+    (told,) = held.findings
+    assert (told.tag, "puts another tensor in the place of B" in told.title) == ("BUG", True)
+    live = audit(Looked({"lora": ReplacesAtTheStart}), ["lora"], checks=lambda c: c.id == "forward.pure")
+    assert {f.tag for f in live.findings} == {"BUG"}
 
 
 def test_a_call_without_effects_is_left_alone() -> None:
@@ -413,6 +449,24 @@ def test_an_exception_has_the_case_that_it_was_raised_on() -> None:
     ).run.claims
     assert claim.witness is not None
     assert claim.witness.case["dtype"] == "bfloat16"
+
+
+class FailsOnVectors(wrapped.Lora):
+    """x of one dimension is not taken where there is a bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 1 and self.base.bias is not None:
+            raise IndexError("too many indices")
+        return super().forward(x)
+
+
+def test_an_exception_of_an_input_has_its_bias() -> None:
+    library = wrapped.Library({"lora": FailsOnVectors})
+    found = audit(library, ["lora"], checks=lambda c: c.id == "forward.one_dimension")
+    (claim,) = (c for c in found.run.claims if c.oracle == "paper")
+    assert claim.witness is not None
+    assert (claim.witness.case["bias"], claim.witness.case["batch"]) == (True, [])
+    assert found.verdicts["lora"].reason.startswith("wrapped raised IndexError")
 
 
 class KeepsDirectionsAndNorms(wrapped.Hra):
