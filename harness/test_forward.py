@@ -588,6 +588,8 @@ NO_MODULE = Diagnosis(
     "forward.no_module",
     "train() and eval() do not give the module back",
     "model = layer.eval(), as torch's own layers allow it, would leave the caller without the layer",
+    agrees_with="microsoft/LoRA's loralib, whose train() returns nothing",
+    documented_by=(r"returns? (nothing|None)", "no return value"),
     severity="minor",
     remedy="end the layer's own train and eval with return self",
 )

@@ -58,7 +58,7 @@ class Subtracting(odd.Folding):
 @pytest.mark.parametrize(
     ("subject", "told"),
     [
-        (odd.Folding(), [("contexts.folded_in_eval", "OK-undoc", "minor")]),
+        (odd.Folding(), [("contexts.folded_in_eval", "OK-doc", "none")]),
         (Subtracting(), [("contexts.unfolds_what_is_there", "OK-undoc", "minor")]),
     ],
 )

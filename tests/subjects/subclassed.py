@@ -40,9 +40,9 @@ class AdaptedLinear(nn.Linear):
     def slots(self) -> dict[str, Slot]:
         return {"A": Slot(self.lora_A), "B": Slot(self.lora_B)}
 
-    def train(self, mode: bool = True) -> None:  # as loralib: no return value
-        super().train(mode)
+    def train(self, mode: bool = True) -> nn.Linear:
         self.cached = None
+        return super().train(mode)
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
