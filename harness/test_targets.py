@@ -594,9 +594,14 @@ ONE_ADAPTER = Diagnosis(
 
 
 def _apart(case: ModelCase, ours: AdaptedModel) -> None:
-    """Raise Deviation where two layers, which are two modules, are given the same tensors."""
+    """Raise Deviation where two layers, which are two modules, are given one tensor that is trained.
+
+    What is frozen a method may share.
+    """
     held: dict[int, str] = {}
     for place, tensor, layer in ours.slots():
+        if not layer.raw(tensor).requires_grad:
+            continue
         owner = held.setdefault(id(layer.raw(tensor)), place)
         if owner != place and not case.sharing:
             what = f"{tensor} of {place}"
