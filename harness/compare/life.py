@@ -29,6 +29,7 @@ from harness.compare.life_model import Held, State, Weights, apply, completed, c
 from harness.compare.offered import offers
 from harness.compare.outcome import Deviation, NoSlot, ToldElsewhere
 from harness.compare.refusals import is_crash
+from harness.compare.saving import AT_LOAD
 from harness.compare.thresholds import THRESHOLDS
 from harness.compare.unmerging import leaves_a_rest
 from oracles.implementation import Adapted, Unsupported
@@ -412,7 +413,7 @@ class Life:
         path.parent.mkdir()
         done.path = path
         self._call("save", self.handles[name].adapted, path)
-        seed_torch(self.case.seed + 77)
+        seed_torch(self.case.seed + AT_LOAD)
         found = self._call("load", self.case.base(), self.case.spec_of(name), path)
         done.answer = as_layer(found, self.context.subject, "load")
 

@@ -21,9 +21,8 @@ from oracles.implementation import Unsupported
 from oracles.seeding import seed_torch
 from reports.model import Diagnosis
 
-AT_LOAD = (
-    77  # added to the case's seed when an adapter is loaded: its generator is not that of when it was made
-)
+# Added to the case's seed when an adapter is loaded: torch's generator is not in the state of when it was made.
+AT_LOAD = 77
 
 
 @contextmanager
