@@ -190,7 +190,7 @@ def _in_evaluation(layer: Layer, case: Case) -> Tensor:
     applies=_has_dropout,
     examples=4,
     against=("peft",),
-    follows=("dropout.active", "forward.base_kept", "forward.random_parameters"),
+    follows=("dropout.active", "forward.base_kept"),
 )
 def test_placement(context: Context, case: Case) -> None:
     """What the adapter as a whole sees of x is read back from the output: every entry is 0 or x/(1 − p).
