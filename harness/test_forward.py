@@ -576,8 +576,9 @@ def _gradients(layer: Layer, case: Case) -> bool:
     y = layer(case.x)
     try:
         if y.requires_grad:
-            y.sum().backward()
-    except RuntimeError as error:
+            with answering(layer.who, "the backward pass"):
+                y.sum().backward()
+    except SubjectRaised as error:
         if SPENT not in str(error):
             raise
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,7 +27,6 @@ from harness.compare.saving import (
     moved_by,
     offered,
     same_output,
-    same_slots,
     saved,
     stored_in_half,
 )
@@ -134,11 +132,7 @@ ALPHA_LOST = dataclasses.replace(
 def _round_trip(context: Context, case: Case) -> None:
     with saved(context, case) as (layer, path):
         loaded = load(context, case.base(), case, path)
-        try:
-            same_slots(context, case, layer, loaded, path=path)
-        except Deviation as found:
-            found.diagnosis = found.diagnosis or comes_back.instead(context, case, layer, loaded, path)
-            raise
+        comes_back.same_slots(context, case, layer, loaded, path)
         try:
             same_output(context, case, layer, loaded, "output after loading")
         except Deviation as found:
@@ -495,12 +489,7 @@ def test_other_base(context: Context, case: Case) -> None:
         except SubjectRaised:
             return
         bases = frozenset(t.name for t in (context.variant.base,) if t)
-        try:
-            same_slots(context, case, layer, loaded, but=bases, path=path)
-        except Deviation as found:
-            instead = functools.partial(comes_back.instead, base=other, but=bases)
-            found.diagnosis = found.diagnosis or instead(context, case, layer, loaded, path)
-            raise
+        comes_back.same_slots(context, case, layer, loaded, path, onto=other, but=bases)
         if not needs_base:
             _base_kept(context, case, layer, loaded)
         elif not _same_change(case, other, layer, loaded):

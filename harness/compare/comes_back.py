@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from harness.cases.layer_cases import Case
-from harness.compare import rounding, saved_files
+from harness.compare import rounding, saved_files, saving
 from harness.compare.context import Context
 from harness.compare.layer import Layer, adapt
+from harness.compare.outcome import Deviation
 from harness.compare.probing import coefficient
 from harness.compare.saving import AT_LOAD, load
 from harness.compare.thresholds import SAME_UPDATE
@@ -51,24 +52,42 @@ MULTIPLE = Diagnosis(
 )
 
 
-def instead(
+def same_slots(
     context: Context,
     case: Case,
     before: Layer,
     after: Layer,
     path: Path,
-    base: Case | None = None,
+    *,
+    onto: Case | None = None,
     but: frozenset[str] = frozenset(),
-) -> Diagnosis | None:
-    """What the slots that did not come back are instead, where all of them are the same; else None.
+) -> None:
+    """Raise Deviation unless every slot came back, bit for bit; with what it is instead, where that has a name.
 
-    ``base``: the case whose base it was loaded onto, ``case``'s by default; ``but``: slots that may differ.
+    ``onto``: the case whose base it was loaded onto, ``case``'s by default; ``but``: slots that may differ.
     """
+    try:
+        saving.same_slots(context, case, before, after, but=but, path=path)
+    except Deviation as found:
+        found.diagnosis = found.diagnosis or _instead(context, case, before, after, path, onto or case, but)
+        raise
+
+
+def _instead(
+    context: Context,
+    case: Case,
+    before: Layer,
+    after: Layer,
+    path: Path,
+    onto: Case,
+    but: frozenset[str],
+) -> Diagnosis | None:
+    """What the slots that did not come back are instead, where all of them are the same; else None."""
     names = [n for n in before.names if n not in but]
     if not after.slots.keys() >= set(names):
         return None
     lost = [n for n in names if not rounding.same_values(before.value(n), after.value(n))]
-    file, onto = saved_files.all_tensors(path), base or case
+    file = saved_files.all_tensors(path)
     starts, again = _start(context, onto), load(context, onto.base(), case, path, AT_LOAD + 1)
 
     def told(name: str) -> Diagnosis | None:

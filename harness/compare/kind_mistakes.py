@@ -11,6 +11,7 @@ from harness.cases.kind_cases import KindCase
 from harness.compare.context import Context
 from harness.compare.kinds import Kinds, agrees
 from harness.compare.layer import BadAnswer, SubjectRaised
+from harness.compare.merged_otherwise import FAILURE, REMEDY
 from harness.compare.outcome import NoSlot, NotOffered, OtherLayout, OutsideDomain
 from harness.compare.rounding import coarser, roundoff
 from oracles.implementation import Unsupported
@@ -77,12 +78,9 @@ def _rows(forward: paper.Forward, case: KindCase, layer: Kinds) -> Tensor:
 
 def _named(mistake: Mistake, case: KindCase, merged: bool) -> Diagnosis:
     on = WORDS[case.kind]
-    by_forward = "merge into the weight and bias with which forward computes, this step included"
-    return Diagnosis(
-        f"layers.{'merge.' if merged else ''}{case.kind}.{mistake.id}",
-        f"in what {on} is merged into, and not in what it computes, {mistake.summary}"
-        if merged
-        else f"on {on}, and not on a linear layer, {mistake.summary}",
-        "what is deployed would answer as another model" if merged else mistake.failure_mode,
-        remedy=by_forward if merged else f"where {on} is adapted, {mistake.remedy}",
-    )
+    if merged:
+        summary = f"in what {on} is merged into, and not in what it computes, {mistake.summary}"
+        return Diagnosis(f"layers.merge.{case.kind}.{mistake.id}", summary, FAILURE, remedy=REMEDY)
+    summary = f"on {on}, and not on a linear layer, {mistake.summary}"
+    remedy = f"where {on} is adapted, {mistake.remedy}"
+    return Diagnosis(f"layers.{case.kind}.{mistake.id}", summary, mistake.failure_mode, remedy=remedy)

@@ -25,11 +25,16 @@ def named(name: str, summary: str, failure_mode: str, remedy: str = "", **more: 
     return entry
 
 
-def fault(name: str, summary: str, failure_mode: str, remedy: str = "") -> Callable[[Fault], Fault]:
+def fault(name: str, summary: str, failure_mode: str) -> Callable[[Fault], Fault]:
     """Register what the layer would compute with a fault in it."""
+    return shown_by(named(name, summary, failure_mode))
+
+
+def shown_by(told: Diagnosis) -> Callable[[Fault], Fault]:
+    """Register what the layer would compute with a fault that has its name already."""
 
     def register(function: Fault) -> Fault:
-        FAULTS.append((named(name, summary, failure_mode, remedy), function))
+        FAULTS.append((told, function))
         return function
 
     return register
@@ -101,12 +106,15 @@ def unmerged_the_active(life: Lived, state: State) -> Iterator[Weights]:
     yield state.composed(left, _held(life, state.active))
 
 
-@fault(
+LOST_BY_UNMERGING = named(
     "lost_by_unmerging",
     "merging and unmerging loses the adapter: the base answers afterwards",
     "who merges for an evaluation, or merges and thinks better of it, has lost what was trained",
-    "keep the adapter's tensors while it is folded in, and let it act again when it is taken out",
+    remedy="keep the adapter's tensors while it is folded in, and let it act again when it is taken out",
 )
+
+
+@shown_by(LOST_BY_UNMERGING)
 def lost_by_unmerging(life: Lived, state: State) -> Iterator[Weights]:
     if state.active and ("unmerge",) in life.taken:
         yield life.base
@@ -267,6 +275,3 @@ def bias_not_folded(life: Lived, state: State) -> Iterator[Weights]:
     W, b = state.composed(life.base, _held(life, state.active))
     if b is not None and life.base[1] is not None:
         yield W, life.base[1]
-
-
-LOST_BY_UNMERGING = next(told for told, function in FAULTS if function is lost_by_unmerging)

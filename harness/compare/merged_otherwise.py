@@ -22,6 +22,11 @@ FRESH = {"in_features": 7, "out_features": 5, "rank": 4, "alpha": 5.5, "bias": T
 NO_ANSWER = (SubjectRaised, BadAnswer, NoSlot, Unsupported, RuntimeError, KeyError, ValueError)
 
 
+# Of a merged layer with a mistake in it, whatever it is.
+FAILURE = "what is deployed would answer as another model"
+REMEDY = "merge into the weight and bias with which forward computes, this step included"
+
+
 def explain(context: Context, case: Case) -> Diagnosis | None:
     """The one mistake whose weight and bias are merged, on the failing case and on another one."""
     candidates = [m for m in mistakes_of(context.variant.id) if "output" in m.speaks_of]
@@ -70,6 +75,6 @@ def _named(mistake: Mistake) -> Diagnosis:
     return Diagnosis(
         f"merge.{mistake.id}",
         f"in what is merged, and not in what is computed, {mistake.summary}",
-        "what is deployed would answer as another model",
-        remedy="merge into the weight and bias with which forward computes, this step included",
+        FAILURE,
+        remedy=REMEDY,
     )

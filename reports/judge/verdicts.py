@@ -111,22 +111,18 @@ def _grade(
 def _because(finding: Finding, claims: Sequence[Claim]) -> str:
     """The decisive finding in one line."""
     title = finding.title.rstrip(". ")
-    answered = any(c.outcome == "fail" for c in claims if c.id in finding.claims)
-    if (
-        answered
-        and finding.tag == "BUG"
-        and finding.severity == "critical"
-        and finding.aspect in NO_REFERENCE
-    ):
-        told = GRADIENTS_ALONE if _of_gradients_alone(finding, claims) else NO_REFERENCE[finding.aspect]
+    own = [c for c in claims if c.id in finding.claims]
+    wrong = finding.tag == "BUG" and finding.severity == "critical" and any(c.outcome == "fail" for c in own)
+    if wrong and finding.aspect in NO_REFERENCE:
+        alone = finding.aspect == "forward" and _of_gradients_alone(own)
+        told = GRADIENTS_ALONE if alone else NO_REFERENCE[finding.aspect]
         return f"{told} ({finding.id}: {title})"
     return f"{title} ({finding.id})"
 
 
-def _of_gradients_alone(finding: Finding, claims: Sequence[Claim]) -> bool:
-    """Whether the outputs are the references', and what fails is gradients and what follows from them."""
-    own = [c for c in claims if c.id in finding.claims]
-    return all(c.aspect in ("step0", "training") or "gradient" in c.check for c in own)
+def _of_gradients_alone(claims: Sequence[Claim]) -> bool:
+    """Whether outputs are the references', and what fails is gradients and what follows from them."""
+    return all(c.aspect in ("step0", "training") or "gradient" in c.check for c in claims)
 
 
 def is_unverified(finding: Finding, claims: Sequence[Claim]) -> bool:
