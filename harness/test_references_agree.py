@@ -26,7 +26,7 @@ SIZE_TOLERANCE = 0.02  # an entry says its size in three digits
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Narrowed by --variant and --oracle as the claims are."""
+    """Narrowed by --variant and --oracle as the claims are; a quick run asks the subject, not PEFT, all over again."""
     built = metafunc.config.stash.get(AUDIT, None)
     variants = built.session.variants if built else tuple(VARIANTS)
     oracles = built.session.oracles if built else tuple(registry.ids())
@@ -34,7 +34,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     authors = [(v, e.id) for e in asked for v in variants if v in e.variants]
     papers = [(v, "paper") for v in variants] if "paper" in oracles else []
     entries = [d for d in disagreements() if d.variant in variants and authors]
-    for fixture, values in (("oracle", authors + papers), ("author", authors), ("entry", entries)):
+    of_peft = [] if built and built.session.profile.name == "quick" else authors + papers
+    for fixture, values in (("oracle", of_peft), ("author", authors), ("entry", entries)):
         if fixture in metafunc.fixturenames:
             ids = [v.id if isinstance(v, Disagreement) else "-".join(v) for v in values]
             metafunc.parametrize(fixture if fixture == "entry" else ("variant", fixture), values, ids=ids)
