@@ -38,6 +38,21 @@ OPTIONS: dict[str, Any] = {
     "tied": False,
 }
 
+OPTION_WORDS = {
+    "dilation": "dilation",
+    "groups": "groups",
+    "padding_mode": "circular padding",
+    "oblong": "an oblong kernel",
+    "embed_scale": "a scale",
+    "tied": "a tied head",
+}
+WORDS = {
+    "conv1d": "a Conv1D",
+    "embedding": "an embedding",
+    "conv2d": "a convolution",
+    "quantised": "a quantised layer",
+}
+
 
 @dataclass(frozen=True)
 class KindCase(Case):
@@ -71,6 +86,16 @@ class KindCase(Case):
         """The kind and its options, for a sentence."""
         options = [f"{name} {getattr(self, name)}" for name in options_of(vars(self))]
         return f"{self.kind} layers" + (f" with {', '.join(options)}" if options else "")
+
+    @property
+    def words(self) -> str:
+        """The kind as prose has it, and what is not plain about the layer: "a convolution with dilation"."""
+        options = " and ".join(OPTION_WORDS[name] for name in options_of(vars(self)))
+        return WORDS[self.kind] + (f" with {options}" if options else "")
+
+    def named(self, words: str) -> str:
+        """A sentence on "this kind of layer" as one on the case's."""
+        return words.replace("this kind of layer", self.words)
 
     @property
     def channels(self) -> int:

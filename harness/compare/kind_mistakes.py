@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from harness.cases.kind_cases import KindCase
+from harness.cases.kind_cases import WORDS, KindCase
 from harness.compare.context import Context
 from harness.compare.kinds import Kinds, agrees
 from harness.compare.layer import BadAnswer, SubjectRaised
@@ -22,12 +22,6 @@ from reports.model import Diagnosis
 # A layer far from its start, and the rows that it, or what it is merged into, answers to the case's x.
 Ask = Callable[[KindCase], tuple[Kinds, Tensor]]
 
-WORDS = {
-    "conv1d": "a Conv1D",
-    "embedding": "an embedding",
-    "conv2d": "a convolution",
-    "quantised": "a quantised layer",
-}
 NO_ANSWER = (SubjectRaised, BadAnswer, NoSlot, Unsupported, NotOffered, OtherLayout, OutsideDomain)
 BROKEN_FORM = (RuntimeError, KeyError, ValueError)  # it wants a tensor or a shape that is not there
 

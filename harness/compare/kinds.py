@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -211,9 +212,9 @@ def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor
     base = case.base()
     with torch.no_grad():
         wanted, actual = base(case.x), layer(case.x)
-    context.demand(
-        actual.shape == wanted.shape, case, "shape of the output", tuple(wanted.shape), tuple(actual.shape)
-    )
+    if actual.shape != wanted.shape:
+        shapes = str(tuple(wanted.shape)), str(tuple(actual.shape))
+        raise Deviation(case, "shape of the output", *shapes, diagnosis=_option_left_out(case, actual))
     rows = case.rows(case.input)
     size = float(rows.norm() * case.weight.double().norm() + wanted.double().norm()) * case.embed_scale
     unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
@@ -225,11 +226,31 @@ def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor
 
 
 def _other_start(case: KindCase, actual: Tensor, wanted: Tensor) -> Diagnosis:
-    """What a fresh adapter adds to the layer's own output: the same to every row, or another part of it."""
+    """An option without which the layer answers so; or what is added to its output: the same to every row, or not."""
+    if left_out := _option_left_out(case, actual):
+        return left_out
     gap = case.outputs(actual - wanted).double()
     unit = rounding.roundoff(coarser(case.torch_dtype)) * float(wanted.double().norm())
     shifted = gap.shape[0] > 1 and agrees(gap, gap.mean(0, keepdim=True).expand_as(gap), unit)
     return OTHER_BIAS if shifted else OTHER_START
+
+
+def _option_left_out(case: KindCase, actual: Tensor) -> Diagnosis | None:
+    """The option of a convolution without which the layer itself answers what the adapted one does."""
+    for option, default in DEFAULTS.items():
+        if case.kind != "conv2d" or getattr(case, option) == default:
+            continue
+        with torch.no_grad():
+            without = _without(case, option)(case.x)
+        unit = rounding.roundoff(coarser(case.torch_dtype)) * float(without.double().norm())
+        if without.shape == actual.shape and agrees(actual.double(), without.double(), unit):
+            return LEFT_OUT[option]
+    return None
+
+
+def _without(case: KindCase, option: str) -> Any:
+    """The case's convolution with one option at torch's default."""
+    return replace(case, **{option: DEFAULTS[option]}).base()
 
 
 def is_plain(case: KindCase, actual: Tensor) -> bool:
@@ -381,6 +402,16 @@ OTHER_START = _says(
     "a fresh adapter on this kind of layer answers otherwise than the layer itself",
     "every model with such a layer answers otherwise as soon as it is adapted, whatever the adapter then learns",
 )
+# A convolution's options as torch has them by default.
+DEFAULTS: dict[str, Any] = {"padding_mode": "zeros", "dilation": 1, "stride": 1, "padding": 0}
+LEFT_OUT = {
+    option: _says(
+        f"{option}_left_out",
+        f"the layer that takes a convolution's place leaves its {option.replace('_', ' ')} out, of the base, too",
+        "every model with such a layer answers otherwise as soon as it is adapted, whatever the adapter then learns",
+    )
+    for option in DEFAULTS
+}
 UPDATE_LOST = _says(
     "update_lost", "the base answers: the update is lost", "the adapter has no effect on layers of this kind"
 )

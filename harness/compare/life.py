@@ -168,7 +168,7 @@ class Life:
         try:
             return self._answer(call, given)
         except SubjectRaised as error:
-            if is_crash(error) or not self.merged or not asked.module.training:
+            if not self.is_refusal(error) or not asked.module.training:
                 raise
         asked.train(False)  # a right library may refuse to train a layer that is merged
         try:
@@ -284,11 +284,15 @@ class Life:
         except Unsupported:
             return None
         except SubjectRaised as error:
-            if is_crash(error) or not (self.merged and step[0] in (*SWITCHES, "merge")):
+            if not self.is_refusal(error) or step[0] not in (*SWITCHES, "merge", "save_and_load"):
                 raise
-            done.refused = True  # a right library may ask to be unmerged first
+            done.refused = True
         self.taken.append(step)
         return done
+
+    def is_refusal(self, error: SubjectRaised) -> bool:
+        """Whether a merged layer says in the library's own words that it has to be unmerged first, which is right."""
+        return self.merged and not is_crash(error)
 
     def _as_it_is(self, step: Step) -> Done:
         done = Done(step, dict(self.held), list(self.states), self.merged)

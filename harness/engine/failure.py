@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from harness.cases.kind_cases import KindCase
 from harness.cases.layer_cases import Case
 from harness.compare import isolation
 from harness.compare.context import Context, Worst
@@ -39,6 +40,7 @@ class Failure:
     def told(self, found: Deviation, replay: str) -> dict[str, object]:
         """The fields of the claim that fails."""
         known, trouble = ((found.diagnosis,), "") if found.diagnosis else self._diagnoses(found.case)
+        known = tuple(_named(entry, found.case) for entry in known)
         witness = dataclasses.replace(found.witness, replay=replay, heard=heard(self.context.subject.name))
         witness = _noted(witness, trouble)
         if found.case is not None:
@@ -113,6 +115,18 @@ class Failure:
         except Exception:  # refused, not recorded, not offered, or a mistake of its own: it says nothing
             return None
         return True
+
+
+def _named(entry: Diagnosis, case: Case | None) -> Diagnosis:
+    """With the name of the kind of layer that the case is about, where the entry speaks of "this kind"."""
+    if not isinstance(case, KindCase):
+        return entry
+    return dataclasses.replace(
+        entry,
+        summary=case.named(entry.summary),
+        failure_mode=case.named(entry.failure_mode),
+        remedy=case.named(entry.remedy),
+    )
 
 
 def _noted(witness: Witness, *notes: str) -> Witness:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from harness.compare.life_faults import CATALOGUE
 from harness.engine.checks import load_checks
 from harness.test_lifecycle_several import TRAINABLE
+from oracles.implementation import Adapted
 from oracles.variants import VARIANTS
 from reports.model import ALONE
 from tests.life_table import asked
@@ -133,6 +135,27 @@ class Strict(Library):
     """The layer above."""
 
     layer = RefusesToTrainMerged
+
+
+def _refusing(method: str) -> Any:
+    """A library's method that asks for the layer to be unmerged first."""
+
+    def asked(self: Library, adapted: Adapted, *arguments: Any) -> Any:
+        if adapted.module.merged:
+            raise RuntimeError("unfold first")
+        return getattr(Library, method)(self, adapted, *arguments)
+
+    return asked
+
+
+@pytest.mark.parametrize(
+    "method", ["add_adapter", "set_adapters", "delete_adapter", "merge", "save", "detach"]
+)
+def test_while_merged_a_library_may_ask_to_be_unmerged_first(method: str) -> None:
+    """Whatever is asked of it."""
+    subject = type("Asking", (Library,), {method: _refusing(method)})()
+    found = audit(subject, ["lora"], checks=lambda c: c.info.aspect == "lifecycle", profile=QUICK)
+    assert [f.title for f in found.findings if f.tag == "BUG"] == []
 
 
 def test_a_merged_layer_may_be_for_evaluation_alone() -> None:

@@ -730,6 +730,27 @@ class DilationLost(LowRank):
             base.dilation = (1, 1)
 
 
+def without(claim: str, option: str, default: object) -> type[LowRank]:
+    """A library whose own layer computes the convolution anew, one of its options forgotten."""
+
+    class Anew(LowRank):
+        __doc__ = f"A convolution is computed anew, with {option} {default}."
+
+        def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
+            super().__init__(base, spec)
+            if self.kind == "conv2d":
+                setattr(base, option, default)
+
+    Anew.__name__ = Anew.__qualname__ = "Anew" + option.title().replace("_", "")
+    return broken(claim, f"{option}_left_out")(Anew)
+
+
+AnewPaddingMode = without("conv2d_padding_mode", "padding_mode", "zeros")
+AnewDilation = without("conv2d_dilation", "dilation", (1, 1))
+AnewStride = without("conv2d", "stride", (1, 1))
+AnewPadding = without("conv2d", "padding", (0, 0))
+
+
 @broken("conv1d")
 class SizesDoNotFit(LowRank):
     """The norm of a Conv1D's weight is taken along the wrong axis, which raises where the layer is not square."""
