@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, CutDown, Pair, Refused, Singular
-from harness.compare.lacking import nothing_lacks
+from harness.compare.lacking import has_shape, nothing_lacks
 from harness.compare.layer import Layer, SubjectRaised, answering
 from harness.compare.outcome import Deviation, NotOffered, OutsideDomain, ToldElsewhere
 from harness.compare.probing import by_rows, effective, far_layer, mode_is_ignored
@@ -251,14 +251,8 @@ def test_one_dimension(context: Context, case: Case) -> None:
 def _as_a_row(context: Context, alone: Case) -> None:
     layer, theirs = far_layer(context, alone), context.reference(alone)
     with torch.no_grad():
-        y, wanted = layer(alone.x), tuple(theirs(alone.x).shape)
-        context.demand(
-            tuple(y.shape) == wanted,
-            alone,
-            f"shape of y for x {tuple(alone.x.shape)}",
-            wanted,
-            tuple(y.shape),
-        )
+        y, wanted = layer(alone.x), theirs(alone.x)
+        has_shape(alone, f"x {tuple(alone.x.shape)}", tuple(y.shape), tuple(wanted.shape))
         row = layer(alone.x[None])[0]
     _same(context, alone, "x of one dimension", y.double().reshape(row.shape), row.double(), 1.0)
 

@@ -17,7 +17,7 @@ from harness.cases.recorded_cases import Recorded
 from harness.compare import rounding
 from harness.compare.abilities import Abilities, abilities_of
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
-from harness.compare.outcome import Described, Deviation, NoSlot, OracleRefused, Unverified
+from harness.compare.outcome import Described, Deviation, NoSlot, OracleRefused, ToldElsewhere, Unverified
 from harness.compare.rounding import coarser
 from harness.compare.thresholds import THRESHOLDS
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
@@ -186,7 +186,10 @@ class Context:
             left = self.residual(case, ours) if tensor.role == "base" else None
             if left is not None:
                 theirs.write({tensor.name: left})
-            elif tensor.exact is None:
+            elif isinstance(case, Recorded) and tensor.exact is not None and tensor.name in ours.names:
+                # It was recorded at a value of its own, which cannot be written into another shape.
+                raise ToldElsewhere(f"the subject's {tensor.name} has another shape", "shapes.canonical")
+            elif tensor.exact is None or isinstance(case, Recorded):
                 raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
 
     def residual(self, case: Case, ours: Layer) -> Tensor | None:

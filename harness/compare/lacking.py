@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from harness.cases.layer_cases import Case
 from harness.compare.abilities import ABOUT, Kind, Lack
 from harness.compare.context import Context
 from harness.compare.layer import SubjectRaised, adapt
 from harness.compare.outcome import Deviation, ModeMissing
+from reports.model import Diagnosis
 
 WORDS = {
     "spec": "specs of the references",
     "dtype": "dtypes of the references",
     "input": "inputs of the references",
 }
+
+OTHER_DIMENSIONS = Diagnosis(
+    "forward.other_dimensions",
+    "for an x of some numbers of dimensions the output has another number of them",
+    "what comes next in a model meets another shape, or broadcasts against it to something else",
+    remedy="give the output as many dimensions as x has, whatever their number",
+)
 
 
 def nothing_lacks(context: Context, kind: Kind) -> None:
@@ -45,6 +54,11 @@ def _ask_again(context: Context, lack: Lack) -> None:
     except SubjectRaised as error:
         error.case = lack.case
         raise
-    expected = (*lack.case.batch, lack.case.out_features)
+    has_shape(lack.case, lack.what, shape, (*lack.case.batch, lack.case.out_features))
+
+
+def has_shape(case: Case, what: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise Deviation unless an output's shape is the expected one."""
     if shape != expected:
-        raise Deviation(lack.case, f"shape of y for {lack.what}", str(expected), str(shape))
+        told = OTHER_DIMENSIONS if len(shape) != len(expected) else None
+        raise Deviation(case, f"shape of y for {what}", str(expected), str(shape), diagnosis=told)

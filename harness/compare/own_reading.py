@@ -29,9 +29,10 @@ def reads_itself(subject: Implementation) -> str:
 
 def _readers(tree: ast.Module, name: str) -> list[str]:
     """The calls that read files in the class' ``load``, and in what it calls of the same file."""
-    functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
-    for kind in (c for c in tree.body if isinstance(c, ast.ClassDef) and c.name == name):
-        functions |= {f.name: f for f in kind.body if isinstance(f, ast.FunctionDef)}
+    classes = {c.name: c for c in tree.body if isinstance(c, ast.ClassDef)}
+    functions = _functions(tree.body)
+    for kind in reversed(_with_bases(name, classes)):
+        functions |= _functions(kind.body)
     found, waiting, seen = list[str](), ["load"], set[str]()
     while waiting:
         at = waiting.pop()
@@ -41,6 +42,19 @@ def _readers(tree: ast.Module, name: str) -> list[str]:
             found += [".".join(filter(None, call)) for call in calls if _is_reading(*call)]
             waiting += [method for _, method in calls]
     return found
+
+
+def _functions(body: list[ast.stmt]) -> dict[str, ast.FunctionDef]:
+    return {f.name: f for f in body if isinstance(f, ast.FunctionDef)}
+
+
+def _with_bases(name: str, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
+    """The class and those of the same file that it inherits from, nearest first."""
+    if name not in classes:
+        return []
+    own = classes[name]
+    rest = {n: c for n, c in classes.items() if n != name}
+    return [own, *(c for base in own.bases if isinstance(base, ast.Name) for c in _with_bases(base.id, rest))]
 
 
 def _called(node: ast.expr) -> tuple[str, str]:

@@ -202,7 +202,8 @@ def _function(sitting: Sitting) -> Values:
 
 def _dropout(sitting: Sitting) -> Values:
     """With dropout: outputs under fixed seeds in training mode, their gradients, and the output in evaluation mode."""
-    case = sitting.case.but(dropout=RATE, batch=(8,))
+    # As many dimensions as the case has: some take no others.
+    case = sitting.case.but(dropout=RATE, batch=(*sitting.case.batch[:-1], 8))
     layer = sitting.moved(case)
     layer.train()
     found: Values = {}

@@ -17,8 +17,9 @@ from oracles.implementation import Unsupported
 # Never said on purpose, not even by a statement: a name, an entry or an attribute that is not there.
 CRASHES = (AttributeError, LookupError, NameError, ArithmeticError)
 # Of what torch complains, by its words. Dtypes come first: such a sentence speaks of "mat1 and mat2", too.
+DTYPES = "dtypes that do not fit"
 COMPLAINTS = {
-    "dtypes that do not fit": r"same dtype|dtypes match|expected scalar type|not implemented for '|"
+    DTYPES: r"same dtype|dtypes match|expected scalar type|not implemented for '|"
     r"type \(.{1,40}\) and (weight|bias) type \(.{1,40}\) should be the same",
     "sizes that do not fit": r"must match|mat1 and mat2|size mismatch|shape '|not be broadcast|broadcastable|"
     r"expected input\[",

@@ -27,6 +27,7 @@ from harness.cases.regimes import regimes, square
 from harness.compare import isolation
 from harness.compare.blame import lies_elsewhere
 from harness.compare.context import Context, Refused, Worst
+from harness.compare.dtypes_apart import dtypes_apart
 from harness.compare.ear import heard
 from harness.compare.layer import BadAnswer, SubjectRaised, WrongType
 from harness.compare.outcome import (
@@ -199,7 +200,7 @@ class ClaimRun:
         except Unsupported as why:
             return {"outcome": "not_applicable", "examples": 0, **_because("not_offered", why)}
         except SubjectRaised as error:
-            return self._raised(error)
+            return self._raised(error, context)
         except WrongType as error:
             where, kind = self._where(str(error)), without_numbers(error)
             if lies_elsewhere(self.subject):  # else the file is the library's own
@@ -233,14 +234,20 @@ class ClaimRun:
             return base.name not in context.layer(case).names
         return False
 
-    def _raised(self, error: SubjectRaised) -> dict[str, object]:
+    def _raised(self, error: SubjectRaised, context: Context) -> dict[str, object]:
         """Of a claim that ended in an exception: whose it is decides."""
         if error.who != self.subject.name:  # the oracle, which the subject cannot be blamed for
             return {"outcome": "unverified", **_because("oracle_refused", error)}
         witness = self._where(str(error), error.case)
         if error.is_of_the_wrapper:
             return self._of_the_wrapper(str(error), error.kind, witness)
-        return {"outcome": "error", "witness": witness, **_because("raised", error, error.kind)}
+        told = dtypes_apart(context, error, error.case or self.last)
+        return {
+            "outcome": "error",
+            "witness": witness,
+            "diagnosis": told,
+            **_because("raised", error, error.kind),
+        }
 
     @staticmethod
     def _of_the_wrapper(said: str, kind: str | None, witness: Witness | None) -> dict[str, object]:

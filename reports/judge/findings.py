@@ -257,7 +257,7 @@ class Defect:
             else lead.reason or "no reason given"
         )
         by_kind = {
-            "error": reason,
+            "error": f"{lead.diagnosis.summary}: {reason}" if lead.diagnosis else reason,
             "wrapper": f"The subject's own file fails, so that the library could not be asked: {reason}",
             "unverified": f"{_aspects(self.claims)} cannot be verified: {reason}",
             "mode_missing": f"A mode of the references is missing: {reason}",
@@ -280,6 +280,8 @@ class Defect:
 
     @property
     def failure_mode(self) -> str:
+        if self.kind == "error" and self.lead.diagnosis:
+            return self.lead.diagnosis.failure_mode
         if self.kind == "error":
             told = FAILURE_MODES.get(self.lead.cause or "", FAILURE_MODES["raised"])
             alone = len({c.check for c in self.claims}) == 1 and self.lead.cause not in ANSWERED

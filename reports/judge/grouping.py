@@ -71,7 +71,8 @@ class Grouping:
         if claim.cause == "wrapper":
             return (("wrapper", claim.detail or claim.reason),)
         if claim.outcome == "error":
-            return (("error", claim.cause, claim.detail or claim.reason),)
+            known = claim.diagnosis.mistake if claim.diagnosis else None  # of one cause wherever it raises
+            return (("error", claim.cause, known or claim.detail or claim.reason),)
         if claim.outcome == "fail":
             return self._defects(claim, frozenset())
         if claim.outcome == "declared":

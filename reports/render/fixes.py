@@ -96,6 +96,8 @@ def instruction(finding: Finding, claims: Sequence[Claim]) -> str:
         return "write save and load in the subject's file, so that this is asked"
     if is_unverified(finding, own):
         return "make this verifiable"
+    if lead.outcome == "error" and lead.diagnosis:
+        return f"{lead.diagnosis.remedy}, or refuse such input with a sentence"
     if lead.outcome == "error":
         placed = lead.cause == "raised" and " at " in (lead.detail or "")
         what = f"mend the exception {lead.detail}" if placed else "mend this"

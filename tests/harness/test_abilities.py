@@ -7,13 +7,14 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as fn
 
 from harness.compare.offered import why_not
 from harness.subjects.lora_lite import LoraLite
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot, Unsupported
 from tests.life_table import TWELVE
 from tests.subjects import kinds, lives, wrapped
-from tests.subjects.judged import audit
+from tests.subjects.judged import QUICK, audit
 
 
 class Float32Kinds(kinds.LowRank):
@@ -116,10 +117,65 @@ def test_what_is_recorded_in_dimensions_that_are_not_taken_is_not_asked() -> Non
     found = audit(InThreeDimensions(), ["ia3"], checks=lambda c: c.id in wanted, oracles=["author", "paper"])
     assert all(c.outcome != "error" for c in found.run.claims)
     (finding,) = found.findings
+    assert finding.title.startswith("for an x of some numbers of dimensions the output has another number")
     assert {claim.partition("[")[0] for claim in finding.claims} == {
         "forward.inputs",
         "forward.one_dimension",
     }
+
+
+class InThreeDimensionsAlone(wrapped.Dora):
+    """Of one output m has no dimension, an x of two comes out with three; dropout reaches the low-rank path alone."""
+
+    def start_m(self) -> Tensor:
+        return super().start_m().squeeze()
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = (self.m / self.norm()).view(1, 1, -1)
+        y = (g * fn.linear(x.to(self.dtype), self.w0) + g * self.branch(x)).to(x.dtype)
+        return y if self.base.bias is None else y + self.base.bias
+
+
+def test_several_deviations_of_the_shape_are_told_apart_by_name() -> None:
+    """A value that was recorded for a tensor of another shape is not held against the layer."""
+    wanted = ("forward.random_parameters", "forward.inputs", "shapes.canonical", "dropout.placement")
+    found = audit(
+        wrapped.Library({"dora": InThreeDimensionsAlone}),
+        ["dora"],
+        checks=lambda c: c.id in wanted,
+        oracles=["peft", "author", "paper"],
+        profile=TWELVE,
+    )
+    assert sorted(f.title for f in found.findings if f.tag == "BUG") == [
+        "dropout reaches the low-rank product alone: the correction (g − 1) x Wᵀ sees the whole x",
+        "for an x of some numbers of dimensions the output has another number of them",
+        "the adapter's tensors are not the reference's",
+    ]
+
+
+class InSingle(wrapped.Lora):
+    """The factors are float32 whatever the base is, and meet the input as it is."""
+
+    def build(self) -> None:
+        self.dtype = torch.float32
+        super().build()
+
+    def branch(self, x: Tensor) -> Tensor:
+        return fn.linear(fn.linear(self.drop(x), self.A), self.B) * self.s
+
+
+def test_an_exception_for_a_dtype_says_whose_tensors_are_of_another() -> None:
+    found = audit(
+        wrapped.Library({"lora": InSingle}),
+        ["lora"],
+        checks=lambda c: c.info.aspect == "dtype",
+        profile=QUICK,
+    )
+    (finding,) = (f for f in found.findings if f.tag == "BUG")
+    assert finding.title.startswith(
+        "the adapter's tensors are float32 over a base in bfloat16, and used on its input uncast: wrapped raised"
+    )
+    assert "except under autocast" in finding.failure_mode
 
 
 class RowsAlone(wrapped.Lora):

@@ -529,6 +529,10 @@ class Thin(Implementation):
         return {place}, "forward"
 
 
+class Inheriting(Thin):
+    pass
+
+
 def read(self, path):
     return {load}
 """
@@ -556,6 +560,7 @@ def test_how_a_subject_file_reads_is_not_the_librarys(
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "thin", module)
     spec.loader.exec_module(module)
-    found = reads_itself(module.Thin())
-    assert found.endswith(call)
-    assert bool(found) == bool(call)
+    for subject in (module.Thin(), module.Inheriting()):
+        found = reads_itself(subject)
+        assert found.endswith(call)
+        assert bool(found) == bool(call)
