@@ -715,7 +715,7 @@ def test_pickle(context: Context, case: Case) -> None:
 
 
 def _copied(context: Context, case: Case, what: str, make: Callable[[nn.Module], nn.Module]) -> None:
-    layer = far_layer(context, case)
+    layer = contexts.with_live_gradients(far_layer(context, case))
     wanted = observe(layer, case)
     at = contexts.places(layer)
     try:

@@ -15,7 +15,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from harness.cases.kind_cases import KINDS, KindCase, in_dtype, of_kind, shapes_with, square
+from harness.cases.kind_cases import (
+    KINDS,
+    KindCase,
+    in_dtype,
+    in_every_shape,
+    of_kind,
+    shapes_with,
+    square,
+)
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.leaf_output import with_leaf_output
 from harness.compare import kind_mistakes, life_faults, rank_stabilised, rounding
@@ -29,6 +37,7 @@ from harness.compare.kinds import (
     explain,
     explain_gradient,
     far,
+    merged_without,
     on_each_kind,
     quantising_error,
     refusable,
@@ -58,7 +67,8 @@ MASKS = 8
 
 
 def _of(kind: str, option: str | None = None) -> dict[str, Any]:
-    few = {} if option is None else {"examples": FEW, "may_refuse": True}
+    # Each in every shape that the table has: those with an option have one, the others three.
+    few = {"examples": 2} if option is None else {"examples": FEW, "may_refuse": True}
     return {
         "failure_mode": "layers of this kind run and train as another model than the references' would",
         "domain": Domain(strategy=of_kind(kind, option)),
@@ -241,6 +251,23 @@ WRONG_RATE = Diagnosis(
 )
 
 
+CHANNELS = Diagnosis(
+    "layers.channels_dropped",
+    "on a convolution whole channels of an image are dropped instead of entries",
+    "a channel is there or missing at every place of an image at once: another regularisation, of the same rate",
+    documented_by=("dropout2d", r"(whole|entire|drop\w*) channels?", r"channel.?wise dropout"),
+    remedy="drop single entries, as nn.Dropout does, or say that whole channels are dropped",
+)
+
+
+def _whole_channels(case: KindCase, factors: Tensor) -> bool:
+    """Whether an image's channel is zero at all of its places or at none; ``factors`` (masks, rows, channels)."""
+    if case.kind != "conv2d":
+        return False
+    zero = (factors.abs() <= MASK_ENTRY).unflatten(1, (case.batch[0], -1))
+    return bool(zero.any()) and torch.equal(zero.any(2), zero.all(2))
+
+
 def _readable(case: KindCase) -> KindCase:
     """A layer of the kind whose output tells what its adapter's branch was given: its rank is that of its inputs."""
     sizes = {name: shapes_with(case.kind)[0][name] for name in ("in_features", "out_features")}
@@ -262,6 +289,11 @@ def _drops_as_asked(context: Context, case: KindCase) -> None:
     seen = [case.outputs(masked(layer, case.x, seed)) - rows @ beneath.mT - bias for seed in range(MASKS)]
     factors = torch.stack([change @ back / rows for change in seen])
     factor = kept_factor(factors)
+    if _whole_channels(case, factors):
+        dropped = "whole channels of an image zeroed"
+        raise Deviation(
+            case, f"entries of x at p = {RATE}", "each zeroed by itself", dropped, diagnosis=CHANNELS
+        )
     if factor is None:
         return  # it drops something else, which the linear layers' own checks are about
     share = float((factors.abs() <= MASK_ENTRY).double().mean())
@@ -387,6 +419,11 @@ def _who_acts(
 
 
 def _starts_and_computes(context: Context, case: KindCase) -> None:
+    for each in in_every_shape(case):
+        _starts_and_computes_there(context, context.abilities.fitted(each))
+
+
+def _starts_and_computes_there(context: Context, case: KindCase) -> None:
     layer = adapted(context, case)
     starts_at_the_base(context, case, layer)
     learns = _can_learn(case, layer)
@@ -507,7 +544,7 @@ def _merge_of(kind: str, option: str | None = None) -> dict[str, Any]:
         "failure_mode": "deployment runs another model than the one that was trained and evaluated",
         "domain": Domain(strategy=of_kind(kind, option)),
         "against": ("paper",),
-        "examples": 2 * len(shapes_with(kind, option)),
+        "examples": 2,
         "follows": (computes, "merge.weight", *(() if option is None else (f"layers.merge_{kind}",))),
         "diagnose": False,
         "may_refuse": True,
@@ -766,10 +803,15 @@ def test_merge_quantised(context: Context, case: KindCase) -> None:
 def _folds_square_or_not(context: Context, case: KindCase) -> None:
     """Of a weight that is stored (in, out), also with as many outputs as inputs: the other way round fits as well."""
     _folds(context, case)
-    _folds(context, square(case))
+    _folds_there(context, square(case))
 
 
 def _folds(context: Context, case: KindCase) -> None:
+    for each in in_every_shape(case):
+        _folds_there(context, context.abilities.fitted(each))
+
+
+def _folds_there(context: Context, case: KindCase) -> None:
     """Merged, the layer computes what the adapted one does.
 
     Folded in place and unmerged, where that is offered, the layer computes that, too.
@@ -786,7 +828,8 @@ def _folds(context: Context, case: KindCase) -> None:
 def _exports(context: Context, case: KindCase) -> None:
     """What ``merge`` gives computes what the adapted layer does."""
     need(context.subject, case.spec, ("merge",))
-    layer, y = _exported(context, case)
+    layer, folded = _folded(context, case)
+    y = _merged_answers(context, case, folded)
     exact, noise = equation_at(context, case, layer)
     floor = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(exact["output"].norm())
     if case.kind == "quantised":
@@ -796,7 +839,7 @@ def _exports(context: Context, case: KindCase) -> None:
             case, "output of the merged layer", y, exact["output"], floor, noise=lambda: noise("output")
         )
     except Deviation as found:
-        found.diagnosis = explain(context, case, layer, y)
+        found.diagnosis = merged_without(case, folded) or explain(context, case, layer, y)
         found.alone = not merges_as_the_linear(context, case, layer, y)
         if found.alone and found.diagnosis is None:
             ask = functools.partial(_exported, context)
@@ -806,11 +849,26 @@ def _exports(context: Context, case: KindCase) -> None:
 
 def _exported(context: Context, case: KindCase) -> tuple[Kinds, Tensor]:
     """A layer far from its start, and what its merged form answers, as rows."""
+    layer, folded = _folded(context, case)
+    return layer, _merged_answers(context, case, folded)
+
+
+def _folded(context: Context, case: KindCase) -> tuple[Kinds, Callable[[Tensor], Tensor]]:
+    """A layer far from its start, and what it is merged into."""
     layer = far(context, case)
     with refusable(f"merging {case.what}"):
-        folded = context.calling("merge", context.subject.merge, layer.adapted)
-    with torch.no_grad():
-        return layer, case.outputs(context.calling("the merged layer", folded, case.x)).double()
+        return layer, context.calling("merge", context.subject.merge, layer.adapted)
+
+
+def _merged_answers(context: Context, case: KindCase, folded: Callable[[Tensor], Tensor]) -> Tensor:
+    """What the merged layer answers, as rows."""
+    try:
+        with torch.no_grad():
+            return case.outputs(context.calling("the merged layer", folded, case.x)).double()
+    except SubjectRaised as error:
+        if told := merged_without(case, folded):
+            raise Deviation(case, "the merged layer", "an answer", str(error), diagnosis=told) from None
+        raise
 
 
 UNMERGED_OTHERWISE = Diagnosis(

@@ -338,17 +338,28 @@ def test_bad_files(context: Context, case: Case) -> None:
         found: list[Deviation] = []
         with saying(context.subject.name) as usual, suppress(SubjectRaised):
             load(context, case.base(), case, path)
-        own = [t for n in layer.names for t in (layer.raw(n).detach(), layer.value(n))]
         for what, damage in _damage().items():
-            copy = saved_files.copy(path, path.parent.parent / what.replace(" ", "-"))
-            damage(copy, own)
-            found += _complaint(context, case, copy, f"a file {what}", usual)
+            # Which tensor is the largest depends on the sizes: each that is trained is asked about.
+            for number, own in enumerate(_trained(layer) if damage is not saved_files.truncate else [[]]):
+                copy = saved_files.copy(path, path.parent.parent / f"{what.replace(' ', '-')}-{number}")
+                damage(copy, own)
+                if complaint := _complaint(context, case, copy, f"a file {what}", usual):
+                    found += complaint
+                    break
     other = dataclasses.replace(case.spec, variant=_unlike(context.variant).id, rank=2)
     if other.variant in context.subject.variants:
         with _saved_other(context, case, other) as path:
             what = f"a file of another method ({other.variant})"
             found += _complaint(context, case, path, what, usual)
     _tell_all(found)
+
+
+def _trained(layer: Layer) -> list[list[torch.Tensor]]:
+    """The live and the canonical value of each tensor that is trained; of all, where none is."""
+    named = {n: [layer.raw(n).detach(), layer.value(n)] for n in layer.names}
+    return [both for n, both in named.items() if layer.raw(n).requires_grad] or [
+        [t for both in named.values() for t in both]
+    ]
 
 
 def _complaint(context: Context, case: Case, path: Path, what: str, usual: set[str]) -> list[Deviation]:
@@ -682,7 +693,19 @@ def test_other_settings(context: Context, case: Case) -> None:
                 found.alone = moved > FAR_MORE * trip and name not in context.variant.modes
                 if name == "alpha" and moved:
                     found.diagnosis = _of_alpha(context, alpha_is_stored(context, case, layer))
+                elif name != "alpha":
+                    found.diagnosis = _of_setting(name)
                 raise
+
+
+def _of_setting(name: str) -> Diagnosis:
+    """What is said of another setting than alpha that is taken at load."""
+    return dataclasses.replace(
+        ALPHA_NOT_READ,
+        mistake=f"save_load.{name}_not_read",
+        summary=f"another {name} at load than the file's gives another model and is not refused",
+        remedy=f"take {name} from the file, or refuse another one in a sentence",
+    )
 
 
 def _of_alpha(context: Context, stored: bool | None) -> Diagnosis | None:

@@ -92,6 +92,10 @@ def trained_models(variant: Variant) -> st.SearchStrategy[ModelCase]:
     ])  # fmt: skip
 
 
+# What is said aloud where targets name nothing.
+NOT_FOUND = r"target|match|\bno\b.{0,40}(module|layer)"
+
+
 def listed(names: set[str]) -> str:
     """Layer names for a witness: the first few, and how many there are."""
     some = sorted(names)
@@ -202,8 +206,39 @@ def test_coverage(context: Context, case: ModelCase) -> None:
 def test_explicit(context: Context, case: ModelCase) -> None:
     """Targets given as endings of names select the layers that PEFT selects: whole parts of a name, in every block."""
     theirs, ours = reference_places(context, case), subject_on(context, case)
-    same_places(context, case, ours, theirs, "layers adapted for these targets")
+    said = heard(context.subject.name)
+    try:
+        same_places(context, case, ours, theirs, "layers adapted for these targets")
+    except Deviation as found:
+        if _last_parts_alone(context, case, set(ours.layers), set(theirs.layers)):
+            if any(re.search(NOT_FOUND, words, re.IGNORECASE) for words in said):
+                raise NotOffered(f"paths as targets: {said[0]}", "adapt_model") from found
+            found.diagnosis = PATHS
+        raise
     _apart(case, ours)
+
+
+PATHS = Diagnosis(
+    "targets.last_part_alone",
+    "a target that is a path names no layer: only the last part of a layer's name is compared",
+    "layers cannot be told apart by where they are, and a list of targets from elsewhere adapts nothing",
+    documented_by=(
+        r"(exact|bare|own|last|leaf|child)\b.{0,30}\bnames?\b",
+        r"\bnames?\b.{0,20}\b(exactly|alone|only)\b",
+    ),
+    remedy="select a layer whose name is the target or ends with a dot and the target, or refuse paths in a sentence",
+)
+
+
+def _last_parts_alone(context: Context, case: ModelCase, mine: set[str], wanted: set[str]) -> bool:
+    """Whether all that is missing was named by a path, and would not be by the last part of it."""
+    targets = case.targets or ()
+    paths = [target for target in targets if "." in target]
+    named = {n for n in wanted if any(n == t or n.endswith(f".{t}") for t in targets if t not in paths)}
+    if not paths or mine != named:
+        return False
+    short = tuple(dict.fromkeys(target.rpartition(".")[2] for target in paths))
+    return wanted - named <= set(subject_on(context, dataclasses.replace(case, targets=short)).layers)
 
 
 def long_lists(variant: Variant) -> st.SearchStrategy[ModelCase]:
@@ -711,9 +746,7 @@ def test_nothing_named(context: Context, case: ModelCase) -> None:
     except SubjectRaised:
         return
     said = " ".join(heard(context.subject.name))
-    if not ours.layers and re.search(
-        r"no_such_layer|target|match|\bno\b.{0,40}(module|layer)", said, re.IGNORECASE
-    ):
+    if not ours.layers and re.search(rf"no_such_layer|{NOT_FOUND}", said, re.IGNORECASE):
         return
     found = listed(set(ours.layers)) if ours.layers else "a model without adapters"
     what = f"adapt_model with targets {case.targets}"

@@ -427,6 +427,16 @@ def each_kind(case: KindCase, kinds: Sequence[str], *, both: bool = False) -> It
             yield _reshaped(case, {**unshaped, "kind": kind, **shape})
 
 
+def in_every_shape(case: KindCase) -> Iterator[KindCase]:
+    """The case, and one with its settings of every other shape that the table has of its kind with its options on."""
+    yield case
+    unshaped = {f.name: f.default for f in fields(KindCase)[len(fields(Case)) :]}
+    own = options_of(vars(case))
+    for shape in shapes_of(case.kind):
+        if options_of(shape) == own and any(getattr(case, name) != value for name, value in shape.items()):
+            yield _reshaped(case, {**unshaped, "kind": case.kind, **shape})
+
+
 def oblong_and_square(shapes: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """The last shape whose in and out differ and the last where they are equal, by each library that quantises.
 

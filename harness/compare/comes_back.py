@@ -23,13 +23,13 @@ from reports.model import Diagnosis
 LOST = Diagnosis(
     "save_load.not_saved",
     "the loaded adapter starts anew with {}, which the saved file lacks",
-    "what is deployed from the checkpoint would lack what was trained of {}",
+    "what is deployed from the checkpoint would lack what {} held when it was saved",
     remedy="save {} with the other tensors, and read the file back into the adapter",
 )
 UNREAD = Diagnosis(
     "save_load.not_read",
     "the loaded adapter starts anew with {}, which the saved file holds",
-    "what is deployed from the checkpoint would lack what was trained of {}",
+    "what is deployed from the checkpoint would lack what {} held when it was saved",
     remedy="look {} up under the name of saving, and raise where a name is not found",
 )
 TURNED = Diagnosis(

@@ -183,6 +183,8 @@ class Context:
                 continue
             if tensor.name in ours.names and ours.view(tensor.name).shape == theirs.view(tensor.name).shape:
                 continue
+            if self.variant.may_refuse(case.spec):
+                raise Refused
             left = self.residual(case, ours) if tensor.role == "base" else None
             if left is not None:
                 theirs.write({tensor.name: left})

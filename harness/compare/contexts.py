@@ -17,7 +17,7 @@ from harness.compare.layer import Layer, answering, situation
 from harness.compare.outcome import Unverified
 from harness.compare.probing import far_layer
 from harness.compare.rounding import Quantities
-from oracles.implementation import Adapted, Unsupported
+from oracles.implementation import Adapted, Unsupported, identity
 
 Call = Callable[[Tensor], Tensor]
 
@@ -113,6 +113,18 @@ def places(layer: Layer) -> dict[str, str]:
     """Slot -> the name of its tensor in the module, for those that are registered there."""
     names = {id(tensor): name for name, tensor in tensors(layer.module).items()}
     return {slot: names[id(layer.raw(slot))] for slot in layer.names if id(layer.raw(slot)) in names}
+
+
+def with_live_gradients(layer: Layer) -> Layer:
+    """The layer whose gradients are those of the live tensors.
+
+    A slot's own ``gradient`` may look at the layer that it was made for, where a copy holds other values.
+    """
+    slots = {
+        name: slot if slot.gradient is None else dataclasses.replace(slot, gradient=identity)
+        for name, slot in layer.slots.items()
+    }
+    return Layer(layer.adapted, layer.who, slots)
 
 
 def counterpart(layer: Layer, module: nn.Module, at: dict[str, str]) -> Layer:

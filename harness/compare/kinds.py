@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.cases.kind_cases import KindCase, each_kind, quantised, shapes_of
 from harness.compare import rounding
@@ -248,6 +248,15 @@ def _option_left_out(case: KindCase, actual: Tensor) -> Diagnosis | None:
     return None
 
 
+def merged_without(case: KindCase, folded: object) -> Diagnosis | None:
+    """The option in which the convolution that a layer was merged into is not the layer's."""
+    base = case.base()
+    if not (isinstance(folded, nn.Conv2d) and isinstance(base, nn.Conv2d)):
+        return None
+    other = (o for o in MERGED_WITHOUT if getattr(folded, o) != getattr(base, o))
+    return next((MERGED_WITHOUT[option] for option in other), None)
+
+
 def _without(case: KindCase, option: str) -> Any:
     """The case's convolution with one option at torch's default."""
     return replace(case, **{option: DEFAULTS[option]}).base()
@@ -411,6 +420,15 @@ LEFT_OUT = {
         "every model with such a layer answers otherwise as soon as it is adapted, whatever the adapter then learns",
     )
     for option in DEFAULTS
+}
+# What a merged convolution takes over from the layer.
+MERGED_WITHOUT = {
+    option: _says(
+        f"merged_without_{option}",
+        f"the convolution that the layer is merged into has another {option.replace('_', ' ')} than the layer",
+        "what is deployed computes another function than what was trained, or raises",
+    )
+    for option in ("groups", *DEFAULTS)
 }
 UPDATE_LOST = _says(
     "update_lost", "the base answers: the update is lost", "the adapter has no effect on layers of this kind"

@@ -241,12 +241,14 @@ class ClaimRun:
         witness = self._where(str(error), error.case)
         if error.is_of_the_wrapper:
             return self._of_the_wrapper(str(error), error.kind, witness)
-        told = dtypes_apart(context, error, error.case or self.last)
+        case = error.case or self.last
+        where = Failure(self.check, context, self.oracle_id, {}).where_raised(error, case)
+        told = dtypes_apart(context, error, case)
         return {
             "outcome": "error",
             "witness": witness,
             "diagnosis": told,
-            **_because("raised", error, error.kind),
+            **_because("raised", where, error.kind),
         }
 
     @staticmethod

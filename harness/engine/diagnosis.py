@@ -345,11 +345,14 @@ def coarse(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ..
     failing, *small = (context.abilities.fitted(case) for case in (failing, *others(failing)))
     if all(_answers_as_its_base(context, case) for case in (failing, *small)):
         return (NO_EFFECT,)
-    if isinstance(failing, Recorded):  # which has no other case: one may be near by chance
-        failing, context = small[0], dataclasses.replace(context, oracle=Equation())
+    # A recording has no other case: one may be near by chance, and the equation is asked about the others.
+    elsewhere = dataclasses.replace(context, oracle=Equation()) if isinstance(failing, Recorded) else context
     for told, roundoffs in ((NEARLY, ALL_BUT_A_FEW), (COARSE, HALF_DIGITS)):
-        near = dataclasses.replace(context, worst=Worst(), slack=roundoffs / THRESHOLDS["formula"])
-        if all(holds(check, near, case) for case in (failing, *small)):
+        there, others_ = (
+            dataclasses.replace(c, worst=Worst(), slack=roundoffs / THRESHOLDS["formula"])
+            for c in (context, elsewhere)
+        )
+        if holds(check, there, failing) and all(holds(check, others_, case) for case in small):
             return (told,)
     return ()
 

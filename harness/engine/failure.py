@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from harness.cases.kind_cases import KindCase
@@ -89,6 +90,22 @@ class Failure:
 
     def _holds(self, case: Case) -> bool:
         return diagnosis.holds(self.check, dataclasses.replace(self.context, worst=Worst()), case)
+
+    def where_raised(self, error: SubjectRaised, case: object) -> str:
+        """The exception in words, with the kind of layer and the settings that it takes."""
+        on = f"on {case.words}, " if isinstance(case, KindCase) else ""
+        subject, only = self.context.subject, ""
+        if isinstance(case, Case):
+            with suppress(Exception), isolation.global_state(subject), isolation.time_limit(subject):
+                only = regime(case, self._holds) or self._regime_of_a_larger(case)
+        return f"{on}{error}" + (f", {only}" if only else "")
+
+    def _regime_of_a_larger(self, case: Case) -> str:
+        """Where the failure begins on a layer that has room for other ranks, if that one fails as well."""
+        if isinstance(case, KindCase):
+            return ""
+        larger = case.but(in_features=max(case.in_features, 7), out_features=max(case.out_features, 6))
+        return "" if self._holds(larger) else regime(larger, self._holds)
 
     def _facts(self, case: Case) -> str:
         """What of the subject equals the reference and what does not, on ordinary cases."""

@@ -99,9 +99,9 @@ def _answered(holds: Callable[[int], bool], value: int) -> bool:
 
 def _settings(case: Case, holds: Holds) -> Iterator[str]:
     """Bias, dtype and what the spec has beside its sizes."""
-    plain: dict[str, tuple[Any, str]] = {}
-    if case.bias:
-        plain["bias"] = (False, "with a bias")
+    plain: dict[str, tuple[Any, str]] = {
+        "bias": (False, "with a bias") if case.bias else (True, "without a bias")
+    }
     if case.dtype != "float32":
         plain["dtype"] = ("float32", f"in {case.dtype}")
     if case.spread:

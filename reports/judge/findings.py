@@ -234,7 +234,8 @@ class Defect:
         """How bad one member is: as bad as its check, unless the mistake itself is known to be less or more."""
         by_check, named = self.info(claim).severity, self.named(claim)
         # A base dtype or a context that is refused is a missing mode; where it is answered wrongly, a claim fails.
-        refused = claim.outcome == "error" and ("dtype" in claim.check or claim.aspect == "contexts")
+        of_dtypes = "dtype" in claim.check or claim.aspect == "contexts" or claim.diagnosis is not None
+        refused = claim.outcome == "error" and of_dtypes
         if refused and by_check == "critical":
             return "major"
         if named is None or named.severity is None:

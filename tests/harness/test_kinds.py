@@ -10,6 +10,7 @@ from harness.engine.checks import load_checks
 from harness.test_layers import (
     CANNOT_LEARN,
     CHANGED_BY_EVALUATING,
+    CHANNELS,
     MODE_IGNORED,
     OTHER_ACTS,
     TOGETHER,
@@ -162,6 +163,7 @@ def test_every_claim_and_every_fault_is_shown() -> None:
         d.mistake.removeprefix("layers.")
         for d in (
             CANNOT_LEARN,
+            CHANNELS,
             CHANGED_BY_EVALUATING,
             MODE_IGNORED,
             OTHER_ACTS,

@@ -264,6 +264,16 @@ class DropsHalf(LowRank):
             self.drop = nn.Dropout()
 
 
+@broken("dropout_conv2d", "channels_dropped")
+class DropsChannels(LowRank):
+    """On convolutions dropout takes whole channels, at the rate that was asked for."""
+
+    def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
+        super().__init__(base, spec)
+        if self.kind == "conv2d" and spec.dropout:
+            self.drop = nn.Dropout2d(spec.dropout)
+
+
 @broken("half")
 class AnswersInFloat32(LowRank):
     """On convolutions in half precision the answer is in float32."""
@@ -409,6 +419,29 @@ class InBlocksLibrary(Library):
     """Right, and merges convolutions with groups."""
 
     layer = InBlocks
+
+
+def merged_without(claim: str, option: str, other: object) -> type[LowRank]:
+    """A library that makes the plain convolution itself, one of its options forgotten."""
+
+    class Folded(InBlocks):
+        __doc__ = f"What a convolution is merged into has {option} {other}."
+
+        def merged(self) -> nn.Module:
+            plain = super().merged()
+            if self.kind == "conv2d":
+                setattr(plain, option, other)
+            return plain
+
+    Folded.__name__ = Folded.__qualname__ = "MergedWithout" + option.title().replace("_", "")
+    return broken(claim, f"merged_without_{option}")(Folded)
+
+
+MergedWithoutPaddingMode = merged_without("merge_conv2d_padding_mode", "padding_mode", "zeros")
+MergedWithoutDilation = merged_without("merge_conv2d_dilation", "dilation", (1, 1))
+MergedWithoutGroups = merged_without("merge_conv2d_groups", "groups", 1)
+MergedWithoutStride = merged_without("merge_conv2d", "stride", (1, 1))
+MergedWithoutPadding = merged_without("merge_conv2d", "padding", (0, 0))
 
 
 class OtherLayoutForGroups(LowRank):
