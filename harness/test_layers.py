@@ -578,7 +578,7 @@ def _modes(variant: Variant) -> tuple[str, ...]:
 )
 def test_modes(context: Context, case: KindCase) -> None:
     """In each of the variant's modes the adapter on another kind of layer is the equation's, far from its start."""
-    linear = Case(case.spec, 6, 4, case.bias, (3,), "float32", case.seed)
+    linear = context.abilities.fitted(Case(case.spec, 6, 4, case.bias, (3,), "float32", case.seed))
     on = [name for name in _modes(context.variant) if _acts(context, linear, name)]
     if not on:
         raise NotOffered(f"{' and '.join(_modes(context.variant))} on linear layers", "layers")

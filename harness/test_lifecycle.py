@@ -119,6 +119,33 @@ def test_merged(context: Context, case: LifeCase) -> None:
             layer.judge(f"output {done.after}", layer.output(), roundoffs=FOLDED)
 
 
+@check(
+    "lifecycle",
+    "critical",
+    title="merging in place once more, what is merged already, folds the adapter in again or for good",
+    failure_mode="a model that is merged by two callers, or in a loop, goes on as another one",
+    domain=Domain(strategy=lives()),
+    against=("paper",),
+    examples=2,
+    follows=("lifecycle.merged", "lifecycle.output", "forward.random_parameters", *OTHER_BASE),
+    diagnose=False,
+)
+def test_merged_twice(context: Context, case: LifeCase) -> None:
+    """Merged in place twice, where the second time is not refused, and unmerged, it computes what it did before."""
+    need(context.subject, case.spec, FOLDING)
+    with life(context, case) as layer:
+        layer.take(("merge_in_place",))
+        try:
+            layer.context.calling("merge_in_place", context.subject.merge_in_place, layer.layer.adapted)
+        except SubjectRaised as error:
+            if not layer.is_refusal(error):
+                raise
+        layer.taken.append(("merge_in_place",))
+        layer.judge("output after merging in place twice", layer.output(), roundoffs=FOLDED)
+        layer.take(("unmerge",))
+        layer.judge("output after merging in place twice and unmerging", layer.output(), roundoffs=FOLDED)
+
+
 BY_SUBTRACTION = named(
     "unmerged_by_subtraction",
     "unmerging computes the base weight again from the merged one, which rounding keeps from being exact",

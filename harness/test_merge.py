@@ -168,6 +168,7 @@ def test_at_init(context: Context, case: Case) -> None:
         "merge.weight",
         "forward.linear",
         "forward.base_kept",
+        "forward.eval_mode",
         "dropout.off_in_eval",
         "forward.random_parameters",
         "forward.modes",

@@ -336,11 +336,14 @@ def test_bad_files(context: Context, case: Case) -> None:
         raise OutsideDomain(f"the subject file reads what was saved ({call}), and not the library behind it")
     with saved(context, case) as (layer, path):
         found: list[Deviation] = []
+        loaded = None
         with saying(context.subject.name) as usual, suppress(SubjectRaised):
-            load(context, case.base(), case, path)
+            loaded = load(context, case.base(), case, path)
         for what, damage in _damage().items():
             # Which tensor is the largest depends on the sizes: each that is trained is asked about.
-            for number, own in enumerate(_trained(layer) if damage is not saved_files.truncate else [[]]):
+            for number, own in enumerate(
+                _asked(layer, loaded) if damage is not saved_files.truncate else [[]]
+            ):
                 copy = saved_files.copy(path, path.parent.parent / f"{what.replace(' ', '-')}-{number}")
                 damage(copy, own)
                 if complaint := _complaint(context, case, copy, f"a file {what}", usual):
@@ -354,12 +357,21 @@ def test_bad_files(context: Context, case: Case) -> None:
     _tell_all(found)
 
 
-def _trained(layer: Layer) -> list[list[torch.Tensor]]:
-    """The live and the canonical value of each tensor that is trained; of all, where none is."""
+def _asked(layer: Layer, loaded: Layer | None) -> list[list[torch.Tensor]]:
+    """The live and the canonical value of each tensor that is trained and comes back; of all, where none is.
+
+    What is never read, which ``save_load.round_trip`` tells, is not missed either.
+    """
     named = {n: [layer.raw(n).detach(), layer.value(n)] for n in layer.names}
-    return [both for n, both in named.items() if layer.raw(n).requires_grad] or [
-        [t for both in named.values() for t in both]
+    read = [
+        n for n in named if loaded is None or n not in loaded.names or _same(loaded.value(n), layer.value(n))
     ]
+    found = [named[n] for n in read if layer.raw(n).requires_grad]
+    return found or [[t for both in named.values() for t in both]]
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
 
 
 def _complaint(context: Context, case: Case, path: Path, what: str, usual: set[str]) -> list[Deviation]:

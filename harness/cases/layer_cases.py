@@ -123,6 +123,16 @@ class Case:
         spec = {k: v for k, v in changes.items() if k not in own}
         return dataclasses.replace(self, spec=dataclasses.replace(self.spec, **spec), **own)
 
+    @property
+    def has_a_value(self) -> bool:
+        """Whether the method has a value at these sizes, in these modes: elsewhere rounding decides.
+
+        A rank that a right library may refuse has one.
+        """
+        plain = not any(getattr(self.spec, mode) for mode in self.variant.modes)
+        inside = self.variant.in_domain(self.out_features, self.in_features, self.spec)
+        return inside or (plain and self.variant.may_refuse(self.spec))
+
     def describe(self) -> dict[str, Any]:
         """The case in plain values, for a witness."""
         defaults = AdapterSpec(self.spec.variant)

@@ -17,12 +17,21 @@ from harness.compare import rounding
 from harness.compare.abilities import can_quantise
 from harness.compare.adapted_model import offers_models
 from harness.compare.context import Context
-from harness.compare.layer import Layer, SubjectRaised, adapt, answering
+from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt, answering
 from harness.compare.life_model import completed, left_by
-from harness.compare.outcome import Deviation, NoSlot, NotApplicable, NotOffered, OtherLayout, OutsideDomain
+from harness.compare.outcome import (
+    Deviation,
+    NoSlot,
+    NotApplicable,
+    NotOffered,
+    OtherLayout,
+    OutsideDomain,
+    ToldElsewhere,
+)
 from harness.compare.refusals import is_crash
 from harness.compare.rounding import Point, Quantities, coarser
 from harness.compare.thresholds import THRESHOLDS
+from oracles import plain_linear
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
 from oracles.mistakes import mistakes_of
 from oracles.seeding import seed_torch
@@ -116,6 +125,9 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
         raise OutsideDomain(
             "the groups share A: another factorisation of the kernel than the references' blocks"
         )
+    base = context.variant.base
+    if base is not None and base.name not in layer.names:  # what is left of the weight is taken to be right
+        _linear_starts_there(context, case)
     try:
         return Kinds(layer, case)
     except (NoSlot, OutsideDomain):
@@ -221,8 +233,27 @@ def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor
     try:
         context.judge(case, "output at the start", actual.double(), wanted.double(), unit * size)
     except Deviation as found:
+        _linear_starts_there(context, case)
         found.diagnosis = PLAIN_IN_PLACE if is_plain(case, actual) else _other_start(case, actual, wanted)
         raise
+
+
+def _linear_starts_there(context: Context, case: KindCase) -> None:
+    """Raise ToldElsewhere where the subject's linear layer over the case's matrix does not start at that layer."""
+    dtype, bias = case.torch_dtype, None if case.kind == "embedding" else case.bias_vector
+    rows = case.rows(case.input).to(dtype)
+    try:
+        seed_torch(case.seed)
+        layer = adapt(context.subject, plain_linear.plain(case.weight, bias, dtype), case.spec)
+        with torch.no_grad():
+            actual = layer(rows).double()
+    except (SubjectRaised, Unsupported, BadAnswer):
+        return
+    weight = case.weight.double()
+    wanted = rows.double() @ weight.mT + (0 if bias is None else bias.double())
+    unit = rounding.roundoff(coarser(dtype)) * float(rows.double().norm() * weight.norm() + wanted.norm())
+    if not agrees(actual, wanted, unit):
+        raise ToldElsewhere("a fresh adapter on a linear layer answers otherwise, too", "init.identity")
 
 
 def _other_start(case: KindCase, actual: Tensor, wanted: Tensor) -> Diagnosis:

@@ -155,6 +155,15 @@ def other_acts(life: Lived, state: State) -> Iterator[Weights]:
 
 
 @fault(
+    "some_folded",
+    "of several active adapters merging folds only some in",
+    "what is merged is not the model that the adapters were together before",
+)
+def some_folded(life: Lived, state: State) -> Iterator[Weights]:
+    yield from some_act(life, state) if life.merged else ()
+
+
+@fault(
     "some_act",
     "of several active adapters only some act",
     "adapters that were trained apart are not the model together that they should be",

@@ -116,7 +116,8 @@ def check(
     def register(function: Callable[..., None]) -> Callable[..., None]:
         id_ = f"{aspect}.{function.__name__.removeprefix('test_')}"
         question = inspect.getdoc(function) or ""
-        info = CheckInfo(id_, aspect, severity, question.split("\n\n")[0], title, failure_mode, follows)
+        after = (*follows, *_unseen_with_gradients(id_, aspect))
+        info = CheckInfo(id_, aspect, severity, question.split("\n\n")[0], title, failure_mode, after)
         entry = Check(
             info,
             function,
@@ -135,6 +136,17 @@ def check(
         return _as_test(function, entry)
 
     return register
+
+
+# Where a layer computes another function without gradients, what is measured without them shows that one.
+NO_GRAD = "contexts.no_grad"
+MEASURED_WITHOUT_GRADIENTS = {"forward", "merge", "lifecycle", "layers", "dropout", "dtype"}
+MEASURED_WITH_GRADIENTS = {"forward.random_parameters", "forward.gradients", "forward.input_gradient"}
+
+
+def _unseen_with_gradients(id_: str, aspect: str) -> tuple[str, ...]:
+    measured = aspect in MEASURED_WITHOUT_GRADIENTS and id_ not in MEASURED_WITH_GRADIENTS
+    return (NO_GRAD,) if measured else ()
 
 
 def _as_test(function: Callable[..., None], entry: Check) -> Callable[..., None]:

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -64,6 +65,8 @@ NO_EFFECT = Diagnosis(
     "what is trained or loaded changes nothing",
     remedy="compute the output from the very tensors that are trained, saved and loaded",
 )
+
+ENOUGH = 3  # cases of a regime, of which some have other sizes
 
 Key = tuple[int, str, str]  # case, part, quantity
 Held = tuple[dict | None, dict | None]  # a subject's parameters far from its start, and at it
@@ -355,6 +358,43 @@ def coarse(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ..
         if holds(check, there, failing) and all(holds(check, others_, case) for case in small):
             return (told,)
     return ()
+
+
+def in_a_regime(check: Check, context: Context, failing: Case, where: str) -> tuple[Diagnosis, ...]:
+    """The catalogued mistake that the subject has ``where`` it fails, and not elsewhere: "only for rank > 8, ...".
+
+    On the failing case and on others of that regime, the check holds against the equation with the mistake.
+    """
+    if isinstance(failing, Recorded):
+        return ()
+    there = [case for case in _neighbours(failing) if not holds(check, context, case)]
+    found = [m for m in mistakes_of(context.variant.id) if _can_be(m) and _explains(check, context, m, there)]
+    if len(there) < ENOUGH or not found:
+        return ()
+    told = described(found[0], len(there), len(there))
+    return (dataclasses.replace(told, summary=f"{where}, {told.summary}"),)
+
+
+def _can_be(mistake: Mistake) -> bool:
+    return "output" in mistake.speaks_of and not mistake.agrees_with
+
+
+def _neighbours(case: Case) -> list[Case]:
+    """The case, the same sizes drawn anew, and larger ones: some of them are of the same regime."""
+    sizes = {"in_features": case.in_features, "out_features": case.out_features}
+    wider = [{name: size + more for name, size in sizes.items()} for more in (1, 3)]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"seed": case.seed + 1},
+        *wider,
+        {**wider[1], "rank": case.spec.rank + 2, "alpha": 5.0},
+    ]
+    return [case.but(**change) for change in changes]
+
+
+def _explains(check: Check, context: Context, mistake: Mistake, cases: Sequence[Case]) -> bool:
+    against = dataclasses.replace(context, oracle=mistaken(mistake.id), worst=Worst())
+    return all(holds(check, against, case) for case in cases)
 
 
 def _answers_as_its_base(context: Context, case: Case) -> bool:

@@ -67,7 +67,10 @@ class Failure:
         try:
             with isolation.global_state(self.context.subject), isolation.time_limit(self.context.subject):
                 found = diagnosis.diagnose(self.check, self.context, case)
-                return found or diagnosis.coarse(self.check, self.context, case), ""
+                found = found or diagnosis.coarse(self.check, self.context, case)
+                if not found and (where := regime(case, self._holds)):
+                    found = diagnosis.in_a_regime(self.check, self.context, case, where)
+                return found, ""
         except MISBEHAVES:
             return (), ""
         except Exception as error:

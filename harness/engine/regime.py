@@ -19,8 +19,12 @@ SIZES = {"rank": "rank", "in_features": "in", "out_features": "out"}
 ORDINARY = {"rank": 2, "in_features": 5, "out_features": 5, "rows": 5}
 
 
-def regime(case: Case, holds: Holds) -> str:
+def regime(case: Case, asked: Holds) -> str:
     """Where the failure at ``case`` begins, in words; empty where it takes nothing special."""
+
+    def holds(other: Case) -> bool:  # what has no value tells nothing
+        return (other.has_a_value or not case.has_a_value) and asked(other)
+
     if _square(case, holds):
         sizes = ["where in = out"]
     elif _above_a_side(case, holds):

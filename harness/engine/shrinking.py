@@ -70,6 +70,6 @@ def _first_failing(case: Case, change: Change, fails: Callable[[Case], bool]) ->
     for value in values:
         fields = ("in_features", "out_features") if name == SIDE else (name,)
         plainer = case.but(**dict.fromkeys(fields, value))
-        if plainer != case and fails(plainer):
+        if plainer != case and (plainer.has_a_value or not case.has_a_value) and fails(plainer):
             return plainer
     return case

@@ -213,6 +213,7 @@ MISTAKES = (
         "another method would be trained than the one that was asked for",
         {
             "equation": lora.lora,
+            "scaled": lora.times,
             "own": nothing_of_its_own,
             "hidden": frozenset({"m"}),
             "role.m": "buffer",

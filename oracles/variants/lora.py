@@ -11,6 +11,7 @@ from oracles.implementation import AdapterSpec
 from oracles.variants.paper import linear, scale
 from oracles.variants.record import Binding, Call, Mistake, Targets, Variant, form_of
 from oracles.variants.shared_mistakes import (
+    backward_unscaled,
     both_zero,
     branches,
     common,
@@ -51,12 +52,18 @@ def lora(call: Call, do: Any) -> Tensor:
         product = x @ call.drop("delta_w", B @ A).mT
     else:
         product = call.drop("hidden", call.drop("input", x) @ A.mT) @ B.mT
-    update = s * (product + do.own(call.p, s))
+    update = do.scaled(product + do.own(call.p, s), s)
     return base + do.branch(call.drop("update", update))
+
+
+def times(product: Tensor, s: float) -> Tensor:
+    """(α/r) · product."""
+    return s * product
 
 
 PARTS: dict[str, Any] = {
     "scale": scale,
+    "scaled": times,
     "bias": base_bias,
     "base_input": same,
     "adapter_input": same,
@@ -84,6 +91,7 @@ MISTAKES = (
     *branches("lora"),
     *more_dropouts("lora"),
     *more_branches("lora"),
+    backward_unscaled("lora"),
     *own_biases("lora", "PEFT's `lora_bias=True`, off by default: a trained bias in B that starts at zero"),
 )
 

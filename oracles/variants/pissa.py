@@ -23,6 +23,7 @@ from oracles.variants.record import (
 )
 from oracles.variants.shared_mistakes import (
     DROPS,
+    backward_unscaled,
     branches,
     common,
     dropouts,
@@ -159,6 +160,7 @@ MISTAKES = (
         documented=(rf"{DROPS}(frozen|subtracted|initial) (part|factors|product|correction)",),
     ),
     *more_branches("pissa"),
+    backward_unscaled("pissa"),
     *own_biases("pissa"),
 )
 

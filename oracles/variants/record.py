@@ -262,6 +262,7 @@ SPEAKS_OF: dict[str, Subject] = {
     "finish": "dtype",
     "dead_until_step": "gradient",
     "branch": "gradient",
+    "scaled": "gradient",
     "base_input": "gradient",
     "adapter_input": "gradient",
     "constant": "gradient",

@@ -61,6 +61,12 @@ def scales(variant: str) -> list[Mistake]:
                 "(α/r) applied twice",
                 "the update is α/r too large wherever α ≠ r",
             ),
+            (
+                "divided_twice",
+                lambda s: s.alpha / s.rank**2,
+                "α/r² in place of α/r: divided by the rank twice",
+                "the update is r times too small",
+            ),
         )
     ]
 
@@ -417,6 +423,21 @@ def branches(variant: str) -> list[Mistake]:
             "until the backward pass is over",
         ),
     ]
+
+
+def _unscaled_behind(product: Tensor, s: float) -> Tensor:
+    return product + ((s - 1) * product).detach()
+
+
+def backward_unscaled(variant: str) -> Mistake:
+    """The scale is in the output and not in what the backward pass makes of it."""
+    return Mistake(
+        f"{variant}.backward_unscaled",
+        "the backward pass leaves α/r out, which the output has",
+        "the gradients of A, B and, through the adapter, of the input are r/α times the right ones",
+        {"scaled": _unscaled_behind},
+        "multiply the gradients of A, of B and of the adapter's input by α/r",
+    )
 
 
 def lost_bias(variant: str, changes: dict[str, Any]) -> Mistake:

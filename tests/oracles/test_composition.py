@@ -94,13 +94,15 @@ HIDES: dict[str, tuple[str, ...]] = {
                        "vera.dropout_on_hidden",
                        "delora.dropout_on_hidden"),
     # without the branch in the graph it does not matter on which step its parameters would get a gradient
-    "*.branch_cut": ("*.adapter_input_cut", "*.dead_first_step", "*.no_gradient", "*.norm_attached", "*.xi_detached",
+    "*.branch_cut": ("*.adapter_input_cut", "*.backward_unscaled",
+                     "*.dead_first_step", "*.no_gradient", "*.norm_attached", "*.xi_detached",
                      "dora.magnitude_cut"),
     "*.no_gradient": ("*.norm_attached", "*.xi_detached", "*.constant_norm", "dora.magnitude_cut"),
     # what is no parameter has no gradient
     "dora.magnitude_frozen": ("dora.magnitude_cut",),
     # with s = 1 what is multiplied by s, or lacks it, is the same
-    "*.no_scale": ("lora.bias_scaled", "dora.unscaled_norm", "pissa.no_scale_compensation", "pissa.scaled_residual",
+    "*.no_scale": ("lora.bias_scaled", "*.backward_unscaled",
+                   "dora.unscaled_norm", "pissa.no_scale_compensation", "pissa.scaled_residual",
                    "pissa.compensated_in_one_factor"),
     "dora.scale_outside": ("dora.unscaled_norm",),
     # the whole base trains, its bias too

@@ -311,6 +311,26 @@ class LostByUnmerging(Layer):
         return self.base(x) if self.lost else super().forward(x)
 
 
+@layer("lora ia3", "merged_twice", "twice")
+class FoldsAgain(Layer):
+    """What is folded in already is folded in again, and the weight that is kept aside is the merged one."""
+
+    def fold(self) -> None:
+        W, b = self.folded()
+        self.aside = {n: p.detach().clone() for n, p in self.base.named_parameters()}
+        self.write(W, b)
+
+
+@layer("lora dora", "merged", "some_folded")
+class FoldsTheFirst(Layer):
+    """Of several active adapters the first is folded in."""
+
+    def fold(self) -> None:
+        kept, self.active = self.active, self.active[:1]
+        super().fold()
+        self.active = kept
+
+
 @layer("lora dora ia3", "unmerge", "unmerged_by_subtraction")
 class UnmergedBySubtraction(Layer):
     """The base weight is computed from the merged one."""
