@@ -411,11 +411,22 @@ def test_half(context: Context, case: Case) -> None:
     pair = context.pair(case, "far")
     W, _ = effective(pair.theirs, double(case), torch.float64)
     merged = plain_layer(context.calling("merge", context.subject.merge, pair.ours.adapted), "merge")
-    context.demand(merged.weight.dtype == case.torch_dtype, case, "dtype of the merged weight", case.dtype,
-               str(merged.weight.dtype).removeprefix("torch."))  # fmt: skip
+    if merged.weight.dtype != case.torch_dtype:
+        actual = str(merged.weight.dtype).removeprefix("torch.")
+        raise Deviation(
+            case, "dtype of the merged weight", case.dtype, actual, diagnosis=MERGED_IN_ANOTHER_DTYPE
+        )
     floor = rounding.roundoff(case.torch_dtype) * float(torch.linalg.matrix_norm(W))
     noise = functools.cache(lambda: sum(context.effective_noise(pair).values()))
     context.judge(case, "merged weight", merged.weight.detach().double(), W, floor, "precision", noise=noise)
+
+
+MERGED_IN_ANOTHER_DTYPE = Diagnosis(
+    "merge.another_dtype",
+    "a layer in half precision is merged into one of another dtype",
+    "the merged model has layers of two dtypes: the next layer raises, or promotes what comes after it",
+    remedy="give the merged weight the dtype of the base's",
+)
 
 
 @check(

@@ -449,7 +449,7 @@ def _loaded(case: Case, what: str, *, warned: bool) -> Deviation:
 
 def _unchanged(context: Context, case: Case, before: torch.Tensor, base: nn.Module, what: str) -> None:
     """The base computes after the refusal what it computed before it."""
-    with torch.no_grad():
+    with torch.no_grad(), answering(context.subject.name, "the base layer, after a file was refused"):
         gap = float((base(case.x).double() - before).abs().max())
     if gap > BASE_CHANGED:
         factorised = context.variant.base is not None
@@ -732,7 +732,8 @@ def _other_settings(case: Case) -> Iterator[tuple[str, object, object, Case]]:
     """What of the spec is another (its name, the value in the file, the new one), and the case with it."""
     spec = case.spec
     yield "alpha", spec.alpha, 2 * spec.alpha + 1, case.but(alpha=2 * spec.alpha + 1)
-    yield "rank", spec.rank, spec.rank + 2, case.but(rank=spec.rank + 2)
+    if case.variant.has_rank:
+        yield "rank", spec.rank, spec.rank + 2, case.but(rank=spec.rank + 2)
     for option in case.variant.options:
         old = option.of(spec)
         new = not old if isinstance(old, bool) else next((v for v in option.values if v != old), None)

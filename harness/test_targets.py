@@ -214,6 +214,8 @@ def test_explicit(context: Context, case: ModelCase) -> None:
             if any(re.search(NOT_FOUND, words, re.IGNORECASE) for words in said):
                 raise NotOffered(f"paths as targets: {said[0]}", "adapt_model") from found
             found.diagnosis = PATHS
+        elif _one_of_several(case, set(ours.layers), set(theirs.layers)):
+            found.diagnosis = ONE_OF_SEVERAL
         raise
     _apart(case, ours)
 
@@ -230,12 +232,30 @@ PATHS = Diagnosis(
 )
 
 
+ONE_OF_SEVERAL = Diagnosis(
+    "targets.one_of_several",
+    "of several targets only one selects layers",
+    "most of what was asked for is not adapted, and nothing says so",
+    remedy="adapt every layer that any of the targets names",
+)
+
+
+def _one_of_several(case: ModelCase, mine: set[str], wanted: set[str]) -> bool:
+    """Whether the layers are those that one of the targets names."""
+    named = [{n for n in wanted if n == t or n.endswith(f".{t}")} for t in case.targets or ()]
+    return len(named) > 1 and bool(mine) and mine in named
+
+
 def _last_parts_alone(context: Context, case: ModelCase, mine: set[str], wanted: set[str]) -> bool:
     """Whether all that is missing was named by a path, and would not be by the last part of it."""
     targets = case.targets or ()
     paths = [target for target in targets if "." in target]
     named = {n for n in wanted if any(n == t or n.endswith(f".{t}") for t in targets if t not in paths)}
-    if not paths or mine != named:
+    if (
+        not paths
+        or mine != named
+        or subject_on(context, dataclasses.replace(case, targets=tuple(paths))).layers
+    ):
         return False
     short = tuple(dict.fromkeys(target.rpartition(".")[2] for target in paths))
     return wanted - named <= set(subject_on(context, dataclasses.replace(case, targets=short)).layers)

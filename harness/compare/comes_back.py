@@ -51,6 +51,13 @@ MULTIPLE = Diagnosis(
     remedy="apply no factor to {} on saving that is not taken out on loading",
 )
 
+NORMALISED = Diagnosis(
+    "save_load.normalised",
+    "loading gives {} with columns or rows of length one: their lengths are lost",
+    "the output may be the same, and training that goes on from the file takes steps of another size",
+    remedy="save {} as it is trained, and not what forward makes of it",
+)
+
 
 def same_slots(
     context: Context,
@@ -135,8 +142,20 @@ def _of_one(name: str, before: Layer, after: Layer) -> Diagnosis | None:
             _same(now, each) or (each.dim() > 1 and _same(now, each.mT)) for each in others
         ): EXCHANGED,
         lambda: _is_multiple(now, was): MULTIPLE,
+        lambda: _is_normalised(now, was): NORMALISED,
     }
     return next((told for holds, told in shown.items() if holds()), None)
+
+
+def _is_normalised(now: Tensor, was: Tensor) -> bool:
+    """Whether the columns, or the rows, are those that were saved, divided by their norms."""
+    if now.shape != was.shape or was.dim() != 2:
+        return False
+    units = (was / torch.linalg.vector_norm(was, dim=dim, keepdim=True) for dim in (0, 1))
+    return any(
+        float((now - unit).norm()) <= SAME_UPDATE * float(unit.norm()) and not _same(unit, was)
+        for unit in units
+    )
 
 
 def _is_multiple(now: Tensor, was: Tensor) -> bool:

@@ -271,7 +271,7 @@ class Defect:
         """What the first claim asks and, where the layer alone shows it, in which way it is wrong."""
         title = self.info(self.lead).title
         shown = next((c for c in self.claims[1:] if c.check in ABOUT_THE_LAYER), None)
-        if shown is None:
+        if shown is None or self.lead.aspect == "contexts":  # how it is asked decides there
             return title
         return f"{title}: {shown.diagnosis.summary if shown.diagnosis else self.info(shown).title}"
 

@@ -517,13 +517,42 @@ class KnowsNoWholeNames(RefusesWholeNames):
         return {} if kept == [] else super().adapt_model(model, spec, kept)
 
 
+class WarnsOfWholeNames(KnowsNoWholeNames):
+    """The same, and it is said aloud."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        if any("." in target for target in targets or ()):
+            warnings.warn(f"target modules not found: {targets}", stacklevel=2)
+        return super().adapt_model(model, spec, targets)
+
+
+class TheLastTarget(LoraLite):
+    """Of several targets the last one is kept."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        return super().adapt_model(model, spec, None if targets is None else list(targets)[-1:])
+
+
+def test_one_of_several_targets_is_told_as_that() -> None:
+    found = ask(TheLastTarget(), "explicit").diagnosis
+    assert found is not None
+    assert found.mistake == "targets.one_of_several"
+
+
 def test_a_warning_that_a_target_names_nothing_is_enough() -> None:
     assert ask(WarnsOfNothing(), "nothing_named").outcome == "pass"
 
 
 def test_whole_names_may_be_refused_and_are_one_finding_where_they_are_passed_over() -> None:
     assert ask(RefusesWholeNames(), "explicit").outcome in ("pass", "not_applicable")
-    assert ask(KnowsNoWholeNames(), "explicit").outcome == "fail"
+    passed_over = ask(KnowsNoWholeNames(), "explicit").diagnosis
+    assert passed_over is not None
+    assert passed_over.mistake == "targets.last_part_alone"
+    assert ask(WarnsOfWholeNames(), "explicit").outcome == "pass"
     assert ask(KnowsNoWholeNames(), "shared").cause == "told_elsewhere"
 
 

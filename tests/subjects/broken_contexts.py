@@ -81,6 +81,17 @@ class UnscaledWithoutGradients(wrapped.Lora):
         return y if torch.is_grad_enabled() else y / self.s
 
 
+@layer("lora", "contexts.no_grad", "Buggy", "init shapes")
+class FoldsInForGood(wrapped.Lora):
+    """Without gradients the update is added to the weight, which is faster, and stays there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        self.base.weight += (self.s * self.B @ self.A).to(self.base.weight.dtype)
+        return self.base(x)
+
+
 @layer("lora", "contexts.inference_mode", "Buggy", QUIET)
 class ScaledTwiceInInference(wrapped.Lora):
     """The fast path for inference multiplies by the scale once more."""

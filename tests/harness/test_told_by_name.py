@@ -1,0 +1,236 @@
+"""What has a name is told by it, in the regime and of the mode where it is, and what follows from it is not told."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.cases.layer_cases import Case
+from harness.engine.shrinking import shrunk
+from oracles.implementation import Adapted, AdapterSpec, Slot
+from reports.model import Finding
+from tests.harness.test_told_rightly import findings
+from tests.subjects import lives, wrapped
+from tests.subjects.judged import QUICK, audit
+
+
+def bugs(layer: type[wrapped.Wrapped], variant: str, *checks: str) -> list[str]:
+    """The titles of what is a bug."""
+    return bugs_of(wrapped.Library({variant: layer}), variant, *checks)
+
+
+def bugs_of(subject: wrapped.Library | lives.Library, variant: str, *checks: str) -> list[str]:
+    return [f.title for f in findings(subject, checks, variant) if f.tag == "BUG"]
+
+
+def of_aspects(layer: type[wrapped.Wrapped], variant: str, aspects: Sequence[str]) -> list[Finding]:
+    subject = wrapped.Library({variant: layer})
+    found = audit(subject, [variant], checks=lambda c: c.info.aspect in aspects, profile=QUICK)
+    return [f for f in found.findings if f.tag == "BUG"]
+
+
+# --- in one regime alone
+
+
+class OtherSideWhereSquare(wrapped.Ia3):
+    """Where in is out, the feed-forward gate is on the output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spec.feedforward and self.base.in_features == self.base.out_features:
+            y = self.base(x)
+            return (y * self.l).to(y.dtype)
+        return super().forward(x)
+
+
+class NormOfColumnsWhereSquare(wrapped.Dora):
+    """Where in is out, the norm is that of the columns."""
+
+    def norm(self) -> Tensor:
+        square = self.base.in_features == self.base.out_features
+        return self.v().detach().norm(dim=0 if square else 1)
+
+
+def test_a_catalogued_mistake_of_one_regime_is_told_with_the_regime() -> None:
+    (title,) = bugs(OtherSideWhereSquare, "ia3", "forward.modes")
+    assert title.startswith("only where in = out")
+    assert "the gate is on the other side" in title
+
+
+def test_a_wrong_function_is_not_nearly_right_on_other_cases() -> None:
+    """Those in which it is right."""
+    subject = wrapped.Library({"dora": NormOfColumnsWhereSquare})
+    found = audit(
+        subject,
+        ["dora"],
+        checks=lambda c: c.id == "forward.random_parameters",
+        oracles=["peft", "author", "paper"],
+    )
+    assert [f.title for f in found.findings] == ["the output is not the reference's"]
+
+
+def test_a_case_is_not_made_small_where_the_method_has_no_value() -> None:
+    """Gram-Schmidt of three columns in two dimensions is rounding."""
+    case = Case(AdapterSpec("hra", rank=3, alpha=3.0, gram_schmidt=True), 9, 5, True, (4,))
+    assert shrunk(case, lambda c: c.spec.rank == 3).in_features == 3
+
+
+# --- where the first cause is another
+
+
+class AddsWhatIsScaledTwice(wrapped.Lora):
+    """The update is divided by the rank twice."""
+
+    @property
+    def s(self) -> float:
+        return super().s / self.spec.rank
+
+
+class UnscaledBackward(wrapped.Lora):
+    """The scale is multiplied where no gradient sees it."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        scaled = super().branch(x)
+        return scaled / self.s + (scaled - scaled / self.s).detach()
+
+
+@pytest.mark.parametrize(
+    ("layer", "title"),
+    [
+        (AddsWhatIsScaledTwice, "α/r² in place of α/r: divided by the rank twice"),
+        (UnscaledBackward, "the backward pass leaves α/r out, which the output has"),
+    ],
+)
+def test_one_cause_is_one_finding(layer: type[wrapped.Wrapped], title: str) -> None:
+    """Its consequences in half precision, under autocast and with rank-stabilised scaling are none of their own."""
+    aspects = ("forward", "scale", "dtype", "contexts", "step0", "training")
+    assert [f.title for f in of_aspects(layer, "lora", aspects)] == [title]
+
+
+class BaseAloneWithoutGradients(wrapped.Lora):
+    """Without gradients the update is left out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if torch.is_grad_enabled() else self.base(x)
+
+
+def test_what_is_measured_without_gradients_follows_from_what_they_change() -> None:
+    found = of_aspects(BaseAloneWithoutGradients, "lora", ("forward", "merge", "contexts", "dtype"))
+    assert [f.title for f in found] == ["without gradients the layer computes another function"]
+
+
+class SharedScale(lives.Layer):
+    """The scale is the class's: the layer that was made last decides it."""
+
+    latest = 1.0
+
+    def __init__(self, base: nn.Linear, spec: AdapterSpec) -> None:
+        super().__init__(base, spec)
+        type(self).latest = spec.alpha / (spec.rank**0.5 if spec.rslora else spec.rank)
+
+    def adapted(self, x: Tensor) -> Tensor:
+        y, held = self.base(x), self.adapter("default")
+        own = held.spec.alpha / (held.spec.rank**0.5 if held.spec.rslora else held.spec.rank)
+        return y + (super().adapted(x) - y) * (self.latest / own)
+
+
+class SharingLibrary(lives.Library):
+    layer = SharedScale
+
+
+def test_a_mode_that_another_layer_undoes_is_not_ignored() -> None:
+    assert bugs_of(SharingLibrary(), "lora", "scale.rank_stabilised") == []
+
+
+# --- copies and files
+
+
+class ExpOfItsOwn(wrapped.Ia3):
+    """The gate is exp(v), and v is what trains."""
+
+    def build(self) -> None:
+        super().build()
+        self.v = nn.Parameter(torch.zeros_like(self.l))
+        del self.l
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.__dict__["l"] = self.v.exp()
+        return super().forward(x)
+
+    def slots(self) -> dict[str, Slot]:
+        return {
+            "l": Slot(
+                self.v,
+                read=torch.exp,
+                write=lambda v: v.clamp(min=1e-3).log(),
+                gradient=lambda g: g / self.v.exp(),
+            )
+        }
+
+
+def test_a_copy_is_asked_for_the_gradients_of_its_own_tensors() -> None:
+    """A slot's ``gradient`` may close over the layer that it was made for."""
+    assert bugs(ExpOfItsOwn, "ia3", "contexts.deepcopy") == []
+
+
+class KeepsDirections(wrapped.Library):
+    """The file holds U's columns at length one."""
+
+    def save(self, adapted: Adapted, path: Path) -> None:
+        module = copy.deepcopy(adapted.module)
+        with torch.no_grad():
+            module.U /= module.U.norm(dim=0)
+        super().save(Adapted(module, module.slots()), path)
+
+
+class ReadsAlone(wrapped.Library):
+    """Of the file A alone is read."""
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        found = super().load(base, spec, path)
+        with torch.no_grad():
+            found.slots["B"].tensor.zero_()
+        return found
+
+
+def test_what_is_lost_of_a_tensor_in_the_file_has_its_name() -> None:
+    title = "loading gives U with columns or rows of length one: their lengths are lost"
+    assert bugs_of(KeepsDirections(), "hra", "save_load.round_trip") == [title]
+
+
+def test_what_is_never_read_is_not_missed_in_a_damaged_file() -> None:
+    title = "the loaded adapter starts anew with B, which the saved file holds"
+    assert bugs_of(ReadsAlone(), "lora", "save_load.round_trip", "save_load.bad_files") == [title]
+
+
+class MergesInSingle(wrapped.Lora):
+    """What is merged is float32 whatever the base is."""
+
+    def merged(self) -> nn.Linear:
+        return super().merged().float()
+
+
+def test_another_dtype_of_what_is_merged_has_its_name() -> None:
+    assert bugs(MergesInSingle, "lora", "merge.half") == [
+        "a layer in half precision is merged into one of another dtype"
+    ]
+
+
+class BreaksItsBase(wrapped.Library):
+    """A file that is refused leaves the base with a hook that raises."""
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        try:
+            return super().load(base, spec, path)
+        except Exception:
+            base.register_forward_pre_hook(lambda layer, args: layer.adapter)
+            raise
+
+
+def test_what_a_refused_load_leaves_behind_is_no_mistake_of_the_audit() -> None:
+    found = audit(BreaksItsBase(), ["lora"], checks=lambda c: c.id == "save_load.bad_files", profile=QUICK)
+    assert [c.cause for c in found.run.claims] == ["wrapper"]  # the hook is the subject file's here
