@@ -151,7 +151,7 @@ BY_SUBTRACTION = named(
     "unmerging computes the base weight again from the merged one, which rounding keeps from being exact",
     "a base that was merged and unmerged is not bit for bit the base, and drifts with every round",
     agrees_with="PEFT, which subtracts (DoRA, (IA)³: divides out) what it added",
-    documented_by=("unmerg", r"round(ed|ing)"),
+    documented_by=(r"unmerg\w*.{0,80}(subtract|divid|approximat|round|exact|drift)", r"round(ed|ing)"),
     severity="minor",
 )
 

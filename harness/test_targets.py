@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from hypothesis import strategies as st
@@ -315,6 +315,13 @@ INSIDE_A_NAME = Diagnosis(
 )
 
 
+ENDS_WITHIN_A_PART = dataclasses.replace(
+    INSIDE_A_NAME,
+    mistake="targets.ends_within_a_part",
+    summary="a target also selects layers whose names end with it in the middle of a part, and not at a dot",
+)
+
+
 LAST_PARTS = MANY.pair[:1]  # for who compares a target with the last part of a name alone
 
 
@@ -336,9 +343,22 @@ def short_list(context: Context, case: ModelCase) -> None:
             raise NotOffered("whole names as targets: none of them was adapted", "adapt_model") from found
         beside = {n for n in adapted if not any(n == t or n.endswith(f".{t}") for t in targets)}
         if beside and all(any(t in n for t in targets) for n in beside):
-            found.diagnosis = INSIDE_A_NAME
+            ends = all(n.endswith(targets) for n in beside) and not _beginnings_select(context, case, targets)
+            found.diagnosis = ENDS_WITHIN_A_PART if ends else INSIDE_A_NAME
             raise
         raise ToldElsewhere(f"a short list is not as named either: {found}", "targets.explicit") from found
+
+
+def _beginnings_select(context: Context, case: ModelCase, targets: Sequence[str]) -> bool:
+    """Whether the beginning of a target, at which no name ends, selects layers, too; or that cannot be asked."""
+    beginning = targets[0][:-1]
+    if not beginning:
+        return True
+    try:
+        found = adapted_by(context.subject, dataclasses.replace(case, targets=(beginning,)))
+    except (SubjectRaised, Unsupported):
+        return False
+    return bool(found.layers)
 
 
 @check(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -106,8 +107,14 @@ class Explanation:
         """What is the reference's and what is not, for a finding that nothing explains."""
         if not self.unexplained:
             return ""
-        equal = f"; equal: {', '.join(self.equal)}" if self.equal else ""
-        return f"not the reference's: {', '.join(self.unexplained)}{equal}"
+        equal = f"; equal: {', '.join(_in_short(self.equal))}" if self.equal else ""
+        return f"not the reference's: {', '.join(_in_short(self.unexplained))}{equal}"
+
+
+def _in_short(quantities: Sequence[str]) -> list[str]:
+    """Without what dropout, evaluation or a first call makes of a quantity that is there by itself."""
+    beside = re.compile(r" (with dropout|in evaluation mode|on the first call).*")
+    return [q for q in quantities if beside.sub("", q) == q or beside.sub("", q) not in quantities]
 
 
 class Portraits:
@@ -365,7 +372,7 @@ def in_a_regime(check: Check, context: Context, failing: Case, where: str) -> tu
 
     On the failing case and on others of that regime, the check holds against the equation with the mistake.
     """
-    if isinstance(failing, Recorded):
+    if isinstance(failing, Recorded) or check.info.aspect != "forward":
         return ()
     there = [case for case in _neighbours(failing) if not holds(check, context, case)]
     found = [m for m in mistakes_of(context.variant.id) if _can_be(m) and _explains(check, context, m, there)]
@@ -376,7 +383,9 @@ def in_a_regime(check: Check, context: Context, failing: Case, where: str) -> tu
 
 
 def _can_be(mistake: Mistake) -> bool:
-    return "output" in mistake.speaks_of and not mistake.agrees_with
+    """Whether it is about the function alone: what has other tensors leaves some out of the comparison."""
+    same_tensors = not any(part == "hidden" or part.startswith(("start", "role")) for part in mistake.parts)
+    return "output" in mistake.speaks_of and same_tensors and not mistake.agrees_with
 
 
 def _neighbours(case: Case) -> list[Case]:

@@ -87,6 +87,10 @@ def _scaled_bias(b: Tensor | None, g: Tensor) -> Tensor | None:
     return None if b is None else b * (g if g.dim() == 1 else g[:, 0])
 
 
+def _base_added(call: Call, do: Any) -> Tensor:
+    return dora(call, do) + linear(call.x, call.W, call.b)
+
+
 def _of_activations(call: Call, do: Any) -> Tensor:
     """m y / ‖y‖ for every row y of x (W + s B A)ᵀ + b."""
     h = call.drop("hidden", call.drop("input", call.x) @ call.p["A"].mT)
@@ -239,6 +243,14 @@ MISTAKES = (
             "start.m": lambda W, spec: torch.linalg.vector_norm(W, dim=0),
         },
         "keep one magnitude per output: the norm of each row of the torch weight (dim=1)",
+        documented=(r"(per|each|every)[ -](input|column)", r"column[ -]?(wise)? norms?"),
+    ),
+    Mistake(
+        "dora.base_added",
+        "the base layer's output is added to the adapted one, which holds it already",
+        "a fresh adapter answers twice what the base does",
+        {"equation": _base_added},
+        "return m (W + (α/r) B A) x / ‖W + (α/r) B A‖ + b alone, or add to the base's output the difference",
     ),
     Mistake(
         "dora.norm_of_activations",

@@ -593,6 +593,23 @@ def test_inside_the_last_part_of_a_name_is_inside_a_name() -> None:
     assert ask(KnowsNoWholeNames(), "long_list").outcome == "not_applicable"
 
 
+class EndsWith(LoraLite):
+    """A layer whose name ends with a target is selected, at a dot or not."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+        found = [n for n in names if n.endswith(tuple(targets or ()))]
+        return super().adapt_model(model, spec, found) if found else {}
+
+
+def test_an_ending_that_is_no_part_is_told_as_that() -> None:
+    found = ask(EndsWith(), "long_list").diagnosis
+    assert found is not None
+    assert found.mistake == "targets.ends_within_a_part"
+
+
 class OneAdapterForAll(Wrong):
     """Layers of one shape are given the first one's tensors."""
 
