@@ -27,6 +27,7 @@ SUBJECTS: dict[str, Implementation] = {}
 
 FOLDER = re.compile(r"[^\s'\"(\[=]*/audit-[a-z0-9_]{8}/")
 MOST_SAID = 300  # characters of an exception
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,16}\b")
 
 
@@ -119,7 +120,7 @@ def said(error: BaseException) -> str:
         text = " ".join(str(error).split())
     except Exception:
         return "(its text cannot be had)"
-    text = ADDRESS.sub("0x...", FOLDER.sub("", text))
+    text = COLOURS.sub("", ADDRESS.sub("0x...", FOLDER.sub("", text)))
     return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID].rpartition(' ')[0]} …"
 
 

@@ -192,8 +192,8 @@ class Search:
         found: Set = ()
         for number, stage in enumerate(STAGES):
             before = [p for s in STAGES[:number] for p in s.parts]
-            added = self._stage(found, stage, before) or self._in_training(found, stage, before)
-            found += self._of_a_known_output(found, added, stage)
+            added = self._of_a_known_output(found, self._stage(found, stage, before), stage)
+            found += added or self._of_a_known_output(found, self._in_training(found, stage, before), stage)
         parts = [p for stage in STAGES for p in stage.parts]
         left, wrong = _quantities(self.wrong(found, parts)), _quantities(self.wrong((), parts))
         reach = {m.id: self._reach(m, parts) for m in found}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,6 +86,13 @@ def _frobenius_start(W: Tensor, spec: AdapterSpec) -> Tensor:
 
 def _scaled_bias(b: Tensor | None, g: Tensor) -> Tensor | None:
     return None if b is None else b * (g if g.dim() == 1 else g[:, 0])
+
+
+def _to_the_direction(call: Call, do: Any) -> Tensor:
+    """The update on W/‖W‖, by whatever norm the form has."""
+    length = do.norm(call.W)
+    unit = call.W / (length[:, None] if length.dim() == 1 else length)
+    return dora(dataclasses.replace(call, W=unit), do)
 
 
 def _base_added(call: Call, do: Any) -> Tensor:
@@ -244,6 +252,13 @@ MISTAKES = (
         },
         "keep one magnitude per output: the norm of each row of the torch weight (dim=1)",
         documented=(r"(per|each|every)[ -](input|column)", r"column[ -]?(wise)? norms?"),
+    ),
+    Mistake(
+        "dora.added_to_direction",
+        "the update is added to the unit rows W/‖W‖ instead of to W: (W/‖W‖ + (α/r) B A) is brought to length m",
+        "the update weighs more the longer the rows of W are; a checkpoint from elsewhere is another model here",
+        {"equation": _to_the_direction},
+        "add (α/r) B A to W itself, and divide the sum by the norms of its rows",
     ),
     Mistake(
         "dora.base_added",
