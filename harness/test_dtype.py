@@ -248,7 +248,7 @@ def _adam(layer: Layer, case: Case, trained: list[str]) -> dict[str, Tensor]:
     pulled = {name: torch.ones_like(layer.value(name), dtype=torch.bool) for name in trained}
     for _ in range(STEPS):
         layer.clear_gradients()
-        y = layer(case.x)
+        y = rounding.of_the_layers_shape(layer, case, layer(case.x), case.x)
         with answering(layer.who, "the backward pass"):
             y.backward(case.cotangent.to(y.dtype))
         for name in trained:

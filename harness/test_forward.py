@@ -313,6 +313,7 @@ def test_odd_rank(context: Context, case: Case) -> None:
     "critical",
     title="in one of its modes the layer computes another function than the reference",
     failure_mode="a checkpoint of this mode from elsewhere would be another model here",
+    follows=("forward.random_parameters",),
     modes=True,
 )
 def test_modes(context: Context, case: Case) -> None:

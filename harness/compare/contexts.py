@@ -62,7 +62,7 @@ def observe(
     layer.clear_gradients()
     x = case.x.requires_grad_(wants_gradient)
     with situation(where) if where else nullcontext():
-        y = (call or layer)(x)
+        y = rounding.of_the_layers_shape(layer, case, (call or layer)(x), x)
         if y.requires_grad:
             with answering(layer.who, "the backward pass"):
                 y.backward(case.cotangent.to(y.dtype))

@@ -117,9 +117,10 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     if case.kind not in context.subject.layers:
         raise NotOffered(f"{case.kind} layers", "layers")
     _can_be_made(context, case)
+    given: Any = base or case.base()  # before the seed: making one draws its start
     seed_torch(case.seed)
     with refusable(f"{case.spec.variant} on {case.what}"):
-        layer = adapt(context.subject, base or case.base(), case.spec)  # type: ignore[arg-type]
+        layer = adapt(context.subject, given, case.spec)
     _refuse_a_plain_one(context, case, layer)
     if case.groups > 1 and _groups_share(context, case, layer):
         raise OutsideDomain(

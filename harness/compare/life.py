@@ -396,7 +396,8 @@ class Life:
         self.layer.train(True)
         for handle in self.handles.values():
             handle.clear_gradients()
-        y = self.layer(self.case.x.to(self.dtype))
+        x = self.case.x.to(self.dtype)
+        y = rounding.of_the_layers_shape(self.layer, self.case, self.layer(x), x)
         if y.requires_grad:
             with answering(self.layer.who, "the backward pass"):
                 y.backward(self.case.cotangent.to(y.dtype))

@@ -12,7 +12,7 @@ from harness.cases.layer_cases import Case
 from harness.compare import rounding
 from harness.compare.abilities import abilities_of
 from harness.compare.context import Context
-from harness.compare.layer import SUBJECTS, BadAnswer, Layer, adapt
+from harness.compare.layer import SUBJECTS, Layer, WrongType, adapt
 from harness.compare.life_model import left_by
 from harness.compare.thresholds import MASK_ENTRY, MASK_SHARE, NOTHING_DROPPED, SAME_FUNCTION, Closeness
 from oracles.implementation import Implementation
@@ -35,9 +35,9 @@ def beneath(context: Context, case: Case, layer: Layer) -> Tensor:
 
 
 def plain_layer(found: Any, method: str) -> nn.Linear:
-    """What ``merge`` or ``detach`` returned. Raises BadAnswer if it has no weight."""
+    """What ``merge`` or ``detach`` returned. Raises WrongType if it has no weight: it is the subject file's choice."""
     if not isinstance(getattr(found, "weight", None), Tensor):
-        raise BadAnswer(f"{method} returned {type(found).__name__}, expected an nn.Linear")
+        raise WrongType(f"{method} returned {type(found).__name__}, expected an nn.Linear")
     return found
 
 

@@ -39,10 +39,7 @@ def observe(layer: Layer, case: Case, *, gradients: bool = False, x: Tensor | No
     """The output of a layer at its present parameters and, on request, ∂⟨G, y⟩ of every slot and of x; float64."""
     x = (case.x if x is None else x).clone().requires_grad_(gradients)
     layer.clear_gradients()
-    y = layer(x)
-    expected = (*x.shape[:-1], case.out_features)
-    if tuple(y.shape) != expected:
-        raise BadAnswer(f"{layer.who}: module(x) has shape {tuple(y.shape)}, expected {expected}")
+    y = of_the_layers_shape(layer, case, layer(x), x)
     found = {"output": y.detach().double()}
     if gradients:
         if y.requires_grad:
@@ -54,6 +51,14 @@ def observe(layer: Layer, case: Case, *, gradients: bool = False, x: Tensor | No
         found["gradient of x"] = torch.zeros_like(x).double() if x.grad is None else x.grad.double()
         layer.clear_gradients()
     return found
+
+
+def of_the_layers_shape(layer: Layer, case: Case, y: Tensor, x: Tensor) -> Tensor:
+    """``y``, an output for ``x``. Raises BadAnswer where it has another shape than (*batch, out)."""
+    expected = (*x.shape[:-1], case.out_features)
+    if tuple(y.shape) != expected:
+        raise BadAnswer(f"{layer.who}: module(x) has shape {tuple(y.shape)}, expected {expected}")
+    return y
 
 
 @dataclass(frozen=True)

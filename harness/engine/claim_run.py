@@ -242,8 +242,9 @@ class ClaimRun:
         if error.is_of_the_wrapper:
             return self._of_the_wrapper(str(error), error.kind, witness)
         case = error.case or self.last
-        where = Failure(self.check, context, self.oracle_id, {}).where_raised(error, case)
         told = dtypes_apart(context, error, case)
+        failure = Failure(self.check, context, self.oracle_id, {})
+        where = str(error) if told else failure.where_raised(error, case)
         return {
             "outcome": "error",
             "witness": witness,

@@ -15,6 +15,7 @@ from harness.cases.layer_cases import Case
 Holds = Callable[[Case], bool]
 MULTIPLES = (64, 32, 16, 8, 4)
 SIZES = {"rank": "rank", "in_features": "in", "out_features": "out"}
+OTHER_DTYPES = ("bfloat16", "float16", "float64")
 # Below these a size is no regime: most mistakes need two rows or a second feature to show.
 ORDINARY = {"rank": 2, "in_features": 5, "out_features": 5, "rows": 5}
 
@@ -107,7 +108,8 @@ def _settings(case: Case, holds: Holds) -> Iterator[str]:
         "bias": (False, "with a bias") if case.bias else (True, "without a bias")
     }
     if case.dtype != "float32":
-        plain["dtype"] = ("float32", f"in {case.dtype}")
+        others = [d for d in OTHER_DTYPES if d != case.dtype and not holds(case.but(dtype=d))]
+        plain["dtype"] = ("float32", f"in {' and '.join((case.dtype, *others))}")
     if case.spread:
         plain["spread"] = (False, "where the entries of x span six orders of magnitude")
     if case.weight_scale != 1.0:

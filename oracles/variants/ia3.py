@@ -183,10 +183,10 @@ MISTAKES = (
     ),
     Mistake(
         "ia3.noisy_start",
-        "the gate starts at random values around one",
+        "the gate starts at random values instead of at one",
         "the adapted model is not the base model before training",
         {"start.l": _noisy_start},
-        "start the gate at one, without noise",
+        "start every entry of the gate at one",
     ),
     Mistake(
         "ia3.base_path_cut",
