@@ -479,7 +479,7 @@ TWO_ADAPTERS = Diagnosis(
 ACTS_OTHERWISE = Diagnosis(
     "targets.acts_otherwise",
     "behind one of its two names a shared layer does not compute what it computes once adapted",
-    "the adapter acts twice there, or another one does; alone, the same layer computes something else",
+    "behind that name the adapter is missing, acts twice, or is another; alone, the same layer computes something else",
     remedy="adapt a layer once, whatever names it has",
 )
 SHARED_WEIGHT = Diagnosis(

@@ -9,12 +9,13 @@ import torch
 
 from harness.cases.layer_cases import Case
 from harness.compare.context import Context
+from harness.compare.contexts import tensors
 from harness.compare.layer import Layer, SubjectRaised
 from harness.compare.refusals import DTYPES, complaint
 from reports.model import Diagnosis
 
 APART = "dtype.apart"
-REMEDY = "make the adapter's tensors in the base's dtype, or cast the input to theirs and the result back"
+REMEDY = "make these tensors in the base's dtype, or cast the input to theirs and the result back"
 
 
 def dtypes_apart(context: Context, error: SubjectRaised, case: Any) -> Diagnosis | None:
@@ -28,8 +29,17 @@ def dtypes_apart(context: Context, error: SubjectRaised, case: Any) -> Diagnosis
         }
         if len(set(other.values())) == 1:
             whose = "the adapter's tensors" if len(other) == len(layer.names) else " and ".join(other)
+            if len(other) == len(layer.names) and not _keeps_the_dtype(layer, case):
+                whose = "all of the layer's tensors, the base's among them,"
             return _told(whose, next(iter(other.values())), case, _answers_under_autocast(layer, case))
     return None
+
+
+def _keeps_the_dtype(layer: Layer, case: Case) -> bool:
+    """Whether some matrix of the module beside the adapter's tensors is of the base's dtype."""
+    own = {id(layer.raw(name)) for name in layer.names}
+    held = [t for t in tensors(layer.module).values() if id(t) not in own and t.dim() > 1]
+    return not held or any(t.dtype == case.torch_dtype for t in held)
 
 
 def _answers_under_autocast(layer: Layer, case: Case) -> bool:

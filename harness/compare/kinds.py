@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from harness.cases.kind_cases import KindCase, each_kind, quantised, shapes_of
+from harness.cases.kind_cases import KindCase, each_kind, options_of, quantised, shapes_of
 from harness.compare import rounding
 from harness.compare.abilities import can_quantise
 from harness.compare.adapted_model import offers_models
@@ -236,6 +236,7 @@ def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor
     except Deviation as found:
         _linear_starts_there(context, case)
         found.diagnosis = PLAIN_IN_PLACE if is_plain(case, actual) else _other_start(case, actual, wanted)
+        found.alone = True  # where a linear layer starts as it should
         raise
 
 
@@ -323,6 +324,20 @@ def _refuse_a_plain_one(context: Context, case: KindCase, layer: Layer) -> None:
         raise NotOffered(
             f"{context.subject.name} puts a plain embedding in the place of one with a scale", "layers"
         )
+
+
+def plain_ones_answer(context: Context, case: KindCase) -> bool:
+    """Whether the plain layers of a kind, without the options of the case, are adapted and called without an error."""
+    spec = replace(case.spec, rank=2)
+    for shape in (s for s in shapes_of(case.kind) if not options_of(s)):
+        plain = KindCase(spec, bias=case.bias, batch=(2,), dtype=case.dtype, kind=case.kind, **shape)
+        try:
+            adapt(context.subject, plain.base(), plain.spec)(plain.x)
+        except SubjectRaised:
+            return False
+        except (Unsupported, BadAnswer):
+            continue
+    return True
 
 
 _TAKEN: WeakKeyDictionary[Implementation, dict[tuple[str, str], bool]] = WeakKeyDictionary()

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from harness.cases.kind_cases import KindCase
+from harness.cases.kind_cases import WORDS, KindCase
 from harness.cases.layer_cases import Case
 from harness.compare import isolation
 from harness.compare.context import Context, Worst
 from harness.compare.ear import heard
+from harness.compare.kinds import plain_ones_answer
 from harness.compare.layer import SubjectRaised
 from harness.compare.outcome import Deviation
 from harness.engine import diagnosis
@@ -96,12 +97,16 @@ class Failure:
 
     def where_raised(self, error: SubjectRaised, case: object) -> str:
         """The exception in words, with the kind of layer and the settings that it takes."""
-        on = f"on {case.words}, " if isinstance(case, KindCase) else ""
-        subject, only = self.context.subject, ""
+        subject, on, only = self.context.subject, "", ""
         if isinstance(case, Case):
             with suppress(Exception), isolation.global_state(subject), isolation.time_limit(subject):
+                on = f"on {self._layer(case)}, " if isinstance(case, KindCase) else ""
                 only = regime(case, self._holds) or self._regime_of_a_larger(case)
         return f"{on}{error}" + (f", {only}" if only else "")
+
+    def _layer(self, case: KindCase) -> str:
+        """The case's kind in words, with its options where the plain layers of the kind are answered."""
+        return case.words if case.is_plain or plain_ones_answer(self.context, case) else WORDS[case.kind]
 
     def _regime_of_a_larger(self, case: Case) -> str:
         """Where the failure begins on a layer that has room for other ranks, if that one fails as well."""

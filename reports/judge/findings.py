@@ -260,7 +260,7 @@ class Defect:
         by_kind = {
             "error": f"{lead.diagnosis.summary}: {reason}" if lead.diagnosis else reason,
             "wrapper": f"The subject's own file fails, so that the library could not be asked: {reason}",
-            "unverified": f"{_aspects(self.claims)} cannot be verified: {reason}",
+            "unverified": f"{_aspects(self.claims)} cannot be verified{self._in_part()}: {reason}",
             "mode_missing": f"A mode of the references is missing: {reason}",
             "not_offered": f"{aspect.capitalize()} cannot be verified: the subject offers no save or no load",
             "declared": self._declared_title(),
@@ -274,6 +274,12 @@ class Defect:
         if shown is None or self.lead.aspect == "contexts":  # how it is asked decides there
             return title
         return f"{title}: {shown.diagnosis.summary if shown.diagnosis else self.info(shown).title}"
+
+    def _in_part(self) -> str:
+        """ " in part" where other claims of these aspects were answered."""
+        aspects = {c.aspect for c in self.claims}
+        told = any(c.aspect in aspects and c.outcome in ("pass", "fail", "declared") for c in self.siblings)
+        return " in part" if told else ""
 
     def _declared_title(self) -> str:
         declared = covering(self.run.declarations, self.lead)
