@@ -29,19 +29,16 @@ from harness.cases.leaf_output import with_leaf_output
 from harness.compare import kind_mistakes, life_faults, rank_stabilised, rounding
 from harness.compare.beside_linear import is_the_linears, merges_as_the_linear
 from harness.compare.context import Context, where_worst
+from harness.compare.kind_faults import agrees, explain, explain_gradient, merged_without
+from harness.compare.kind_start import starts_at_the_base
 from harness.compare.kinds import (
     Kinds,
     adapted,
-    agrees,
     equation_at,
-    explain,
-    explain_gradient,
     far,
-    merged_without,
     on_each_kind,
     quantising_error,
     refusable,
-    starts_at_the_base,
     takes,
 )
 from harness.compare.layer import SubjectRaised, as_layer, situation

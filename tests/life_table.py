@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.cases import kind_cases
 from harness.cases.profiles import Profile
-from harness.compare import kinds, life_faults
+from harness.compare import kind_faults, life_faults
 from harness.engine.checks import load_checks
 from harness.engine.session import claims_for
 from reports.model import Claim, Diagnosis
@@ -76,7 +76,7 @@ def document() -> str:
     load_checks()  # some entries stand beside their check
     kind_cases.QUANTISERS = {"own": fake_quantiser}
     columns = ("what is wrong", "variant", "claim", "what the finding says")
-    entries = [*life_faults.CATALOGUE, *kinds.CATALOGUE]
+    entries = [*life_faults.CATALOGUE, *kind_faults.CATALOGUE]
     return "\n\n".join(
         (
             f"## The catalogue: {len(entries)} faults\n\nWhat the review says of each, and what it means.",

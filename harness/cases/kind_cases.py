@@ -188,6 +188,10 @@ class KindCase(Case):
             x = torch.zeros_like(self.input, dtype=torch.float64, requires_grad=True)
             return torch.autograd.grad(self._patches(x), x, patches)[0]
 
+    def cotangent_of(self, shape: torch.Size) -> Tensor:
+        """G (n, out) in float64, the same for every layer of the case."""
+        return torch.randn(shape, generator=self.generator(3), dtype=torch.float64)
+
     def outputs(self, y: Tensor) -> Tensor:
         """The layer's output as rows (n, out)."""
         return y.flatten(2).mT.flatten(0, 1) if self.kind == "conv2d" else y.flatten(0, -2)

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.cases.kind_cases import KindCase
 from harness.compare import rounding
 from harness.compare.context import Context
-from harness.compare.kinds import Kinds, cotangent, of_layer
+from harness.compare.kinds import Kinds, of_layer
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt
 from harness.compare.outcome import NoSlot
 from harness.compare.rounding import Quantities
@@ -60,7 +60,7 @@ def _observed(linear: Layer, case: KindCase, layer: Kinds) -> Quantities:
     x = case.rows(case.input).to(case.torch_dtype).requires_grad_()
     linear.clear_gradients()
     y = linear(x)
-    (y * cotangent(case, y.shape).to(y.dtype) * case.embed_scale).sum().backward()
+    (y * case.cotangent_of(y.shape).to(y.dtype) * case.embed_scale).sum().backward()
     gradient = torch.zeros_like(x) if x.grad is None else x.grad
     found = {"output": y.detach().double(), "gradient of x": gradient.double()}
     for name in layer.names:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from harness.cases.kind_cases import WORDS, KindCase
 from harness.compare.context import Context
-from harness.compare.kinds import Kinds, agrees
+from harness.compare.kind_faults import agrees
+from harness.compare.kinds import Kinds
 from harness.compare.layer import BadAnswer, SubjectRaised
 from harness.compare.merged_otherwise import FAILURE, REMEDY
 from harness.compare.outcome import NoSlot, NotOffered, OtherLayout, OutsideDomain

@@ -10,33 +10,30 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.cases.kind_cases import KindCase, each_kind, options_of, quantised, shapes_of
 from harness.compare import rounding
 from harness.compare.abilities import can_quantise
 from harness.compare.adapted_model import offers_models
 from harness.compare.context import Context
+from harness.compare.kind_faults import agrees
+from harness.compare.kind_start import is_plain, linear_starts_there, starts_at_the_base
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt, answering
 from harness.compare.life_model import completed, left_by
 from harness.compare.outcome import (
-    Deviation,
     NoSlot,
     NotApplicable,
     NotOffered,
     OtherLayout,
     OutsideDomain,
-    ToldElsewhere,
 )
 from harness.compare.refusals import is_crash
 from harness.compare.rounding import Point, Quantities, coarser
 from harness.compare.thresholds import THRESHOLDS
-from oracles import plain_linear
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
-from oracles.mistakes import mistakes_of
 from oracles.seeding import seed_torch
 from oracles.variants import paper
-from reports.model import Diagnosis
 
 
 class Kinds:
@@ -99,7 +96,7 @@ class Kinds:
         rows = case.outputs(y)
         with answering(self.layer.who, "the backward pass"):
             if y.requires_grad:
-                rows.backward(cotangent(case, rows.shape).to(rows.dtype))
+                rows.backward(case.cotangent_of(rows.shape).to(rows.dtype))
         found = {"output": rows.detach().double()}
         for name in self.names:
             if self.layer.raw(name).requires_grad:
@@ -128,7 +125,7 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
         )
     base = context.variant.base
     if base is not None and base.name not in layer.names:  # what is left of the weight is taken to be right
-        _linear_starts_there(context, case)
+        linear_starts_there(context, case)
     try:
         return Kinds(layer, case)
     except (NoSlot, OutsideDomain):
@@ -218,97 +215,6 @@ def refusable(what: str, mode: str = "layers") -> Iterator[None]:
         raise NotOffered(f"{what}: {why}", mode) from why
 
 
-def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor], Tensor]) -> None:
-    """A fresh adapter answers as the base does, where the method promises it."""
-    if not case.variant.starts_at_identity(case.spec):
-        return
-    base = case.base()
-    with torch.no_grad():
-        wanted, actual = base(case.x), layer(case.x)
-    if actual.shape != wanted.shape:
-        shapes = str(tuple(wanted.shape)), str(tuple(actual.shape))
-        raise Deviation(case, "shape of the output", *shapes, diagnosis=_option_left_out(case, actual))
-    rows = case.rows(case.input)
-    size = float(rows.norm() * case.weight.double().norm() + wanted.double().norm()) * case.embed_scale
-    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
-    try:
-        context.judge(case, "output at the start", actual.double(), wanted.double(), unit * size)
-    except Deviation as found:
-        _linear_starts_there(context, case)
-        found.diagnosis = PLAIN_IN_PLACE if is_plain(case, actual) else _other_start(case, actual, wanted)
-        found.alone = True  # where a linear layer starts as it should
-        raise
-
-
-def _linear_starts_there(context: Context, case: KindCase) -> None:
-    """Raise ToldElsewhere where the subject's linear layer over the case's matrix does not start at that layer."""
-    dtype, bias = case.torch_dtype, None if case.kind == "embedding" else case.bias_vector
-    rows = case.rows(case.input).to(dtype)
-    try:
-        seed_torch(case.seed)
-        layer = adapt(context.subject, plain_linear.plain(case.weight, bias, dtype), case.spec)
-        with torch.no_grad():
-            actual = layer(rows).double()
-    except (SubjectRaised, Unsupported, BadAnswer):
-        return
-    weight = case.weight.double()
-    wanted = rows.double() @ weight.mT + (0 if bias is None else bias.double())
-    unit = rounding.roundoff(coarser(dtype)) * float(rows.double().norm() * weight.norm() + wanted.norm())
-    if not agrees(actual, wanted, unit):
-        raise ToldElsewhere("a fresh adapter on a linear layer answers otherwise, too", "init.identity")
-
-
-def _other_start(case: KindCase, actual: Tensor, wanted: Tensor) -> Diagnosis:
-    """An option without which the layer answers so; or what is added to its output: the same to every row, or not."""
-    if left_out := _option_left_out(case, actual):
-        return left_out
-    gap = case.outputs(actual - wanted).double()
-    unit = rounding.roundoff(coarser(case.torch_dtype)) * float(wanted.double().norm())
-    shifted = gap.shape[0] > 1 and agrees(gap, gap.mean(0, keepdim=True).expand_as(gap), unit)
-    return OTHER_BIAS if shifted else OTHER_START
-
-
-def _option_left_out(case: KindCase, actual: Tensor) -> Diagnosis | None:
-    """The option of a convolution without which the layer itself answers what the adapted one does."""
-    for option, default in DEFAULTS.items():
-        if case.kind != "conv2d" or getattr(case, option) == default:
-            continue
-        with torch.no_grad():
-            without = _without(case, option)(case.x)
-        unit = rounding.roundoff(coarser(case.torch_dtype)) * float(without.double().norm())
-        if without.shape == actual.shape and agrees(actual.double(), without.double(), unit):
-            return LEFT_OUT[option]
-    return None
-
-
-def merged_without(case: KindCase, folded: object) -> Diagnosis | None:
-    """The option in which the convolution that a layer was merged into is not the layer's."""
-    base = case.base()
-    if not (isinstance(folded, nn.Conv2d) and isinstance(base, nn.Conv2d)):
-        return None
-    other = (o for o in MERGED_WITHOUT if getattr(folded, o) != getattr(base, o))
-    return next((MERGED_WITHOUT[option] for option in other), None)
-
-
-def _without(case: KindCase, option: str) -> Any:
-    """The case's convolution with one option at torch's default."""
-    return replace(case, **{option: DEFAULTS[option]}).base()
-
-
-def is_plain(case: KindCase, actual: Tensor) -> bool:
-    """Whether a fresh adapter answers as a plain embedding does, where the base scales its output."""
-    if case.embed_scale == 1.0:
-        return False
-    rows = case.rows(case.input) @ case.weight.double().mT
-    unit = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(rows.norm())
-    return agrees(case.outputs(actual).double(), rows, unit)
-
-
-def agrees(actual: Tensor, output: Tensor, unit: float) -> bool:
-    """Whether two tensors differ by rounding alone; ``unit``: what one rounding may change their norm by."""
-    return rounding.ratio(actual, output, unit) <= THRESHOLDS["formula"]
-
-
 def _refuse_a_plain_one(context: Context, case: KindCase, layer: Layer) -> None:
     """Raise NotOffered for a plain embedding in the place of one that scales its output.
 
@@ -382,16 +288,11 @@ def _is_taken(context: Context, kind: str) -> bool:
     return True
 
 
-def cotangent(case: KindCase, shape: torch.Size) -> Tensor:
-    """G (n, out) in float64, the same for every layer of the case."""
-    return torch.randn(shape, generator=case.generator(3), dtype=torch.float64)
-
-
 def equation_at(context: Context, case: KindCase, layer: Kinds) -> tuple[Quantities, Callable[[str], float]]:
     """The equation's quantities at the layer's parameters, and the rounding noise of each, measured when asked."""
     rows = case.rows(case.input)
     b = None if case.bias_vector is None or case.kind == "embedding" else case.bias_vector.double()
-    G = cotangent(case, torch.Size((rows.shape[0], case.out_features))) * case.embed_scale
+    G = case.cotangent_of(torch.Size((rows.shape[0], case.out_features))) * case.embed_scale
     point = Point(rows, case.weight.double(), b, layer.parameters(), G, case.spec)
     trained = [n for n in layer.names if layer.layer.raw(n).requires_grad]
     in_blocks = [f"gradient of {n}" for n in layer.names if layer.is_in_blocks(n)]
@@ -432,154 +333,3 @@ def quantising_error(context: Context, case: KindCase, layer: Kinds, exact: Tens
         best = quantised(case, W.float(), None if b is None else bias.float())
         lost = case.outputs(best(case.x)).double() - exact
     return 2 * float(lost.norm()) / THRESHOLDS["formula"]
-
-
-CATALOGUE: list[Diagnosis] = []  # every fault on a kind of layer that has a name
-
-
-def _says(name: str, summary: str, failure_mode: str) -> Diagnosis:
-    entry = Diagnosis(f"layers.{name}", summary, failure_mode)
-    CATALOGUE.append(entry)
-    return entry
-
-
-PLAIN_IN_PLACE = _says(
-    "plain_in_place",
-    "a plain embedding takes the place of one that scales its output: the scale is lost",
-    "the rows of a model whose embedding is adapted come out unscaled, before anything is trained",
-)
-OTHER_BIAS = _says(
-    "other_bias",
-    "a fresh adapter adds a constant to every row of the output: a bias that the layer has not, or has otherwise",
-    "every model with such a layer answers otherwise as soon as it is adapted",
-)
-OTHER_START = _says(
-    "other_start",
-    "a fresh adapter on this kind of layer answers otherwise than the layer itself",
-    "every model with such a layer answers otherwise as soon as it is adapted, whatever the adapter then learns",
-)
-# A convolution's options as torch has them by default.
-DEFAULTS: dict[str, Any] = {"padding_mode": "zeros", "dilation": 1, "stride": 1, "padding": 0}
-LEFT_OUT = {
-    option: _says(
-        f"{option}_left_out",
-        f"the layer that takes a convolution's place leaves its {option.replace('_', ' ')} out, of the base, too",
-        "every model with such a layer answers otherwise as soon as it is adapted, whatever the adapter then learns",
-    )
-    for option in DEFAULTS
-}
-# What a merged convolution takes over from the layer.
-MERGED_WITHOUT = {
-    option: _says(
-        f"merged_without_{option}",
-        f"the convolution that the layer is merged into has another {option.replace('_', ' ')} than the layer",
-        "what is deployed computes another function than what was trained, or raises",
-    )
-    for option in ("groups", *DEFAULTS)
-}
-UPDATE_LOST = _says(
-    "update_lost", "the base answers: the update is lost", "the adapter has no effect on layers of this kind"
-)
-BIAS_LOST = _says(
-    "bias_lost", "the bias is left out", "the output is shifted; nothing shows on layers without a bias"
-)
-SCALE_LOST = _says(
-    "embed_scale",
-    "the embedding's scale multiplies the base's rows and not the adapter's",
-    "the update is too small by the scale, which is the square root of the width in several models",
-)
-TRANSPOSED = _says(
-    "transposed",
-    "the update is that of the transposed layout",
-    "on square layers another function is computed, and nothing raises",
-)
-
-
-GROUPS_IGNORED = _says(
-    "groups_ignored",
-    "every group of the convolution gets the first group's coordinates",
-    "the update is right in the first group alone; nothing raises, and nothing shows without groups",
-)
-STRIDE_IGNORED = _says(
-    "stride_ignored",
-    "the adapter's own convolution has a stride of one",
-    "each output gets the update of another place in the image",
-)
-PADDED_WITH_ZEROS = _says(
-    "padded_with_zeros",
-    "the adapter's own convolution pads with zeros where the layer pads otherwise",
-    "at the images' edges the update is another than what merging it gives",
-)
-MIRRORED = _says(
-    "mirrored",
-    "the positions of the update's kernel are mirrored",
-    "the update is that of the kernel turned round; nothing shows on kernels of one position",
-)
-
-
-def explain(context: Context, case: KindCase, layer: Kinds, actual: Tensor) -> Diagnosis | None:
-    """The known fault whose output the rows are, if one is."""
-    scale = float(actual.norm()) + float(case.rows(case.input).norm() * case.weight.double().norm())
-    unit = rounding.roundoff(coarser(case.torch_dtype)) * scale
-    for diagnosis, output in _faulty(context, case, layer):
-        if agrees(actual, output, unit):
-            return diagnosis
-    return None
-
-
-def explain_gradient(context: Context, case: KindCase, layer: Kinds, actual: Tensor) -> Diagnosis | None:
-    """The catalogue's cut base path, where the gradient of x is the adapter's part alone."""
-    cut = next((m for m in mistakes_of(case.variant.id) if m.id.endswith(".base_path_cut")), None)
-    if cut is None:
-        return None
-    with torch.no_grad():
-        merged, _ = paper.effective(
-            context.forward, case.weight.double(), None, layer.parameters(), case.spec
-        )
-        rows = case.rows(case.input)
-        G = cotangent(case, torch.Size((rows.shape[0], case.out_features))) * case.embed_scale
-        own = case.back(G @ (merged - case.weight.double()))
-    unit = rounding.roundoff(coarser(case.torch_dtype)) * float(G.norm() * merged.norm())
-    if not agrees(actual, own, unit):
-        return None
-    return Diagnosis(cut.id, cut.summary, cut.failure_mode, source="catalogue", remedy=cut.remedy)
-
-
-def _faulty(context: Context, case: KindCase, layer: Kinds) -> Iterator[tuple[Diagnosis, Tensor]]:
-    W, b, e = case.weight.double(), case.bias_vector, case.embed_scale
-    shift = torch.zeros(case.out_features, dtype=torch.float64) if b is None else b.double()
-    rows = case.rows(case.input)
-    with torch.no_grad():
-        merged, bias = paper.effective(
-            context.forward, W, None if b is None else shift, layer.parameters(), case.spec
-        )
-    change = merged - W
-    yield UPDATE_LOST, rows @ W.mT * e + shift
-    if b is not None:
-        yield BIAS_LOST, rows @ merged.mT
-    if e != 1.0:
-        yield SCALE_LOST, rows @ W.mT * e + rows @ change.mT
-    if case.in_features == case.out_features:
-        yield TRANSPOSED, rows @ (W + change.mT).mT * e + bias
-    if case.kind == "conv2d":
-        yield from _faulty_convolutions(context, case, layer, change)
-
-
-def _faulty_convolutions(
-    context: Context, case: KindCase, layer: Kinds, change: Tensor
-) -> Iterator[tuple[Diagnosis, Tensor]]:
-    """With the right base path and another update: ``change`` (out, in) is the right one."""
-    rows, W = case.rows(case.input), case.weight.double()
-    base = rows @ W.mT + (0 if case.bias_vector is None else case.bias_vector.double())
-    if case.groups > 1:
-        values = {n: case.of_first_group(v) for n, v in layer.parameters().items()}
-        with torch.no_grad():
-            wrong, _ = paper.effective(context.forward, W, None, values, case.spec)
-        yield GROUPS_IGNORED, base + rows @ (wrong - W).mT
-    if max(case.two(case.stride)) > 1:
-        yield STRIDE_IGNORED, base + case.rows_from_the_corner(case.input) @ change.mT
-    if case.padding_mode != "zeros":
-        yield PADDED_WITH_ZEROS, base + replace(case, padding_mode="zeros").rows(case.input) @ change.mT
-    if case.positions > 1:
-        turned = change.reshape(case.out_features, -1, case.positions).flip(-1).flatten(1)
-        yield MIRRORED, base + rows @ turned.mT

@@ -358,13 +358,15 @@ def coarse(check: Check, context: Context, failing: Case) -> tuple[Diagnosis, ..
     # A recording has no other case: one may be near by chance, and the equation is asked about the others.
     elsewhere = dataclasses.replace(context, oracle=Equation()) if isinstance(failing, Recorded) else context
     for told, roundoffs in ((NEARLY, ALL_BUT_A_FEW), (COARSE, HALF_DIGITS)):
-        there, others_ = (
-            dataclasses.replace(c, worst=Worst(), slack=roundoffs / THRESHOLDS["formula"])
-            for c in (context, elsewhere)
-        )
-        if holds(check, there, failing) and all(holds(check, others_, case) for case in small):
+        near, near_elsewhere = (_within(c, roundoffs) for c in (context, elsewhere))
+        if holds(check, near, failing) and all(holds(check, near_elsewhere, case) for case in small):
             return (told,)
     return ()
+
+
+def _within(context: Context, roundoffs: float) -> Context:
+    """The question, to that many roundoffs."""
+    return dataclasses.replace(context, worst=Worst(), slack=roundoffs / THRESHOLDS["formula"])
 
 
 def in_a_regime(check: Check, context: Context, failing: Case, where: str) -> tuple[Diagnosis, ...]:
@@ -375,10 +377,11 @@ def in_a_regime(check: Check, context: Context, failing: Case, where: str) -> tu
     if isinstance(failing, Recorded) or check.info.aspect != "forward":
         return ()
     there = [case for case in _neighbours(failing) if not holds(check, context, case)]
-    found = [m for m in mistakes_of(context.variant.id) if _can_be(m) and _explains(check, context, m, there)]
-    if len(there) < ENOUGH or not found:
+    entries = filter(_can_be, mistakes_of(context.variant.id) if len(there) >= ENOUGH else ())
+    found = next((m for m in entries if _explains(check, context, m, there)), None)
+    if found is None:
         return ()
-    told = described(found[0], len(there), len(there))
+    told = described(found, len(there), len(there))
     return (dataclasses.replace(told, summary=f"{where}, {told.summary}"),)
 
 

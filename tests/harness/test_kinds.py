@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.cases import kind_cases
-from harness.compare.kinds import CATALOGUE
+from harness.compare.kind_faults import CATALOGUE
 from harness.engine.checks import load_checks
 from harness.test_layers import (
     CANNOT_LEARN,

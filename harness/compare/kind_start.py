@@ -1,0 +1,99 @@
+"""Whether a fresh adapter on a layer of another kind answers as the layer does, and in which way it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.cases.kind_cases import KindCase
+from harness.compare import rounding
+from harness.compare.context import Context
+from harness.compare.kind_faults import DEFAULTS, LEFT_OUT, OTHER_BIAS, OTHER_START, PLAIN_IN_PLACE, agrees
+from harness.compare.layer import BadAnswer, SubjectRaised, adapt
+from harness.compare.outcome import Deviation, ToldElsewhere
+from harness.compare.rounding import coarser
+from oracles import plain_linear
+from oracles.implementation import Unsupported
+from oracles.seeding import seed_torch
+from reports.model import Diagnosis
+
+
+def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor], Tensor]) -> None:
+    """A fresh adapter answers as the base does, where the method promises it."""
+    if not case.variant.starts_at_identity(case.spec):
+        return
+    base = case.base()
+    with torch.no_grad():
+        wanted, actual = base(case.x), layer(case.x)
+    if actual.shape != wanted.shape:
+        shapes = str(tuple(wanted.shape)), str(tuple(actual.shape))
+        raise Deviation(case, "shape of the output", *shapes, diagnosis=_option_left_out(case, actual))
+    rows = case.rows(case.input)
+    size = float(rows.norm() * case.weight.double().norm() + wanted.double().norm()) * case.embed_scale
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype))
+    try:
+        context.judge(case, "output at the start", actual.double(), wanted.double(), unit * size)
+    except Deviation as found:
+        linear_starts_there(context, case)
+        found.diagnosis = PLAIN_IN_PLACE if is_plain(case, actual) else _other_start(case, actual, wanted)
+        found.alone = True  # where a linear layer starts as it should
+        raise
+
+
+def linear_starts_there(context: Context, case: KindCase) -> None:
+    """Raise ToldElsewhere where the subject's linear layer over the case's matrix does not start at that layer."""
+    dtype, bias = case.torch_dtype, None if case.kind == "embedding" else case.bias_vector
+    rows = case.rows(case.input).to(dtype)
+    try:
+        seed_torch(case.seed)
+        layer = adapt(context.subject, plain_linear.plain(case.weight, bias, dtype), case.spec)
+        with torch.no_grad():
+            actual = layer(rows).double()
+    except (SubjectRaised, Unsupported, BadAnswer):
+        return
+    weight = case.weight.double()
+    wanted = rows.double() @ weight.mT + (0 if bias is None else bias.double())
+    unit = rounding.roundoff(coarser(dtype)) * float(rows.double().norm() * weight.norm() + wanted.norm())
+    if not agrees(actual, wanted, unit):
+        raise ToldElsewhere("a fresh adapter on a linear layer answers otherwise, too", "init.identity")
+
+
+def _other_start(case: KindCase, actual: Tensor, wanted: Tensor) -> Diagnosis:
+    """An option without which the layer answers so; or what is added to its output: the same to every row, or not."""
+    if left_out := _option_left_out(case, actual):
+        return left_out
+    gap = case.outputs(actual - wanted).double()
+    unit = rounding.roundoff(coarser(case.torch_dtype)) * float(wanted.double().norm())
+    shifted = gap.shape[0] > 1 and agrees(gap, gap.mean(0, keepdim=True).expand_as(gap), unit)
+    return OTHER_BIAS if shifted else OTHER_START
+
+
+def _option_left_out(case: KindCase, actual: Tensor) -> Diagnosis | None:
+    """The option of a convolution without which the layer itself answers what the adapted one does."""
+    for option, default in DEFAULTS.items():
+        if case.kind != "conv2d" or getattr(case, option) == default:
+            continue
+        with torch.no_grad():
+            without = _without(case, option)(case.x)
+        unit = rounding.roundoff(coarser(case.torch_dtype)) * float(without.double().norm())
+        if without.shape == actual.shape and agrees(actual.double(), without.double(), unit):
+            return LEFT_OUT[option]
+    return None
+
+
+def _without(case: KindCase, option: str) -> Any:
+    """The case's convolution with one option at torch's default."""
+    return replace(case, **{option: DEFAULTS[option]}).base()
+
+
+def is_plain(case: KindCase, actual: Tensor) -> bool:
+    """Whether a fresh adapter answers as a plain embedding does, where the base scales its output."""
+    if case.embed_scale == 1.0:
+        return False
+    rows = case.rows(case.input) @ case.weight.double().mT
+    unit = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(rows.norm())
+    return agrees(case.outputs(actual).double(), rows, unit)
