@@ -251,14 +251,13 @@ def _last_parts_alone(context: Context, case: ModelCase, mine: set[str], wanted:
     targets = case.targets or ()
     paths = [target for target in targets if "." in target]
     named = {n for n in wanted if any(n == t or n.endswith(f".{t}") for t in targets if t not in paths)}
-    if (
-        not paths
-        or mine != named
-        or subject_on(context, dataclasses.replace(case, targets=tuple(paths))).layers
-    ):
+    if not paths or mine != named:
         return False
-    short = tuple(dict.fromkeys(target.rpartition(".")[2] for target in paths))
-    return wanted - named <= set(subject_on(context, dataclasses.replace(case, targets=short)).layers)
+
+    def selected(those: Sequence[str]) -> set[str]:
+        return set(subject_on(context, dataclasses.replace(case, targets=tuple(dict.fromkeys(those)))).layers)
+
+    return not selected(paths) and wanted - named <= selected([path.rpartition(".")[2] for path in paths])
 
 
 def long_lists(variant: Variant) -> st.SearchStrategy[ModelCase]:

@@ -294,6 +294,15 @@ class Life:
         """Whether a merged layer says in the library's own words that it has to be unmerged first, which is right."""
         return self.merged and not is_crash(error)
 
+    @contextmanager
+    def may_ask_to_be_unmerged(self) -> Iterator[None]:
+        """What is asked inside may be refused so."""
+        try:
+            yield
+        except SubjectRaised as error:
+            if not self.is_refusal(error):
+                raise
+
     def _as_it_is(self, step: Step) -> Done:
         done = Done(step, dict(self.held), list(self.states), self.merged)
         if step[0] in self.watched:
