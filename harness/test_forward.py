@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from harness.cases.layer_cases import Case, Domain
-from harness.compare import rounding
-from harness.compare.context import Context, CutDown, Pair, Refused, Singular
+from harness.compare import in_one_state, rounding
+from harness.compare.context import Context, CutDown, Pair, Refused, Singular, Worst
 from harness.compare.lacking import has_shape, nothing_lacks
 from harness.compare.layer import Layer, SubjectRaised, answering
 from harness.compare.outcome import Deviation, NotOffered, OutsideDomain, ToldElsewhere
@@ -503,13 +503,31 @@ def test_eval_mode(context: Context, case: Case) -> None:
         evaluated = layer(case.x).double()
     layer.train()
     again = layer(case.x).detach().double()
-    _same(context, case, "output in evaluation mode", evaluated, trained, 1.0)
+    try:
+        _same(context, case, "output in evaluation mode", evaluated, trained, 1.0)
+    except Deviation as found:
+        if _is_the_equations(context, case, layer, evaluated):
+            why = "evaluation mode computes the equation, and training mode something else"
+            raise ToldElsewhere(why, "forward.random_parameters") from found
+        found.diagnosis = in_one_state.explain_evaluated(context, case)
+        raise
     try:
         _same(context, case, "output back in training mode", again, trained, 1.0)
     except Deviation as found:
         found.diagnosis = CHANGED_BY_EVALUATING
         raise
     _told_twice(context, case, layer, trained)
+
+
+def _is_the_equations(context: Context, case: Case, layer: Layer, y: Tensor) -> bool:
+    """Whether an output is that of the equation at the layer's parameters."""
+    theirs = context.evaluator(case)
+    theirs.write(layer.values())
+    try:
+        _same(dataclasses.replace(context, worst=Worst()), case, "", y, theirs(case.x.double()), 1.0)
+    except Deviation:
+        return False
+    return True
 
 
 def _told_twice(context: Context, case: Case, layer: Layer, wanted: Tensor) -> None:

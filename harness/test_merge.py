@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness.cases.layer_cases import Case, Domain
 from harness.cases.tiny_models import ModelCase, heads, logits
-from harness.compare import merged_otherwise, rank_stabilised, rounding
+from harness.compare import in_one_state, rank_stabilised, rounding
 from harness.compare.adapted_model import AdaptedModel, far, offers_models, subject_on
 from harness.compare.context import Context, double
 from harness.compare.kinds import refusable
@@ -230,7 +230,7 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
         found.alone = not might_be_right()
         found = _named(found, merged.weight.detach().double() - base, weight - base)
         if wanted is None and found.diagnosis in (None, FACTOR):
-            found.diagnosis = merged_otherwise.explain(context, case) or found.diagnosis
+            found.diagnosis = in_one_state.explain_merged(context, case) or found.diagnosis
         raise found from None
     try:
         judge("merged bias", own, bias, shift)
@@ -239,7 +239,7 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
         kept = case.bias_vector is not None and torch.equal(own, case.bias_vector.double())
         found.diagnosis = BIAS_OF_BASE if kept else None if own.any() else BIAS_LOST
         if found.diagnosis is None and wanted is None:
-            found.diagnosis = merged_otherwise.explain(context, case)
+            found.diagnosis = in_one_state.explain_merged(context, case)
         raise
     with torch.no_grad():
         y = context.calling("the merged layer", merged, case.x)

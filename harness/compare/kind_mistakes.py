@@ -9,10 +9,10 @@ from torch import Tensor
 
 from harness.cases.kind_cases import WORDS, KindCase
 from harness.compare.context import Context
+from harness.compare.in_one_state import FAILURE, REMEDY
 from harness.compare.kind_faults import agrees
 from harness.compare.kinds import Kinds
 from harness.compare.layer import BadAnswer, SubjectRaised
-from harness.compare.merged_otherwise import FAILURE, REMEDY
 from harness.compare.outcome import NoSlot, NotOffered, OtherLayout, OutsideDomain
 from harness.compare.rounding import coarser, roundoff
 from oracles.implementation import Unsupported

@@ -387,7 +387,7 @@ def in_a_regime(check: Check, context: Context, failing: Case, where: str) -> tu
 
 def _can_be(mistake: Mistake) -> bool:
     """Whether it is about the function alone: what has other tensors leaves some out of the comparison."""
-    same_tensors = not any(part == "hidden" or part.startswith(("start", "role")) for part in mistake.parts)
+    same_tensors = not any(part == "hidden" or part.startswith("role") for part in mistake.parts)
     return "output" in mistake.speaks_of and same_tensors and not mistake.agrees_with
 
 

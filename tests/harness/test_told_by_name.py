@@ -146,6 +146,30 @@ def test_a_mode_that_another_layer_undoes_is_not_ignored() -> None:
     assert bugs_of(SharingLibrary(), "lora", "scale.rank_stabilised") == []
 
 
+class UnscaledInEvaluation(wrapped.Lora):
+    """In evaluation mode α/r is left out."""
+
+    @property
+    def s(self) -> float:
+        return super().s if self.training else 1.0
+
+
+class UnscaledInTraining(wrapped.Lora):
+    """In training mode it is."""
+
+    @property
+    def s(self) -> float:
+        return 1.0 if self.training else super().s
+
+
+def test_a_mistake_of_evaluation_mode_alone_has_its_name() -> None:
+    """One of training mode alone is one of the function, of which evaluation mode is no second deviation."""
+    checks = ("forward.random_parameters", "forward.eval_mode")
+    title = "in evaluation mode, and not in training mode, no scale: α is ignored"
+    assert bugs(UnscaledInEvaluation, "lora", *checks) == [title]
+    assert bugs(UnscaledInTraining, "lora", *checks) == ["no scale: α is ignored"]
+
+
 # --- copies and files
 
 
