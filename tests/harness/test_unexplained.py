@@ -152,7 +152,11 @@ def test_a_right_function_is_not_told_of() -> None:
             LeftFolded,
             "evaluating changes the layer: back in training mode it computes another function than before",
         ),
-        (OtherInEvaluation, "without dropout, training mode and evaluation mode compute different functions"),
+        (
+            OtherInEvaluation,
+            "in evaluation mode, and not in training mode, the layer answers as its base does, whatever the adapter's "
+            "tensors are",
+        ),
     ],
 )
 def test_what_evaluating_leaves_is_no_other_function(layer: type[wrapped.Lora], title: str) -> None:

@@ -325,7 +325,7 @@ class WholeNumbers(wrapped.Lora):
         return super().forward(x).round().detach()
 
 
-@hostile("merge.weight", "error", "returned NoneType")
+@hostile("merge.weight", "unverified", "the subject file, not the library behind it: merge returned NoneType")
 class MergesToNone(Lib):
     def merge(self, adapted: Adapted) -> Any:
         super().merge(adapted)
