@@ -23,7 +23,7 @@ from harness.compare.thresholds import THRESHOLDS
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
 from oracles.oracle import NotRecorded, Oracle
 from oracles.seeding import seed_torch
-from oracles.variants import Variant, paper
+from oracles.variants import Canonical, Variant, paper
 
 State = Literal["initial", "step0", "far"]
 
@@ -188,11 +188,20 @@ class Context:
             left = self.residual(case, ours) if tensor.role == "base" else None
             if left is not None:
                 theirs.write({tensor.name: left})
-            elif isinstance(case, Recorded) and tensor.exact is not None and tensor.name in ours.names:
-                # It was recorded at a value of its own, which cannot be written into another shape.
-                raise ToldElsewhere(f"the subject's {tensor.name} has another shape", "shapes.canonical")
-            elif tensor.exact is None or isinstance(case, Recorded):
+            elif isinstance(case, Recorded) and not self._starts_so(case, tensor, theirs):
+                # It was recorded at a value of its own, which cannot be written into another shape, or into none.
+                why = f"the subject has no {tensor.name} of the shape in which a value was recorded"
+                raise ToldElsewhere(why, "shapes.canonical")
+            elif tensor.exact is None:
                 raise NoSlot(f"the subject has no slot {tensor.name!r} of the canonical shape", tensor.name)
+
+    def _starts_so(self, case: Case, tensor: Canonical, theirs: Layer) -> bool:
+        """Whether the value that was recorded is the one that the weight determines."""
+        if tensor.exact is None:
+            return True  # no slot for it is another matter
+        exact, held = tensor.exact(case.weight.double(), case.spec), theirs.value(tensor.name)
+        unit = rounding.roundoff(coarser(case.torch_dtype)) * float(torch.linalg.vector_norm(exact))
+        return rounding.ratio(held, exact, unit) <= THRESHOLDS["formula"]
 
     def residual(self, case: Case, ours: Layer) -> Tensor | None:
         """The base weight (out, in) that the subject's own factors leave, float64; None where it does not show them."""

@@ -251,7 +251,6 @@ MISTAKES = (
             "start.m": lambda W, spec: torch.linalg.vector_norm(W, dim=0),
         },
         "keep one magnitude per output: the norm of each row of the torch weight (dim=1)",
-        documented=(r"(per|each|every)[ -](input|column)", r"column[ -]?(wise)? norms?"),
     ),
     Mistake(
         "dora.added_to_direction",
