@@ -187,17 +187,11 @@ def test_no_grad(context: Context, case: Case) -> None:
         try:
             same(context, case, f"under no_grad in {_mode(training)} mode", actual, wanted)
             again = {"output": layer(case.x).detach().double()}
-            same(
-                context,
-                case,
-                f"with gradients after a call under no_grad in {_mode(training)} mode",
-                again,
-                wanted,
-            )
+            after = f"with gradients after a call under no_grad in {_mode(training)} mode"
+            same(context, case, after, again, wanted)
         except Deviation as found:
-            found.alone = (
-                True  # it explains what is measured without gradients, and is explained by none of that
-            )
+            # It explains what is measured without gradients, and is explained by none of that.
+            found.alone = True
             raise
         if y.requires_grad:
             quantity = f"output under no_grad in {_mode(training)} mode"

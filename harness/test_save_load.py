@@ -339,22 +339,30 @@ def test_bad_files(context: Context, case: Case) -> None:
         loaded = None
         with saying(context.subject.name) as usual, suppress(SubjectRaised):
             loaded = load(context, case.base(), case, path)
+        asked = _asked(layer, loaded)
         for what, damage in _damage().items():
-            # Which tensor is the largest depends on the sizes: each that is trained is asked about.
-            for number, own in enumerate(
-                _asked(layer, loaded) if damage is not saved_files.truncate else [[]]
-            ):
-                copy = saved_files.copy(path, path.parent.parent / f"{what.replace(' ', '-')}-{number}")
-                damage(copy, own)
-                if complaint := _complaint(context, case, copy, f"a file {what}", usual):
-                    found += complaint
-                    break
+            damaged = _damaged(path, what, damage, [[]] if damage is saved_files.truncate else asked)
+            complaints = (_complaint(context, case, copy, f"a file {what}", usual) for copy in damaged)
+            found += next(filter(None, complaints), [])
     other = dataclasses.replace(case.spec, variant=_unlike(context.variant).id, rank=2)
     if other.variant in context.subject.variants:
         with _saved_other(context, case, other) as path:
             what = f"a file of another method ({other.variant})"
             found += _complaint(context, case, path, what, usual)
     _tell_all(found)
+
+
+def _damaged(
+    path: Path,
+    what: str,
+    damage: Callable[[Path, list[torch.Tensor]], object],
+    each: list[list[torch.Tensor]],
+) -> Iterator[Path]:
+    """A damaged copy of the file for each of the adapter's tensors: which is the largest depends on the sizes."""
+    for number, own in enumerate(each):
+        copy = saved_files.copy(path, path.parent.parent / f"{what.replace(' ', '-')}-{number}")
+        damage(copy, own)
+        yield copy
 
 
 def _asked(layer: Layer, loaded: Layer | None) -> list[list[torch.Tensor]]:
@@ -364,14 +372,12 @@ def _asked(layer: Layer, loaded: Layer | None) -> list[list[torch.Tensor]]:
     """
     named = {n: [layer.raw(n).detach(), layer.value(n)] for n in layer.names}
     read = [
-        n for n in named if loaded is None or n not in loaded.names or _same(loaded.value(n), layer.value(n))
+        n
+        for n in named
+        if loaded is None or n not in loaded.names or comes_back.has(loaded, n, layer.value(n))
     ]
     found = [named[n] for n in read if layer.raw(n).requires_grad]
     return found or [[t for both in named.values() for t in both]]
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a, b)
 
 
 def _complaint(context: Context, case: Case, path: Path, what: str, usual: set[str]) -> list[Deviation]:

@@ -424,21 +424,19 @@ def each_kind(case: KindCase, kinds: Sequence[str], *, both: bool = False) -> It
 
     ``both``: two of every kind, one whose in and out differ and one where they are equal.
     """
-    unshaped = {f.name: f.default for f in fields(KindCase)[len(fields(Case)) :]}
     for kind in kinds:
         plain = [shape for shape in shapes_of(kind) if not options_of(shape)]
         for shape in oblong_and_square(plain) if both else plain[-1:]:
-            yield _reshaped(case, {**unshaped, "kind": kind, **shape})
+            yield _of_the_table(case, kind, shape)
 
 
 def in_every_shape(case: KindCase) -> Iterator[KindCase]:
     """The case, and one with its settings of every other shape that the table has of its kind with its options on."""
     yield case
-    unshaped = {f.name: f.default for f in fields(KindCase)[len(fields(Case)) :]}
     own = options_of(vars(case))
     for shape in shapes_of(case.kind):
         if options_of(shape) == own and any(getattr(case, name) != value for name, value in shape.items()):
-            yield _reshaped(case, {**unshaped, "kind": case.kind, **shape})
+            yield _of_the_table(case, case.kind, shape)
 
 
 def oblong_and_square(shapes: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -458,6 +456,12 @@ def square(case: KindCase) -> KindCase:
     """The case with as many outputs as it has inputs."""
     shape = {f.name: getattr(case, f.name) for f in fields(KindCase)[len(fields(Case)) :]}
     return _reshaped(case, {**shape, "in_features": case.in_features, "out_features": case.in_features})
+
+
+def _of_the_table(case: KindCase, kind: str, shape: Mapping[str, Any]) -> KindCase:
+    """The case with a shape of the table, and plain in whatever that does not name."""
+    plain = {f.name: f.default for f in fields(KindCase)[len(fields(Case)) :]}
+    return _reshaped(case, {**plain, "kind": kind, **shape})
 
 
 def _reshaped(case: KindCase, shape: Mapping[str, Any]) -> KindCase:

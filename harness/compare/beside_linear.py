@@ -12,14 +12,13 @@ from torch import Tensor
 from harness.cases.kind_cases import KindCase
 from harness.compare import rounding
 from harness.compare.context import Context
+from harness.compare.kind_start import fresh_linear
 from harness.compare.kinds import Kinds, of_layer
-from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt
+from harness.compare.layer import BadAnswer, Layer, SubjectRaised
 from harness.compare.outcome import NoSlot
 from harness.compare.rounding import Quantities
 from harness.compare.thresholds import ROUNDOFFS, THRESHOLDS
 from oracles.implementation import Unsupported
-from oracles.plain_linear import plain
-from oracles.seeding import seed_torch
 
 NO_ANSWER = (SubjectRaised, BadAnswer, NoSlot, Unsupported, RuntimeError, KeyError)
 
@@ -37,9 +36,9 @@ def merges_as_the_linear(context: Context, case: KindCase, layer: Kinds, actual:
     """Whether the rows that a merged layer gives are those of the adapted one, or of the merged linear one."""
     try:
         adapted = layer.observe(case, wants_gradient=False)["output"]
-        linear = context.calling("merge", context.subject.merge, _linear(context, case, layer).adapted)
+        folded = context.calling("merge", context.subject.merge, _linear(context, case, layer).adapted)
         with torch.no_grad():
-            merged = linear(case.rows(case.input).to(case.torch_dtype)).double() * case.embed_scale
+            merged = folded(case.rows(case.input).to(case.torch_dtype)).double() * case.embed_scale
     except NO_ANSWER:
         return True
     return any(_alike(case, actual, other) for other in (adapted, merged))
@@ -47,9 +46,7 @@ def merges_as_the_linear(context: Context, case: KindCase, layer: Kinds, actual:
 
 def _linear(context: Context, case: KindCase, layer: Kinds) -> Layer:
     """The subject's linear layer over the case's matrix and bias, with the values of ``layer``."""
-    bias = None if case.kind == "embedding" else case.bias_vector
-    seed_torch(case.seed)
-    found = adapt(context.subject, plain(case.weight, bias, case.torch_dtype), case.spec)
+    found = fresh_linear(context, case)
     values = layer.parameters()
     found.write({name: values[name] for name in layer.names if name in found.names})
     return found

@@ -99,7 +99,7 @@ def _instead(
 
     def told(name: str) -> Diagnosis | None:
         now = after.value(name)
-        if _has(starts, name, now) or not _has(again, name, now):  # what is drawn is another in every load
+        if has(starts, name, now) or not has(again, name, now):  # what is drawn is another in every load
             return UNREAD if _held(file, before, name) else LOST
         return _of_one(name, before, after)
 
@@ -124,7 +124,8 @@ def _held(file: dict[str, Tensor], layer: Layer, name: str) -> bool:
     return any(saved_files.holds(file, t) for t in (layer.value(name), layer.raw(name).detach()))
 
 
-def _has(layer: Layer, name: str, value: Tensor) -> bool:
+def has(layer: Layer, name: str, value: Tensor) -> bool:
+    """Whether a slot is there and holds that value."""
     return name in layer.names and _same(layer.value(name), value)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +12,11 @@ from harness.cases.kind_cases import KindCase
 from harness.compare import rounding
 from harness.compare.context import Context
 from harness.compare.kind_faults import DEFAULTS, LEFT_OUT, OTHER_BIAS, OTHER_START, PLAIN_IN_PLACE, agrees
-from harness.compare.layer import BadAnswer, SubjectRaised, adapt
+from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt
 from harness.compare.outcome import Deviation, ToldElsewhere
 from harness.compare.rounding import coarser
-from oracles import plain_linear
 from oracles.implementation import Unsupported
+from oracles.plain_linear import plain
 from oracles.seeding import seed_torch
 from reports.model import Diagnosis
 
@@ -46,20 +45,27 @@ def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor
 
 def linear_starts_there(context: Context, case: KindCase) -> None:
     """Raise ToldElsewhere where the subject's linear layer over the case's matrix does not start at that layer."""
-    dtype, bias = case.torch_dtype, None if case.kind == "embedding" else case.bias_vector
-    rows = case.rows(case.input).to(dtype)
+    rows, weight, bias = case.rows(case.input).to(case.torch_dtype), case.weight.double(), _linear_bias(case)
     try:
-        seed_torch(case.seed)
-        layer = adapt(context.subject, plain_linear.plain(case.weight, bias, dtype), case.spec)
         with torch.no_grad():
-            actual = layer(rows).double()
+            actual = fresh_linear(context, case)(rows).double()
     except (SubjectRaised, Unsupported, BadAnswer):
         return
-    weight = case.weight.double()
     wanted = rows.double() @ weight.mT + (0 if bias is None else bias.double())
-    unit = rounding.roundoff(coarser(dtype)) * float(rows.double().norm() * weight.norm() + wanted.norm())
+    size = float(rows.double().norm() * weight.norm() + wanted.norm())
+    unit = rounding.roundoff(coarser(case.torch_dtype)) * size
     if not agrees(actual, wanted, unit):
         raise ToldElsewhere("a fresh adapter on a linear layer answers otherwise, too", "init.identity")
+
+
+def fresh_linear(context: Context, case: KindCase) -> Layer:
+    """The subject's fresh linear layer over the case's matrix and bias."""
+    seed_torch(case.seed)
+    return adapt(context.subject, plain(case.weight, _linear_bias(case), case.torch_dtype), case.spec)
+
+
+def _linear_bias(case: KindCase) -> Tensor | None:
+    return None if case.kind == "embedding" else case.bias_vector
 
 
 def _other_start(case: KindCase, actual: Tensor, wanted: Tensor) -> Diagnosis:
@@ -78,16 +84,11 @@ def _option_left_out(case: KindCase, actual: Tensor) -> Diagnosis | None:
         if case.kind != "conv2d" or getattr(case, option) == default:
             continue
         with torch.no_grad():
-            without = _without(case, option)(case.x)
+            without = replace(case, **{option: default}).base()(case.x)
         unit = rounding.roundoff(coarser(case.torch_dtype)) * float(without.double().norm())
         if without.shape == actual.shape and agrees(actual.double(), without.double(), unit):
             return LEFT_OUT[option]
     return None
-
-
-def _without(case: KindCase, option: str) -> Any:
-    """The case's convolution with one option at torch's default."""
-    return replace(case, **{option: DEFAULTS[option]}).base()
 
 
 def is_plain(case: KindCase, actual: Tensor) -> bool:

@@ -41,12 +41,12 @@ class Failure:
 
     def told(self, found: Deviation, replay: str) -> dict[str, object]:
         """The fields of the claim that fails."""
-        known, trouble = ((found.diagnosis,), "") if found.diagnosis else self._diagnoses(found.case)
+        known, where, trouble = self._explained(found)
         known = tuple(_named(entry, found.case) for entry in known)
         witness = dataclasses.replace(found.witness, replay=replay, heard=heard(self.context.subject.name))
         witness = _noted(witness, trouble)
         if found.case is not None:
-            witness = self._placed(witness, found.case, bool(known), found.shared)
+            witness = self._placed(witness, found.case, where, bool(known), found.shared)
         return {
             "outcome": "fail",
             "ratio": found.ratio,
@@ -58,33 +58,37 @@ class Failure:
             "detail": _detail(found),
         }
 
-    def _diagnoses(self, case: Case | None) -> tuple[tuple[Diagnosis, ...], str]:
-        """The catalogue's explanation, if there is one and the subject does not misbehave when asked again; trouble.
+    def _explained(self, found: Deviation) -> tuple[tuple[Diagnosis, ...], str, str]:
+        """What the check says itself, or the catalogue's explanation; else where the failure begins; trouble.
 
-        A mistake in the diagnosis takes nothing back of the difference that was found: it is told beside it.
+        A subject that misbehaves when it is asked again is not explained. A mistake in the diagnosis takes nothing
+        back of the difference that was found: it is told beside it.
         """
-        if not self.check.diagnose or case is None:
-            return (), ""
+        if found.diagnosis or found.case is None:
+            return (found.diagnosis,) if found.diagnosis else (), "", ""
+        asked = (self.check, self.context, found.case)
         try:
             with isolation.global_state(self.context.subject), isolation.time_limit(self.context.subject):
-                found = diagnosis.diagnose(self.check, self.context, case)
-                found = found or diagnosis.coarse(self.check, self.context, case)
-                if not found and (where := regime(case, self._holds)):
-                    found = diagnosis.in_a_regime(self.check, self.context, case, where)
-                return found, ""
+                known: tuple[Diagnosis, ...] = ()
+                if self.check.diagnose:
+                    known = diagnosis.diagnose(*asked) or diagnosis.coarse(*asked)
+                where = "" if known else regime(found.case, self._holds)
+                if where and self.check.diagnose:
+                    known = diagnosis.in_a_regime(*asked, where)
+                return known, where, ""
         except MISBEHAVES:
-            return (), ""
+            return (), "", ""
         except Exception as error:
-            return (), _trouble(error)
+            return (), "", _trouble(error)
 
-    def _placed(self, witness: Witness, case: Case, explained: bool, shared: bool) -> Witness:
+    def _placed(self, witness: Witness, case: Case, where: str, explained: bool, shared: bool) -> Witness:
         """The witness with who agrees on its case and, where nothing explains it, what else is and is not right."""
         notes: list[str] = []
         try:
             with isolation.global_state(self.context.subject), isolation.time_limit(self.context.subject):
                 agree, differ, not_asked = self._standing(case, shared)
                 if not explained:
-                    notes += [regime(case, self._holds), self._facts(case)]
+                    notes += [where, self._facts(case)]
         except MISBEHAVES:
             return witness
         except Exception as error:

@@ -104,12 +104,12 @@ def _answered(holds: Callable[[int], bool], value: int) -> bool:
 
 def _settings(case: Case, holds: Holds) -> Iterator[str]:
     """Bias, dtype and what the spec has beside its sizes."""
-    plain: dict[str, tuple[Any, str]] = {
-        "bias": (False, "with a bias") if case.bias else (True, "without a bias")
-    }
-    if case.dtype != "float32":
+    if holds(case.but(bias=not case.bias)):
+        yield "with a bias" if case.bias else "without a bias"
+    if case.dtype != "float32" and holds(case.but(dtype="float32")):
         others = [d for d in OTHER_DTYPES if d != case.dtype and not holds(case.but(dtype=d))]
-        plain["dtype"] = ("float32", f"in {' and '.join((case.dtype, *others))}")
+        yield f"in {' and '.join((case.dtype, *others))}"
+    plain: dict[str, tuple[Any, str]] = {}
     if case.spread:
         plain["spread"] = (False, "where the entries of x span six orders of magnitude")
     if case.weight_scale != 1.0:
