@@ -14,7 +14,11 @@ from tests.subjects.judged import QUICK, once
 
 # Reads the oracle's mode, too, in process: there both sides are rounded alike, and only the mode is told.
 # And the switch is a library that is its own subject file: what it returns is the library's.
-BETTER = {"LeavesAutocastOn": ("fail", "output"), "LoadsNone": ("error", "returned NoneType")}
+BETTER = {
+    "LeavesAutocastOn": ("fail", "output"),
+    "LoadsNone": ("error", "returned NoneType"),
+    "MergesToNone": ("error", "returned NoneType"),
+}
 SLOW = {"TurnsDeterminismOn"}  # imports a compiler, in either process
 
 
