@@ -8,6 +8,7 @@ from torch import Tensor
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Pair
+from harness.compare.dropped_elsewhere import place_under_own_masks
 from harness.compare.layer import Layer
 from harness.compare.outcome import Deviation, ModeMissing, ToldElsewhere
 from harness.compare.probing import alike, beneath, effective, far_layer, masked, without_adapter
@@ -210,7 +211,8 @@ def test_placement(context: Context, case: Case) -> None:
     if actual != wanted:
         if actual == WHOLE and _has_no_effect(layer, case):
             raise ToldElsewhere(NOTHING_TO_DROP, "forward.random_parameters")
-        told = ignored_dropout(context.variant) if actual == WHOLE else None
+        elsewhere = None if actual == WHOLE else place_under_own_masks(case, layer, base, ROUNDS)
+        told = ignored_dropout(context.variant) if actual == WHOLE else elsewhere and described(elsewhere, 1, 1)
         raise Deviation(case, SEEN, wanted, actual, diagnosis=told)
     _base_path(context, context.abilities.fitted(case.but(rank=1)))
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from harness.engine.shrinking import shrunk
 from oracles.implementation import Adapted, AdapterSpec, Slot
 from reports.model import Finding
 from tests.harness.test_told_rightly import findings
-from tests.subjects import lives, wrapped
+from tests.subjects import broken, lives, wrapped
 from tests.subjects.judged import QUICK, audit
 
 
@@ -258,3 +259,52 @@ class BreaksItsBase(wrapped.Library):
 def test_what_a_refused_load_leaves_behind_is_no_mistake_of_the_audit() -> None:
     found = audit(BreaksItsBase(), ["lora"], checks=lambda c: c.id == "save_load.bad_files", profile=QUICK)
     assert [c.cause for c in found.run.claims] == ["wrapper"]  # the hook is the subject file's here
+
+
+# --- dropout under masks that are not torch's
+
+
+class OwnMask(nn.Module):
+    """Inverted dropout with a generator of its own, which torch's seed does not reach."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate, self.random = rate, numpy.random.default_rng(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = torch.from_numpy(self.random.random(x.shape) >= self.rate)
+        return x * kept / (1 - self.rate)
+
+
+class OwnMaskOnLowRank(broken.DoraHalfDropped):
+    """The correction sees the whole x."""
+
+    def build(self) -> None:
+        super().build()
+        self.drop = OwnMask(self.spec.dropout)
+
+
+class OwnMaskOnUpdate(broken.DropoutOnOutput):
+    """Entries of the update are dropped."""
+
+    def build(self) -> None:
+        super().build()
+        self.drop = OwnMask(self.spec.dropout)
+
+
+class OwnMaskOnInput(wrapped.Lora):
+    """Where the references drop."""
+
+    def build(self) -> None:
+        super().build()
+        self.drop = OwnMask(self.spec.dropout)
+
+
+def test_the_place_of_dropout_is_named_whoever_draws_the_mask() -> None:
+    (low,) = bugs(OwnMaskOnLowRank, "dora", "dropout.placement")
+    assert low.startswith("dropout reaches the low-rank product alone")
+    (update,) = bugs(OwnMaskOnUpdate, "lora", "dropout.placement")
+    assert update.startswith("dropout is applied to the adapter's output instead of its input")
+    assert not bugs(OwnMaskOnInput, "lora", "dropout.placement")

@@ -1,0 +1,75 @@
+"""Where dropout acts, read from outputs whose masks another generator than torch's has drawn.
+
+The catalogue's wrong places are held against a subject under torch's own masks elsewhere. A library with a generator of
+its own drops other entries: here each row of the output is asked for the mask that gives it, if any does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from harness.cases.layer_cases import Case
+from harness.compare.layer import Layer, adapt
+from harness.compare.probing import alike, masked
+from harness.compare.thresholds import NOTHING_DROPPED
+from oracles.mistakes import Mistake, compose, mistaken
+from oracles.variants.record import Call, Form
+
+WIDEST = 8  # entries that one row drops: each more doubles what is tried
+
+
+def place_under_own_masks(case: Case, layer: Layer, base: Tensor, rounds: int) -> Mistake | None:
+    """The first catalogued place at which some mask of each row gives what ``layer``, in training mode, answers.
+
+    None where there is no such place, and where the masks are torch's, which the search of a diagnosis knows. ``base``:
+    the weight (out, in) that the adapter acts on.
+    """
+    outputs = [masked(layer, case.x, seed) for seed in range(rounds)]
+    values = layer.values() | ({case.variant.base.name: base} if case.variant.base else {})
+    for mistake in case.variant.mistakes:
+        if mistake.parts == {"place"} and _gives(compose([mistake]), case, outputs, values):
+            return None if _by_torchs_masks(mistake, case, outputs[0], values) else mistake
+    return None
+
+
+def _by_torchs_masks(mistake: Mistake, case: Case, output: Tensor, values: Mapping[str, Tensor]) -> bool:
+    """Whether it is the first output under the mask that torch's generator draws."""
+    theirs = adapt(mistaken(mistake.id), case.base(), case.spec)
+    theirs.write(dict(values))
+    theirs.train()
+    return alike(output, masked(theirs, case.x, 0), NOTHING_DROPPED)
+
+
+def _gives(form: Form, case: Case, outputs: Sequence[Tensor], values: Mapping[str, Tensor]) -> bool:
+    width = _width(form, case, values)
+    if not width:
+        return False
+    kept = torch.tensor([0.0, 1 / (1 - case.spec.dropout)], dtype=torch.float64)
+    masks = torch.cartesian_prod(*[kept] * width).reshape(-1, width)
+    with torch.no_grad():
+        every = torch.stack([_called(form, case, values, lambda t, m=mask: t * m) for mask in masks])
+    rows = torch.arange(len(case.x))
+    nearest = [every[(every - y).square().sum(-1).argmin(0), rows] for y in outputs]
+    return all(alike(y, best, NOTHING_DROPPED) for y, best in zip(outputs, nearest, strict=True))
+
+
+def _width(form: Form, case: Case, values: Mapping[str, Tensor]) -> int:
+    """How many entries a row of what is dropped has; 0 for more than can be tried, and for what is no row's."""
+    dropped: list[Tensor] = []
+
+    def note(t: Tensor) -> Tensor:
+        dropped.append(t)
+        return t
+
+    _called(form, case, values, note)
+    if len(dropped) != 1 or dropped[0].dim() != 2 or len(dropped[0]) != len(case.x):
+        return 0
+    return dropped[0].shape[1] if dropped[0].shape[1] <= WIDEST else 0
+
+
+def _called(form: Form, case: Case, values: Mapping[str, Tensor], mask: Callable[[Tensor], Tensor]) -> Tensor:
+    b = None if case.bias_vector is None else case.bias_vector.double()
+    return form.called(Call(case.x.double(), case.weight.double(), b, values, case.spec, mask=mask))
