@@ -62,6 +62,11 @@ BIAS_OF_BASE = told(
     "the merged layer's bias is the base's, where the adapter changes it",
     "change the merged bias as the forward pass changes it",
 )
+BIAS_FACTOR = told(
+    "bias_factor",
+    "the adapter's part of the bias is merged with another factor than it acts with",
+    "multiply what is added to the merged bias by the factor of the forward pass",
+)
 FURTHER = 0.25  # how far a tensor that only the subject has is moved, in units of its entries
 NAMED_FACTORS = {0: IS_BASE, -1: NEGATED, 2: TWICE}
 
@@ -236,11 +241,10 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
         judge("merged bias", own, bias, shift)
     except Deviation as found:
         found.alone = not might_be_right()
-        kept = case.bias_vector is not None and torch.equal(own, case.bias_vector.double())
-        found.diagnosis = BIAS_OF_BASE if kept else None if own.any() else BIAS_LOST
+        found = _named_bias(found, case, own, bias)
         if found.diagnosis is None and wanted is None:
             found.diagnosis = in_one_state.explain_merged(context, case)
-        raise
+        raise found from None
     with torch.no_grad():
         y = context.calling("the merged layer", merged, case.x)
     judge(
@@ -297,6 +301,21 @@ def _named(found: Deviation, actual: Tensor, update: Tensor) -> Deviation:
     named = {n: d for n, d in NAMED_FACTORS.items() if abs(c - n) < SAME_UPDATE}
     found.diagnosis = next(iter(named.values()), FACTOR)
     return found.with_note(f"what was merged is {c:.4g} times the adapter's change of the weight")
+
+
+def _named_bias(found: Deviation, case: Case, own: Tensor, bias: Tensor) -> Deviation:
+    """The deviation of a merged bias (out,) with its name: lost, the base's, or a multiple of what the adapter adds."""
+    b = torch.zeros_like(bias) if case.bias_vector is None else case.bias_vector.double()
+    if case.bias_vector is not None and torch.equal(own, b):
+        found.diagnosis = BIAS_OF_BASE
+    elif not own.any():
+        found.diagnosis = BIAS_LOST
+    elif len(bias) > 1 and bool((bias - b).any()):
+        c = coefficient(own - b, bias - b)
+        if _near(own - b, c * (bias - b)):
+            found.diagnosis = BIAS_FACTOR
+            return found.with_note(f"what was merged is {c:.4g} times the adapter's change of the bias")
+    return found
 
 
 @check(

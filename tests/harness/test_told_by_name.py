@@ -308,3 +308,8 @@ def test_the_place_of_dropout_is_named_whoever_draws_the_mask() -> None:
     (update,) = bugs(OwnMaskOnUpdate, "lora", "dropout.placement")
     assert update.startswith("dropout is applied to the adapter's output instead of its input")
     assert not bugs(OwnMaskOnInput, "lora", "dropout.placement")
+
+
+def test_a_bias_that_is_merged_with_another_factor_has_its_name() -> None:
+    (title,) = bugs(broken.ExtraBiasMergedTwice, "lora", "merge.weight")
+    assert title == "the adapter's part of the bias is merged with another factor than it acts with"
