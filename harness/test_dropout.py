@@ -212,7 +212,9 @@ def test_placement(context: Context, case: Case) -> None:
         if actual == WHOLE and _has_no_effect(layer, case):
             raise ToldElsewhere(NOTHING_TO_DROP, "forward.random_parameters")
         elsewhere = None if actual == WHOLE else place_under_own_masks(case, layer, base, ROUNDS)
-        told = ignored_dropout(context.variant) if actual == WHOLE else elsewhere and described(elsewhere, 1, 1)
+        told = (
+            ignored_dropout(context.variant) if actual == WHOLE else elsewhere and described(elsewhere, 1, 1)
+        )
         raise Deviation(case, SEEN, wanted, actual, diagnosis=told)
     _base_path(context, context.abilities.fitted(case.but(rank=1)))
 

@@ -155,7 +155,8 @@ def test_linear(context: Context, case: Case) -> None:
     with torch.no_grad():
         combined = layer(2 * case.x - z).double()
         parts = 2 * layer(case.x).double() - layer(z).double()
-        alone = torch.cat([layer(row[None]).double() for row in case.x.reshape(-1, case.in_features)])
+        rows = case.x.reshape(-1, 1, case.in_features)
+        alone = torch.cat([by_rows(layer, case, row).double() for row in rows])
         batch = layer(case.x).double()
     _same(context, case, "y(2x − z) against 2y(x) − y(z)", combined, parts, 4.0)
     try:
@@ -255,7 +256,7 @@ def _as_a_row(context: Context, alone: Case) -> None:
     with torch.no_grad():
         y, wanted = layer(alone.x), theirs(alone.x)
         has_shape(alone, f"x {tuple(alone.x.shape)}", tuple(y.shape), tuple(wanted.shape))
-        row = layer(alone.x[None])[0]
+        row = by_rows(layer, alone, alone.x[None])[0]
     _same(context, alone, "x of one dimension", y.double().reshape(row.shape), row.double(), 1.0)
 
 

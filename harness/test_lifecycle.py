@@ -24,6 +24,7 @@ from harness.compare.life_gradients import gradients_at
 from harness.compare.life_kept import as_before, came_back
 from harness.compare.offered import need, offers
 from harness.compare.outcome import Deviation, ToldElsewhere
+from harness.compare.own_reading import of_the_library
 from harness.compare.probing import effective, plain_layer
 from harness.compare.thresholds import REST, ROUNDOFFS, THRESHOLDS
 from harness.compare.unmerging import FOLDING, leaves_a_rest, offers_folding
@@ -571,10 +572,12 @@ def test_saved(context: Context, case: LifeCase) -> None:
     with life(context, case) as layer:
         for done in layer.run():
             if done.name == "save_and_load" and not done.refused:
-                came_back(layer, done)
+                with of_the_library(context.subject):
+                    came_back(layer, done)
         last = layer.take(("save_and_load", FIRST))
         if last is not None and not last.refused:
-            came_back(layer, last)
+            with of_the_library(context.subject):
+                came_back(layer, last)
 
 
 def _comes_back_at_once(context: Context, case: LifeCase) -> None:

@@ -19,7 +19,7 @@ from harness.compare.ear import saying
 from harness.compare.exchanged import Passage, explained, names_of, on_the_audits_model
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer, said
 from harness.compare.outcome import Deviation, NotApplicable, OutsideDomain, ToldElsewhere
-from harness.compare.own_reading import reads_itself
+from harness.compare.own_reading import of_the_library, reads_itself
 from harness.compare.probing import coefficient, effective, without_adapter
 from harness.compare.saving import (
     IN_HALF,
@@ -258,7 +258,10 @@ def test_stored(context: Context, case: Case) -> None:
             _all_there(context, case, layer, found.tensors)
         if context.variant.base is None:
             carries = saved_files.holds(found.tensors | archived, case.weight)
-            context.demand(not carries, case, "the base weight in the saved files", "not stored", "stored")
+            with of_the_library(context.subject):
+                context.demand(
+                    not carries, case, "the base weight in the saved files", "not stored", "stored"
+                )
 
 
 def _all_there(context: Context, case: Case, layer: Layer, stored: dict[str, torch.Tensor]) -> None:
@@ -520,7 +523,8 @@ def test_other_base(context: Context, case: Case) -> None:
         bases = frozenset(t.name for t in (context.variant.base,) if t)
         comes_back.same_slots(context, case, layer, loaded, path, onto=other, but=bases)
         if not needs_base:
-            _base_kept(context, case, layer, loaded)
+            with of_the_library(context.subject):
+                _base_kept(context, case, layer, loaded)
         elif not _same_change(case, other, layer, loaded):
             _same_function(context, case, layer, loaded)
 
@@ -528,8 +532,7 @@ def test_other_base(context: Context, case: Case) -> None:
 BASE_OVERWRITTEN = Diagnosis(
     "save_load.base_overwritten",
     "loading puts the weight or the bias of the base that the file was saved over in the place of this base's",
-    "an adapter that is loaded onto a base which has been trained or mended since takes that back without a word, and "
-    "its file is as large as the model",
+    "an adapter that is loaded onto a base which has been trained or mended since takes that back without a word",
     remedy="save the adapter's own tensors alone, and read no others from a file",
 )
 

@@ -13,9 +13,17 @@ from torch import Tensor, nn
 from harness.cases.layer_cases import Case, Domain
 from harness.compare.context import Context
 from harness.compare.ear import heard_before, utterances
-from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt, answering
+from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt, answering, as_layer
 from harness.compare.loose_parameters import asked_in_vain, further_trained
-from harness.compare.outcome import Deviation, ModeMissing, OutsideDomain, Unverified, without_numbers
+from harness.compare.offered import need
+from harness.compare.outcome import (
+    Deviation,
+    ModeMissing,
+    NotOffered,
+    OutsideDomain,
+    Unverified,
+    without_numbers,
+)
 from harness.compare.probing import far_layer, is_the_bases, mode_is_ignored
 from harness.compare.thresholds import BASE_CHANGED
 from harness.engine.checks import check
@@ -97,6 +105,20 @@ def _loose(context: Context, case: Case) -> tuple[list[str], list[str]]:
     return loose, [n for n, p in theirs.module.named_parameters() if p.requires_grad and id(p) not in own]
 
 
+def _kept_for_another(context: Context, case: Case) -> set[str]:
+    """The names of the parameters that a second adapter gets, where the layer has them from the start."""
+    layer = context.layer(case)
+    there = {n: id(p) for n, p in layer.module.named_parameters()}
+    try:
+        need(context.subject, case.spec, ("add_adapter",))
+        added = context.calling("add_adapter", context.subject.add_adapter, layer.adapted, "b", case.spec)
+        second = as_layer(added, context.subject, "add_adapter")
+        slots = {id(second.raw(n)) for n in second.names}
+    except (NotOffered, SubjectRaised, BadAnswer, Unsupported):
+        return set()
+    return {n for n, own in there.items() if own in slots}
+
+
 @check(
     "shapes",
     "major",
@@ -107,7 +129,7 @@ def _loose(context: Context, case: Case) -> tuple[list[str], list[str]]:
 def test_frozen_base(context: Context, case: Case) -> None:
     """Nothing is trainable but the adapter's tensors: the base weight and bias are frozen."""
     loose, there = _loose(context, case)
-    if not loose or there:
+    if not loose or there or set(loose) <= _kept_for_another(context, case):
         return
     what, named = (
         "trainable parameters outside the adapter",

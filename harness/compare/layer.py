@@ -50,7 +50,17 @@ class SubjectRaised(Exception):
 
 
 class BadAnswer(Exception):
-    """The implementation answered with something that is no answer (None, a wrong shape, NaN)."""
+    """The implementation answered with something that is no answer (None, a wrong shape, NaN).
+
+    ``who``: its name, where another than the subject may have done so.
+    """
+
+    who: str | None = None
+
+    def of(self, who: str) -> BadAnswer:
+        """This, with whose answer it was."""
+        self.who = who
+        return self
 
 
 class WrongType(BadAnswer):

@@ -1,16 +1,25 @@
-"""Whether the subject file reads checkpoints itself, where it only wraps a library that lies elsewhere.
+"""Whether the subject file reads or writes checkpoints itself, where it only wraps a library that lies elsewhere.
 
-How a damaged file is met is then the wrapper's choice (``torch.load``, ``strict=False``), and not the library's.
+How a damaged file is met is then the wrapper's choice (``torch.load``, ``strict=False``), and not the library's; nor is
+it the library's that a whole ``state_dict`` is in the file.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
 
 from harness.compare.blame import lies_elsewhere, subject_file
+from harness.compare.outcome import Deviation, OutsideDomain
 from oracles.implementation import Implementation
 
+WRITES = {"save_file", "save"}
 READS = {"load_file", "safe_open", "load_state_dict", "load_safetensors"}
 OF_TORCH = ("torch", "np", "numpy", "pickle")
 
@@ -18,30 +27,62 @@ OF_TORCH = ("torch", "np", "numpy", "pickle")
 @functools.lru_cache(maxsize=64)
 def reads_itself(subject: Implementation) -> str:
     """What the subject file's ``load`` calls of its own to read a file; empty where the library reads it."""
+    return next(
+        (".".join(filter(None, call)) for call in _calls_of(subject, "load") if _is_reading(*call)), ""
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def writes_whole_states(subject: Implementation) -> bool:
+    """Whether the subject file's ``save`` writes ``state_dict()`` itself, and asks the library for nothing else."""
+    calls = _calls_of(subject, "save")
+    plain = {*dir(builtins), *dir(torch.nn.Module), *dir(torch.Tensor), *dir(dict), *dir(str), *dir(Path)}
+    known = all(function in plain | WRITES for _, function in calls)
+    called = {function for _, function in calls}
+    return known and "state_dict" in called and bool(WRITES & called)
+
+
+@contextmanager
+def of_the_library(subject: Implementation) -> Iterator[None]:
+    """What deviates inside is the subject file's own where it has put a whole state dict, base and all, into the file.
+
+    Raises OutsideDomain then.
+    """
+    try:
+        yield
+    except Deviation as found:
+        if not writes_whole_states(subject):
+            raise
+        why = "the subject file saves all of state_dict(), and not the library behind it"
+        raise OutsideDomain(why) from found
+
+
+def _calls_of(subject: Implementation, method: str) -> list[tuple[str, str]]:
+    """(owner, function) of what the subject file calls in one method; none where the library is in that file."""
     if not lies_elsewhere(subject):
-        return ""
+        return []
     try:
         tree = ast.parse(subject_file(subject).read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError, TypeError):
-        return ""
-    return next(iter(_readers(tree, type(subject).__name__)), "")
+        return []
+    return _calls(tree, type(subject).__name__, method)
 
 
-def _readers(tree: ast.Module, name: str) -> list[str]:
-    """The calls that read files in the class' ``load``, and in what it calls of the same file."""
+def _calls(tree: ast.Module, name: str, method: str) -> list[tuple[str, str]]:
+    """The calls in the class' method, and in what it calls of the same file."""
     classes = {c.name: c for c in tree.body if isinstance(c, ast.ClassDef)}
     functions = _functions(tree.body)
     for kind in reversed(_with_bases(name, classes)):
         functions |= _functions(kind.body)
-    found, waiting, seen = list[str](), ["load"], set[str]()
+    found, waiting, seen = list[tuple[str, str]](), [method], set[str]()
     while waiting:
         at = waiting.pop()
         if at in functions and at not in seen:
             seen.add(at)
             calls = [_called(node.func) for node in ast.walk(functions[at]) if isinstance(node, ast.Call)]
-            found += [".".join(filter(None, call)) for call in calls if _is_reading(*call)]
-            waiting += [method for _, method in calls]
-    return found
+            found += calls
+            waiting += [called for _, called in calls]
+    return [call for call in found if call[1] not in functions or call[0] in OF_TORCH]
 
 
 def _functions(body: list[ast.stmt]) -> dict[str, ast.FunctionDef]:

@@ -54,6 +54,8 @@ def by_rows(layer: Layer, case: Case, rows: Tensor) -> Tensor:
     """What the layer answers rows (n, in): (n, out). Who takes no matrix gets them in as many dimensions as x has."""
     subject = SUBJECTS.get(layer.who)
     flat = subject is None or 2 in abilities_of(subject, case.spec.variant).inputs
+    if not flat and not case.batch:
+        return torch.stack([layer(row) for row in rows])
     leading = () if flat else (1,) * (len(case.batch) - 1)
     y = layer(rows.reshape(*leading, *rows.shape))
     return y.reshape(*y.shape[len(leading) :]) if y.shape[: len(leading)] == leading else y

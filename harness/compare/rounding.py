@@ -57,7 +57,8 @@ def of_the_layers_shape(layer: Layer, case: Case, y: Tensor, x: Tensor) -> Tenso
     """``y``, an output for ``x``. Raises BadAnswer where it has another shape than (*batch, out)."""
     expected = (*x.shape[:-1], case.out_features)
     if tuple(y.shape) != expected:
-        raise BadAnswer(f"{layer.who}: module(x) has shape {tuple(y.shape)}, expected {expected}")
+        told = f"{layer.who}: module(x) has shape {tuple(y.shape)}, expected {expected}"
+        raise BadAnswer(told).of(layer.who)
     return y
 
 

@@ -207,6 +207,9 @@ class ClaimRun:
                 return self._of_the_wrapper(str(error), kind, where)
             return {"outcome": "error", "witness": where, **_because("bad_answer", error, kind)}
         except tuple(MISBEHAVIOUR) as error:
+            if getattr(error, "who", None) not in (None, self.subject.name):
+                silent = _because("oracle_refused", error, without_numbers(error))
+                return {"outcome": "unverified", **silent}
             told = _because(MISBEHAVIOUR[type(error)], error, without_numbers(error))
             return {"outcome": "error", "witness": self._where(str(error)), **told}
         except (Flaky, Unsteady):
@@ -325,7 +328,7 @@ class ClaimRun:
             return self.answered
         if len(self.not_offered) > self.answered:
             first = self.not_offered[0]
-            if isinstance(first, ToldElsewhere):
+            if isinstance(first, (ToldElsewhere, OutsideDomain)):
                 raise first
             # In the same words as where it is asked about alone: one mode is told once.
             raise ModeMissing(first, first.detail or self.mode)

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness.cases.profiles import Profile
-from harness.compare.own_reading import reads_itself
+from harness.compare.outcome import Deviation, OutsideDomain
+from harness.compare.own_reading import of_the_library, reads_itself, writes_whole_states
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot
 from oracles.peft import Peft
 from reports.model import Audit, Claim, Finding
@@ -525,6 +527,9 @@ class Thin(Implementation):
     def load(self, base, spec, path):
         return read(self, path)
 
+    def save(self, adapted, path):
+        {save}
+
     def source(self, variant, aspect):
         return {place}, "forward"
 
@@ -536,6 +541,27 @@ class Inheriting(Thin):
 def read(self, path):
     return {load}
 """
+
+
+def thin(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    elsewhere: bool,
+    load: str = "path",
+    save: str = "pass",
+) -> ModuleType:
+    """A subject file of that ``load`` and ``save``, whose library lies elsewhere or is the file itself."""
+    file = tmp_path / "thin.py"
+    place = f'Path("{tmp_path}/library.py")' if elsewhere else "Path(__file__)"
+    file.write_text(THIN.format(load=load, save=save, place=place))
+    spec = importlib.util.spec_from_file_location("thin", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "thin", module)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -551,16 +577,29 @@ def test_how_a_subject_file_reads_is_not_the_librarys(
     load: str, elsewhere: bool, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only where the library lies elsewhere; a library that is its own subject reads its files itself."""
-    file = tmp_path / "thin.py"
-    place = f'Path("{tmp_path}/library.py")' if elsewhere else "Path(__file__)"
-    file.write_text(THIN.format(load=load, place=place))
-    spec = importlib.util.spec_from_file_location("thin", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "thin", module)
-    spec.loader.exec_module(module)
+    module = thin(tmp_path, monkeypatch, elsewhere=elsewhere, load=load)
     for subject in (module.Thin(), module.Inheriting()):
         found = reads_itself(subject)
         assert found.endswith(call)
         assert bool(found) == bool(call)
+
+
+@pytest.mark.parametrize(
+    ("save", "elsewhere", "whole"),
+    [
+        ("torch.save(adapted.module.state_dict(), path)", True, True),
+        ("torch.save({k: v for k, v in adapted.module.state_dict().items()}, path)", True, True),
+        ("torch.save(library.lora_state_dict(adapted.module), path)", True, False),
+        ("torch.save(library.without_base(adapted.module.state_dict()), path)", True, False),
+        ("torch.save(adapted.module.state_dict(), path)", False, False),
+    ],
+)
+def test_a_whole_state_dict_is_the_subject_files_choice(
+    save: str, elsewhere: bool, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where the library says what is saved, nor where it is its own subject."""
+    module = thin(tmp_path, monkeypatch, elsewhere=elsewhere, save=save)
+    assert writes_whole_states(module.Inheriting()) == whole
+    found = Deviation(None, "the base weight in the saved files", "not stored", "stored")
+    with pytest.raises(OutsideDomain if whole else Deviation), of_the_library(module.Thin()):
+        raise found
