@@ -15,6 +15,7 @@ from reports.model import Diagnosis
 
 Fault = Callable[[Lived, State], Iterator[Weights]]
 FAULTS: list[tuple[Diagnosis, Fault]] = []
+FOLDING = ("merge_in_place", "merge", "unmerge")
 CATALOGUE: list[Diagnosis] = []  # every fault that has a name, here and in `harness/test_lifecycle.py`
 
 
@@ -25,9 +26,9 @@ def named(name: str, summary: str, failure_mode: str, remedy: str = "", **more: 
     return entry
 
 
-def fault(name: str, summary: str, failure_mode: str) -> Callable[[Fault], Fault]:
+def fault(name: str, summary: str, failure_mode: str, remedy: str = "") -> Callable[[Fault], Fault]:
     """Register what the layer would compute with a fault in it."""
-    return shown_by(named(name, summary, failure_mode))
+    return shown_by(named(name, summary, failure_mode, remedy))
 
 
 def shown_by(told: Diagnosis) -> Callable[[Fault], Fault]:
@@ -219,6 +220,18 @@ def composed_otherwise(life: Lived, state: State) -> Iterator[Weights]:
     if len(state.active) > 1:
         for other in (added, chained):
             yield other(life.base, _held(life, state.active))
+
+
+@fault(
+    "acts_while_folded",
+    "while it is folded in, the adapter still acts, on top of the weight that holds it",
+    "what is evaluated or deployed after merging in place has the update twice",
+    "let the layer answer by its merged weight alone until it is unmerged",
+)
+def acts_while_folded(life: Lived, state: State) -> Iterator[Weights]:
+    """Where merging in place once is all that was folded, and nothing was exported."""
+    if [name for name, *_ in life.taken if name in FOLDING] == ["merge_in_place"]:
+        yield from _twice(life, state)
 
 
 @fault(

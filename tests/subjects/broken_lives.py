@@ -211,7 +211,7 @@ class NormsTakePart(Layer):
 # --- merging
 
 
-@layer("lora dora", "merged", "twice")
+@layer("lora dora", "merged", "acts_while_folded")
 class MergedTwice(Layer):
     """While it is folded in, the adapter still acts beside the weight."""
 
