@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from harness.cases.layer_cases import Domain
 from harness.cases.tiny_models import ARCHITECTURES, EXPECTED, MANY, ModelCase, heads, logits
-from harness.compare import default_targets, rounding
+from harness.compare import default_targets, model_faults, rounding
 from harness.compare.adapted_model import (
     AdaptedModel,
     Places,
@@ -30,6 +29,7 @@ from harness.compare.adapted_model import (
     train,
 )
 from harness.compare.context import Context
+from harness.compare.default_targets import on_the_same_layers
 from harness.compare.ear import heard
 from harness.compare.layer import Layer, SubjectRaised, answering
 from harness.compare.loose_parameters import asked_in_vain
@@ -90,10 +90,6 @@ def trained_models(variant: Variant) -> st.SearchStrategy[ModelCase]:
         ModelCase(spec_of(variant, 2 + 2 * (i % 2), (3.0, 8.0)[i % 2]), a, far=i % 4 != 3, seed=i)
         for i, a in enumerate(DIVERSE)
     ])  # fmt: skip
-
-
-# What is said aloud where targets name nothing.
-NOT_FOUND = r"target|match|\bno\b.{0,40}(module|layer)"
 
 
 def listed(names: set[str]) -> str:
@@ -211,7 +207,7 @@ def test_explicit(context: Context, case: ModelCase) -> None:
         same_places(context, case, ours, theirs, "layers adapted for these targets")
     except Deviation as found:
         if _last_parts_alone(context, case, set(ours.layers), set(theirs.layers)):
-            if any(re.search(NOT_FOUND, words, re.IGNORECASE) for words in said):
+            if any(re.search(default_targets.NOT_FOUND, words, re.IGNORECASE) for words in said):
                 raise NotOffered(f"paths as targets: {said[0]}", "adapt_model") from found
             found.diagnosis = PATHS
         elif _one_of_several(case, set(ours.layers), set(theirs.layers)):
@@ -369,7 +365,7 @@ def _beginnings_select(context: Context, case: ModelCase, targets: Sequence[str]
     against=("peft",),
     applies=lambda variant: variant.side is not None,
     examples=2 * len(ALL),
-    follows=("targets.default", "forward.random_parameters", "forward.modes", "init.deterministic"),
+    follows=("forward.random_parameters", "forward.modes", "init.deterministic"),
     diagnose=False,
 )
 def test_sides(context: Context, case: ModelCase) -> None:
@@ -378,7 +374,12 @@ def test_sides(context: Context, case: ModelCase) -> None:
     ours = subject_on(context, case)
     values = far(theirs, case)
     theirs.write(values)
-    for name in sorted(set(ours.layers) & set(theirs.layers)):
+    both = sorted(set(ours.layers) & set(theirs.layers))
+    if not both:
+        raise ToldElsewhere(
+            "no layer is adapted by default with both: see targets.default", "targets.default"
+        )
+    for name in both:
         gate = {t: v for (n, t), v in values.items() if n == name}
         same_function(context, case, name, ours.layers[name], theirs.layers[name], gate)
 
@@ -397,8 +398,12 @@ def same_function(
     with torch.no_grad():
         actual, exact = ours(x).double(), theirs(x).double()
     scale = float(torch.linalg.vector_norm(exact)) * rounding.roundoff(torch.float32)
-    # Digits are for the checks of layers.
-    context.judge(case, f"output of {name}", actual, exact, ROUNDOFFS["layer of a model"] * scale)
+    try:
+        # Digits are for the checks of layers.
+        context.judge(case, f"output of {name}", actual, exact, ROUNDOFFS["layer of a model"] * scale)
+    except Deviation as found:
+        found.diagnosis = model_faults.of_a_layer(case, name, x, actual)
+        raise
 
 
 def layer_input(module: nn.Module, case: ModelCase) -> Tensor:
@@ -559,10 +564,10 @@ def partner_untouched(
     against=("peft",),
     examples=4,
     follows=(
-        "targets.default",
         "targets.sides",
         "forward.random_parameters",
         "forward.gradients",
+        "forward.input_gradient",
         "shapes.canonical",
         "shapes.roles",
         "step0.gradients",
@@ -586,25 +591,11 @@ def test_model_forward(context: Context, case: ModelCase) -> None:
     for name, value in exact.items():
         kind = "trajectory" if "steps" in name else "formula"
         missing = torch.zeros_like(value)
-        context.judge(case, name, actual.get(name, missing), value, limits[name], kind)
-
-
-def on_the_same_layers(context: Context, case: ModelCase) -> tuple[ModelCase, AdaptedModel]:
-    """The subject on the layers that PEFT adapts, and that case: by default or, where that is others, by name.
-
-    Raises ToldElsewhere where it adapts others even so; which side of a layer (IA)³ gates has no name.
-    """
-    ours, theirs = subject_on(context, case), reference_places(context, case).layers
-    if set(ours.layers) == theirs:
-        return case, ours
-    named = dataclasses.replace(case, targets=tuple(sorted({name.rpartition(".")[2] for name in theirs})))
-    with contextlib.suppress(SubjectRaised, Unsupported):
-        ours = adapted_by(context.subject, named)
-    if case.variant.side or set(ours.layers) != reference_places(context, named).layers:
-        raise ToldElsewhere(
-            "the subject adapts other layers than PEFT: see targets.default", "targets.default"
-        )
-    return named, ours
+        try:
+            context.judge(case, name, actual.get(name, missing), value, limits[name], kind)
+        except Deviation as found:
+            found.diagnosis = model_faults.of_the_model(case, name, actual)
+            raise
 
 
 def carry(variant: Variant, values: dict[tuple[str, str], Tensor], ours: AdaptedModel) -> None:
@@ -631,7 +622,7 @@ def carry(variant: Variant, values: dict[tuple[str, str], Tensor], ours: Adapted
     domain=Domain(strategy=on_each(DIVERSE)),
     against=("peft",),
     examples=2 * len(DIVERSE),
-    follows=("targets.default", "shapes.canonical", "shapes.roles", "targets.sides"),
+    follows=("shapes.canonical", "shapes.roles", "targets.sides"),
     diagnose=False,
 )
 def test_counts(context: Context, case: ModelCase) -> None:
@@ -785,7 +776,7 @@ def test_nothing_named(context: Context, case: ModelCase) -> None:
     except SubjectRaised:
         return
     said = " ".join(heard(context.subject.name))
-    if not ours.layers and re.search(rf"no_such_layer|{NOT_FOUND}", said, re.IGNORECASE):
+    if not ours.layers and re.search(rf"no_such_layer|{default_targets.NOT_FOUND}", said, re.IGNORECASE):
         return
     found = listed(set(ours.layers)) if ours.layers else "a model without adapters"
     what = f"adapt_model with targets {case.targets}"

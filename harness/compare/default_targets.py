@@ -1,15 +1,31 @@
-"""Which other defaults than PEFT's a library has: more layers nearly everywhere, or the authors' own."""
+"""Which other defaults than PEFT's a library has, and what is asked of it all the same.
+
+More layers nearly everywhere, the authors' own, or none at all.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 
 from harness.cases.tiny_models import ARCHITECTURES, ModelCase, heads
-from harness.compare.adapted_model import Places, places_of
+from harness.compare.adapted_model import (
+    AdaptedModel,
+    Places,
+    adapted_by,
+    places_of,
+    reference_places,
+    subject_on,
+)
 from harness.compare.context import Context
+from harness.compare.ear import heard
+from harness.compare.layer import SubjectRaised
+from harness.compare.outcome import ToldElsewhere
 from oracles.disagreements import Disagreement, disagreements
+from oracles.implementation import Unsupported
 from reports.model import Diagnosis
 
 SEVERAL = 3  # architectures with more layers: a rule of the library's own, and no slip in one line of a table
@@ -23,14 +39,59 @@ ADAPTS_MORE = Diagnosis(
     severity="minor",
     remedy="adapt by default what PEFT adapts",
 )
+# What is said aloud where targets name nothing, and where nothing is adapted, for whatever reason.
+NOT_FOUND = r"target|match|\bno\b.{0,40}(module|layer)"
+NOTHING_DONE = rf"{NOT_FOUND}|\b(none|not|nothing|0|unsupported|unknown|skip\w*)\b"
+ADAPTS_NOTHING = Diagnosis(
+    "targets.default_nothing",
+    "on this architecture the defaults adapt nothing",
+    "the model is the base: it has no adapter to train, where the same settings train one with PEFT",
+    remedy="give this architecture default targets, or refuse it in a sentence where none are given",
+)
+SILENTLY = dataclasses.replace(ADAPTS_NOTHING, summary=f"{ADAPTS_NOTHING.summary}, and nothing says so")
 
 
 def by_choice(context: Context, case: ModelCase) -> Diagnosis | None:
-    """What explains that other layers than PEFT's are adapted by default; None where it is no known choice."""
+    """What explains that other layers than PEFT's are adapted by default; None where it is nothing known."""
+    mine = places_of(context.subject, case)
+    if mine is not None and not mine.layers:
+        said = heard(context.subject.name)
+        aloud = any(re.search(NOTHING_DONE, words, re.IGNORECASE) for words in said)
+        return ADAPTS_NOTHING if aloud else SILENTLY
     if adapts_more(context, case):
         return ADAPTS_MORE
     why = as_the_authors(context, case)
     return _of_the_authors(why[0]) if why else None
+
+
+def on_the_same_layers(context: Context, case: ModelCase) -> tuple[ModelCase, AdaptedModel]:
+    """The subject on the layers that PEFT adapts, and that case: by default or, where that is others, by name.
+
+    Raises ToldElsewhere where none of the lists of names selects the same layers with both.
+    """
+    ours, theirs = subject_on(context, case), reference_places(context, case)
+    if ours.layers.keys() == theirs.layers:
+        return case, ours
+    for targets in _in_their_place(case, theirs):
+        named = dataclasses.replace(case, targets=targets)
+        wanted = places_of(context.oracle, named)
+        with contextlib.suppress(SubjectRaised, Unsupported):
+            ours = adapted_by(context.subject, named)
+            if wanted is not None and ours.layers and ours.layers.keys() == wanted.layers:
+                return named, ours
+    raise ToldElsewhere("the subject adapts other layers than PEFT: see targets.default", "targets.default")
+
+
+def _in_their_place(case: ModelCase, theirs: Places) -> list[tuple[str, ...]]:
+    """What to ask for by name where the defaults differ: the layers of PEFT's, or a few of the attention's.
+
+    Which side of a layer (IA)³ gates has no name: an attention's is gated at its output by everyone.
+    """
+    attention = (case.kind.pair[0].rpartition(".")[2],)
+    if case.variant.side:
+        return [attention]
+    last_parts = tuple(sorted({name.rpartition(".")[2] for name in theirs.layers}))
+    return [last_parts, attention, *case.kind.endings[:1]]
 
 
 def odd_one(context: Context, case: ModelCase) -> ModelCase:

@@ -17,6 +17,8 @@ SAYS_LITTLE = {
     "dtype.identity",
     "dropout.expectation",
 }
+# Claims that compare outputs first: where a gradient is what differs, a wrong gradient is nearer than all else.
+OUTPUTS_FIRST = {"targets.model_forward"}
 WRONG: Key = ("check", "forward.random_parameters")
 # aspect -> methods without which it cannot be told of any implementation; the others are a matter of taste.
 NEEDED_METHODS = {"save_load": {"save", "load"}}
@@ -108,6 +110,8 @@ class Grouping:
         parents = [p for p in self._parents(claim) if p.check not in seen]
         if claim.check in SAYS_LITTLE:  # a start that is no identity is due to where the tensors start
             parents = [p for p in parents if p.aspect == claim.aspect] or parents[:1]
+        if claim.check in OUTPUTS_FIRST and of_gradients(claim):
+            parents = [p for p in parents if of_gradients(p)] or parents
         shown = [self._defects(p, seen | {claim.check}) for p in parents]
         # Of what stands alone and what does not, the check that is named first is the nearer one.
         if any(key in self.alone for keys in shown for key in keys):
@@ -144,6 +148,12 @@ def explains(claim: Claim) -> bool:
 def apart(claim: Claim) -> str | None:
     """What sets a failing claim apart, so that claims which fail otherwise do not explain it."""
     return claim.detail if claim.outcome == "fail" and claim.detail in (OF_DTYPES, ALONE) else None
+
+
+def of_gradients(claim: Claim) -> bool:
+    """Whether what differs is a gradient, or comes after gradients, and no output."""
+    what = claim.witness.quantity if claim.witness else ""
+    return "gradient" in claim.check or claim.aspect == "step0" or "gradient" in what or "steps" in what
 
 
 def kind_of(key: Key) -> Kind:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -13,13 +14,15 @@ from torch import nn
 
 import lora_lite
 from harness.cases.profiles import Profile
-from harness.cases.tiny_models import ARCHITECTURES, ModelCase, blank
+from harness.cases.tiny_models import ARCHITECTURES, ModelCase, blank, put
 from harness.engine.checks import CHECKS, Check
 from harness.engine.session import claims_for, load_checks
 from harness.subjects.lora_lite import LoraLite, adapted, config
 from oracles.equation import Equation
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot
 from reports.model import Claim
+from reports.render.fixes import instruction
+from tests.subjects import wrapped
 from tests.subjects.judged import audit
 
 Targets = Sequence[str] | None
@@ -480,6 +483,225 @@ def test_defaults_that_the_authors_have_are_no_fault() -> None:
     slip = ask(AuthorsAndASlip(), "default", "ia3")
     assert slip.witness
     assert (slip.diagnosis, slip.witness.case["architecture"]) == (None, "opt")
+
+
+OTHERS = (
+    "o_proj",
+    "out_proj",
+    "dense",
+    "o",
+    "c_attn",
+)  # what no method adapts by default in PEFT, nearly everywhere
+
+
+class OtherDefaults(LoraLite):
+    """By default other layers than PEFT's, no more and no fewer of them; by name the right ones."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        here = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        return super().adapt_model(model, spec, targets or sorted(here.intersection(OTHERS)))
+
+
+class NeverCalled(LoraLite):
+    """By default other layers than PEFT's; whichever they are, what is attached to them is called by nobody."""
+
+    others: tuple[str, ...] = OTHERS
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        model.requires_grad_(False)
+        wanted = tuple(f".{t}" for t in targets or self.others)
+        layers = {n: m for n, m in model.named_modules() if f".{n}".endswith(wanted) and hasattr(m, "weight")}
+        inner = self.inner(model.config.model_type) if targets is None else ()
+        return {
+            name: self.attached(layer, replace(spec, feedforward=name.endswith(inner)) if inner else spec)
+            for name, layer in layers.items()
+        }
+
+    def inner(self, model_type: str) -> tuple[str, ...]:
+        """By default gated at the input."""
+        return ()
+
+    @staticmethod
+    def attached(layer: nn.Module, spec: AdapterSpec) -> Adapted:
+        W: Any = layer.weight
+        out, in_ = W.shape if isinstance(layer, nn.Linear) else W.shape[::-1]
+        if spec.variant == "ia3":
+            layer.gates = nn.ParameterDict({"l": torch.ones(in_ if spec.feedforward else out)})
+        else:
+            A, B = torch.randn(spec.rank, in_), torch.zeros(out, spec.rank)
+            layer.gates = nn.ParameterDict({"A": A, "B": B})
+        return Adapted(layer, {name: Slot(tensor) for name, tensor in layer.gates.items()})
+
+
+class NeverCalledOnTheSame(NeverCalled):
+    """The same on PEFT's layers."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        if targets is None:
+            self.others = lora_lite.target.default_targets(model.config.model_type, spec.variant) or ()
+        return super().adapt_model(model, spec, targets)
+
+    def inner(self, model_type: str) -> tuple[str, ...]:
+        return lora_lite.target.default_feedforward(model_type)
+
+
+@pytest.mark.parametrize("variant", ["lora", "ia3"])
+@pytest.mark.parametrize("subject", [NeverCalled, NeverCalledOnTheSame])
+def test_what_is_attached_and_never_called_is_one_finding(subject: type[LoraLite], variant: str) -> None:
+    """Beside other defaults, which hide it from nobody and explain it not."""
+    found = audit(subject(), [variant], oracles=["peft"], checks=lambda c: c.info.aspect == "targets")
+    told = {f.mistake: f for f in found.findings}
+    assert ("targets.default" in str(told.values())) == (subject is NeverCalled)
+    assert {c.partition("[")[0] for c in told["targets.without_effect"].claims} >= {"targets.model_forward"}
+    assert told["targets.without_effect"].severity == "critical"
+
+
+@pytest.mark.parametrize("variant", ["lora", "ia3"])
+def test_with_other_defaults_the_model_is_asked_on_layers_that_both_adapt(variant: str) -> None:
+    assert ask(OtherDefaults(), "default", variant).outcome == "fail"
+    for check in ("model_forward", "counts"):
+        assert ask(OtherDefaults(), check, variant).outcome == "pass"
+    found = audit(OtherDefaults(), [variant], oracles=["peft"], checks=lambda c: c.info.aspect == "targets")
+    assert ["targets.default" in c for f in found.findings for c in f.claims] == [True]
+
+
+def test_sides_are_not_asked_where_no_layer_is_adapted_by_both() -> None:
+    claim = ask(OtherDefaults(), "sides", "ia3")
+    assert (claim.outcome, claim.cause) == ("not_applicable", "told_elsewhere")
+
+
+class Replaces(LoraLite):
+    """Layers are replaced, one by one, by one of ``tests.subjects.wrapped``; there is no GPT-2."""
+
+    wrapper: ClassVar[type[wrapped.Wrapped]] = wrapped.Dora
+
+    def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
+        layer = self.wrapper(base, spec)
+        return Adapted(layer, layer.slots())
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        if model.config.model_type == "gpt2":
+            raise ValueError("Conv1D is not supported")
+        chosen = super().adapt_model(model.requires_grad_(False), spec, targets)
+        found = {}
+        for name in list(chosen):
+            found[name] = self.adapt(lora_lite.detach(model.get_submodule(name)), spec)
+            put(model, name, found[name].module)
+        return found
+
+
+class ThroughTheNorm(wrapped.Dora):
+    """The norm of DoRA's directions is no constant for the gradient."""
+
+    def norm(self) -> torch.Tensor:
+        return self.v().norm(dim=1)
+
+
+class HalfWayDown(wrapped.Lora):
+    """What is passed down to the input is half of the branch's gradient."""
+
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
+        half = x / 2 + (x / 2).detach()
+        return super().branch(half)
+
+
+class Norms(Replaces):
+    wrapper = ThroughTheNorm
+
+
+class OtherNorms(OtherDefaults, Norms):
+    """The same, with other defaults."""
+
+
+class Inputs(Replaces):
+    wrapper = HalfWayDown
+
+
+OF_LAYERS = ("forward.random_parameters", "forward.gradients", "forward.input_gradient", "step0.gradients")
+
+
+@pytest.mark.parametrize(
+    ("subject", "variant", "cause"),
+    [
+        (Norms, "dora", "forward.gradients"),
+        (OtherNorms, "dora", "forward.gradients"),
+        (Inputs, "lora", "forward.input_gradient"),
+    ],
+)
+def test_a_models_gradient_follows_from_its_layers(subject: type[LoraLite], variant: str, cause: str) -> None:
+    asked = (*OF_LAYERS, "targets.default", "targets.model_forward")
+    found = audit(subject(), [variant], oracles=["peft"], checks=lambda c: c.id in asked)
+    (told,) = [f for f in found.findings if any("targets.model_forward" in c for c in f.claims)]
+    assert any(cause in claim for claim in told.claims)
+    assert not any("targets.default" in claim for claim in told.claims)
+
+
+class HalfTheGradient(Wrong):
+    """In a whole model half of the gradient reaches the second block."""
+
+    def spoil(self, model: nn.Module, spec: AdapterSpec, found: dict[str, Adapted]) -> Mapping[str, Adapted]:
+        for name, layer in found.items():
+            if ".1." in name:
+                layer.module.register_forward_hook(lambda m, x, y: y / 2 + y.detach() / 2)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("subject", "mistake", "words"),
+    [
+        (HalfTheGradient, "targets.gradients", "follow this gradient"),
+        (DriftingNorm, "targets.training", "a training step changes"),
+        (SecondBlockScaled, None, "follow this quantity through the adapted model"),
+    ],
+)
+def test_the_remedy_speaks_of_what_differs(subject: type[LoraLite], mistake: str | None, words: str) -> None:
+    asked = (*OF_LAYERS, "targets.model_forward")
+    found = audit(subject(), ["lora"], oracles=["peft"], checks=lambda c: c.id in asked)
+    (told,) = found.findings
+    assert told.mistake == mistake
+    assert words in instruction(told, found.run.claims)
+
+
+class NamesOfBert(NothingIsFine):
+    """By default BERT's names on every architecture."""
+
+    says: ClassVar[str] = ""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        found = super().adapt_model(model, spec, targets or ("query", "value"))
+        if not found and self.says:
+            warnings.warn(self.says, stacklevel=2)
+        return found
+
+
+class SaysSo(NamesOfBert):
+    says = "no layer was adapted"
+
+
+class SaysSomethingElse(NamesOfBert):
+    says = "this method is experimental"
+
+
+@pytest.mark.parametrize(
+    ("subject", "silent"), [(NamesOfBert, True), (SaysSomethingElse, True), (SaysSo, False)]
+)
+def test_defaults_that_adapt_nothing_are_told_as_that(subject: type[LoraLite], silent: bool) -> None:
+    told = ask(subject(), "default").diagnosis
+    assert told is not None
+    assert told.mistake == "targets.default_nothing"
+    assert told.summary.endswith("nothing says so") == silent
+    assert told.remedy
+    assert ask(subject(), "model_forward").outcome == "pass"
 
 
 class WarnsOfNothing(NothingIsFine):

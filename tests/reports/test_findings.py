@@ -110,6 +110,23 @@ def test_what_is_wrong_by_itself_takes_with_it_what_follows_it_first():
     assert [len(f.claims) for f in told] == [3]
 
 
+def test_a_models_gradient_follows_from_a_wrong_gradient_and_its_logits_from_what_is_told_of_all():
+    follows = {
+        "init.residual": info("init.residual", "major", "The residual differs.", ""),
+        "forward.gradients": info("forward.gradients", "critical", "A gradient differs.", ""),
+        "targets.model_forward": info(
+            "targets.model_forward", "critical", "The model.", "", "init.residual", "forward.gradients"
+        ),
+    }
+    parents = [claim(c, outcome="fail") for c in ("init.residual", "forward.gradients")]
+    model = claim("targets.model_forward", outcome="fail")
+    for what, beside in (("gradient of q A", "forward.gradients"), ("logits", None)):
+        child = dataclasses.replace(model, witness=dataclasses.replace(model.witness, quantity=what))
+        told = found(run(*parents, child, checks={**CHECKS, **follows}))
+        (own,) = [f for f in told if child.id in f.claims]
+        assert own.claims == ((claim(beside).id, child.id) if beside else (child.id,))
+
+
 def test_nothing_follows_a_matter_of_taste():
     own = diagnosis("forward.guard", source="check", severity="minor")
     minor = claim(FORWARD, outcome="fail", diagnosis=own)
