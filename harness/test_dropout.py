@@ -211,12 +211,17 @@ def test_placement(context: Context, case: Case) -> None:
     if actual != wanted:
         if actual == WHOLE and _has_no_effect(layer, case):
             raise ToldElsewhere(NOTHING_TO_DROP, "forward.random_parameters")
-        elsewhere = None if actual == WHOLE else place_under_own_masks(case, layer, base, ROUNDS)
-        told = (
-            ignored_dropout(context.variant) if actual == WHOLE else elsewhere and described(elsewhere, 1, 1)
-        )
+        told = _placed(context, case, layer, base, actual)
         raise Deviation(case, SEEN, wanted, actual, diagnosis=told)
     _base_path(context, context.abilities.fitted(case.but(rank=1)))
+
+
+def _placed(context: Context, case: Case, layer: Layer, base: Tensor, actual: str) -> Diagnosis | None:
+    """What it says that the mask is not the reference's: nothing is dropped, or at a place that has a name."""
+    if actual == WHOLE:
+        return ignored_dropout(context.variant)
+    elsewhere = place_under_own_masks(case, layer, base, ROUNDS)
+    return described(elsewhere, 1, 1) if elsewhere else None
 
 
 def _base_path(context: Context, case: Case) -> None:

@@ -223,6 +223,8 @@ PATHS = Diagnosis(
     documented_by=(
         r"(exact|bare|own|last|leaf|child)\b.{0,30}\bnames?\b",
         r"\bnames?\b.{0,20}\b(exactly|alone|only)\b",
+        # A path of its own in quotes, which it says it does not take.
+        r"(cannot|can't|(does|do|will) not|doesn't|don't)\b.{0,60}['\"`]\w+\.\w+",
     ),
     remedy="select a layer whose name is the target or ends with a dot and the target, or refuse paths in a sentence",
 )
@@ -303,7 +305,9 @@ INSIDE_A_NAME = Diagnosis(
     "a layer that nobody asked for is adapted and trained, and a checkpoint of it fits no other library",
     documented_by=(
         r"\bsub-?strings?\b",
-        r"\b(contain|match|occur)\w*\b.{0,60}\b(names?|patterns?|targets?)\b",
+        r"\b(contain|occur)\w*\b.{0,60}\b(names?|patterns?|targets?)\b",
+        r"\bnames?\b.{0,30}\b(contain|match|include)\w*\b",
+        r"\bmatch\w*\b.{0,40}\b(patterns?|targets?|modules?|layers?)\b",
         r"\b(regex\w*|regular expressions?|suffix(es)?|part of (the|its|their) names?)\b",
     ),
     remedy="select a layer whose name is the target or ends with a dot and the target",

@@ -50,7 +50,7 @@ def _gives(form: Form, case: Case, outputs: Sequence[Tensor], values: Mapping[st
     kept = torch.tensor([0.0, 1 / (1 - case.spec.dropout)], dtype=torch.float64)
     masks = torch.cartesian_prod(*[kept] * width).reshape(-1, width)
     with torch.no_grad():
-        every = torch.stack([_called(form, case, values, lambda t, m=mask: t * m) for mask in masks])
+        every = torch.stack([_called(form, case, values, mask.mul) for mask in masks])
     rows = torch.arange(len(case.x))
     nearest = [every[(every - y).square().sum(-1).argmin(0), rows] for y in outputs]
     return all(alike(y, best, NOTHING_DROPPED) for y, best in zip(outputs, nearest, strict=True))

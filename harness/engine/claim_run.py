@@ -37,6 +37,7 @@ from harness.compare.outcome import (
     NotOffered,
     NotTold,
     OtherLayout,
+    OutsideDomain,
     ReferencesDisagree,
     ToldElsewhere,
     Unverified,

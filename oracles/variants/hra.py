@@ -174,7 +174,7 @@ MISTAKES = (
     Mistake(
         "hra.reversed",
         "the reflections are multiplied in reverse order, W H_r … H₁",
-        "equal to the reference at the start, where pairs cancel, and nowhere else; checkpoints give other models",
+        "equal to the reference where pairs cancel, and nowhere else; checkpoints give other models",
         {"order": _first_first},
         "multiply W H₁ H₂ … H_r in this order: the last column's reflection meets x first",
     ),

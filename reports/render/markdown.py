@@ -65,7 +65,8 @@ def anchor(name: str) -> str:
 def capitalised(words: str) -> str:
     """The first letter large, the others left alone."""
     first = words.partition(" ")[0]
-    name = "_" in first or (len(first) == 1 and first not in "aA")  # a tensor's name stays as it is
+    # A tensor's name and a call stay as they are.
+    name = "_" in first or first.endswith("()") or (len(first) == 1 and first not in "aA")
     return words[:1].upper() + words[1:] if words[:1].isascii() and not name else words
 
 
