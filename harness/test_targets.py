@@ -305,7 +305,7 @@ INSIDE_A_NAME = Diagnosis(
     "a layer that nobody asked for is adapted and trained, and a checkpoint of it fits no other library",
     documented_by=(
         r"\bsub-?strings?\b",
-        r"\b(contain|occur)\w*\b.{0,60}\b(names?|patterns?|targets?)\b",
+        r"\b(contain|occur)\w*\b.{0,30}\b(names?|patterns?|targets?)\b",
         r"\bnames?\b.{0,30}\b(contain|match|include)\w*\b",
         r"\bmatch\w*\b.{0,40}\b(patterns?|targets?|modules?|layers?)\b",
         r"\b(regex\w*|regular expressions?|suffix(es)?|part of (the|its|their) names?)\b",
@@ -626,7 +626,7 @@ def carry(variant: Variant, values: dict[tuple[str, str], Tensor], ours: Adapted
     domain=Domain(strategy=on_each(DIVERSE)),
     against=("peft",),
     examples=2 * len(DIVERSE),
-    follows=("shapes.canonical", "shapes.roles", "targets.sides"),
+    follows=("shapes.frozen_base", "shapes.canonical", "shapes.roles", "targets.sides"),
     diagnose=False,
 )
 def test_counts(context: Context, case: ModelCase) -> None:

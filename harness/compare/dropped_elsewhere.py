@@ -45,15 +45,18 @@ def _by_torchs_masks(mistake: Mistake, case: Case, output: Tensor, values: Mappi
 
 def _gives(form: Form, case: Case, outputs: Sequence[Tensor], values: Mapping[str, Tensor]) -> bool:
     width = _width(form, case, values)
-    if not width:
+    if width < 2:
         return False
     kept = torch.tensor([0.0, 1 / (1 - case.spec.dropout)], dtype=torch.float64)
     masks = torch.cartesian_prod(*[kept] * width).reshape(-1, width)
     with torch.no_grad():
         every = torch.stack([_called(form, case, values, mask.mul) for mask in masks])
     rows = torch.arange(len(case.x))
-    nearest = [every[(every - y).square().sum(-1).argmin(0), rows] for y in outputs]
-    return all(alike(y, best, NOTHING_DROPPED) for y, best in zip(outputs, nearest, strict=True))
+    drawn = [(every - y).square().sum(-1).argmin(0) for y in outputs]
+    whole = masks[torch.cat(drawn)].std(1) == 0  # a row that is dropped or kept as a whole tells no place
+    return not bool(whole.all()) and all(
+        alike(y, every[best, rows], NOTHING_DROPPED) for y, best in zip(outputs, drawn, strict=True)
+    )
 
 
 def _width(form: Form, case: Case, values: Mapping[str, Tensor]) -> int:

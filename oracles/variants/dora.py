@@ -234,6 +234,14 @@ MISTAKES = (
         about=frozenset({"output", "roles"}),
     ),
     Mistake(
+        "dora.magnitude_unused",
+        "the magnitude m is held and not used: what is computed is a plain LoRA, and nothing is normalised",
+        "m never learns, and a DoRA checkpoint answers as another model",
+        {"equation": lora.lora, "scaled": lora.times, "own": nothing_of_its_own},
+        "compute m (W + (α/r) B A)/‖W + (α/r) B A‖ from the m that is trained, saved and loaded",
+        about=frozenset({"output", "gradient"}),
+    ),
+    Mistake(
         "dora.scale_outside",
         "α/r multiplies the change after the decomposition, W + (α/r) (m (W + B A)/‖W + B A‖ − W)",
         "what is normalised is another direction, and the layer's magnitude is not m",

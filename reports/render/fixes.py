@@ -37,6 +37,7 @@ LOOK_AT_OF_CHECK = {
     "shapes.modes": "let this option change the function as in the references, or refuse it in a sentence",
     "init.base_weight": "leave the base layer as it is",
     "step0.base_frozen": "freeze the base layer's own parameters",
+    "targets.counts": "freeze every parameter of the model that is no adapter's, and train all of theirs",
     "targets.sides": "gate this layer on the side on which PEFT gates it",
     "targets.model_forward": "follow this quantity through the adapted model: the layers that are adapted are PEFT's",
     "save_load.other_settings": "take alpha, rank and options from the file, or refuse settings that contradict it",

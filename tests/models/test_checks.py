@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,9 +19,10 @@ from harness.cases.tiny_models import ARCHITECTURES, ModelCase, blank, put
 from harness.engine.checks import CHECKS, Check
 from harness.engine.session import claims_for, load_checks
 from harness.subjects.lora_lite import LoraLite, adapted, config
+from harness.test_targets import INSIDE_A_NAME, PATHS
 from oracles.equation import Equation
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot
-from reports.model import Claim
+from reports.model import Claim, Diagnosis
 from reports.render.fixes import instruction
 from tests.subjects import wrapped
 from tests.subjects.judged import audit
@@ -1023,3 +1025,23 @@ def test_no_check_of_whole_models_is_explained_by_a_layers_mistake() -> None:
     adapted: list[Check] = [c for c in CHECKS.values() if c.id.startswith("targets.")]
     assert len(adapted) == 11
     assert not any(c.diagnose for c in adapted)
+
+
+@pytest.mark.parametrize(
+    ("told", "docstring", "stated"),
+    [
+        (
+            INSIDE_A_NAME,
+            "Directory containing weights. strict: Whether to strictly match parameter names",
+            False,
+        ),
+        (INSIDE_A_NAME, "Every linear layer whose name contains one of the targets.", True),
+        (INSIDE_A_NAME, "Targets are matched as substrings.", True),
+        (PATHS, "It cannot handle cases like 'intermediate.dense', but works for this project.", True),
+        (PATHS, "Adapts the layers that are named.", False),
+    ],
+)
+def test_what_a_docstring_says_of_targets(told: Diagnosis, docstring: str, stated: bool) -> None:
+    """A word on parameter names of a file is none on targets."""
+    found = any(re.search(phrase, docstring, re.IGNORECASE) for phrase in told.documented_by)
+    assert found == stated
