@@ -33,7 +33,9 @@ DRAWS = 24
 LAW: dict[str, Any] = {
     "in_features": 48,
     "out_features": 24,
-    "rank": 16,  # no small part of in: a law that knows both sides differs from one that knows in alone
+    # No small part of in: a law that knows both sides differs from one that knows in alone. And no third of it, where
+    # a bound of 1/√r is one of √(3/in).
+    "rank": 12,
     "alpha": 3.0,
     "batch": (2,),
 }

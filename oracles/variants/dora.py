@@ -95,6 +95,15 @@ def _to_the_direction(call: Call, do: Any) -> Tensor:
     return dora(dataclasses.replace(call, W=unit), do)
 
 
+def _beside_the_direction(call: Call, do: Any) -> Tensor:
+    """m (W/‖W‖ + s B A): the update joins the unit rows, and the sum is not brought to length one."""
+    g = do.magnitude(call.p["m"]) / rows(call.W)
+    h = call.drop("hidden", call.drop("input", do.adapter_input(call.x)) @ call.p["A"].mT)
+    update = do.scale(call.spec) * call.drop("product", h @ call.p["B"].mT)
+    update = call.drop("update", do.branch(do.magnitude(call.p["m"]) * update))
+    return linear(do.base_input(call.x), g[:, None] * call.W, do.bias(call.b, g)) + update
+
+
 def _base_added(call: Call, do: Any) -> Tensor:
     return dora(call, do) + linear(call.x, call.W, call.b)
 
@@ -240,6 +249,13 @@ MISTAKES = (
         {"equation": lora.lora, "scaled": lora.times, "own": nothing_of_its_own},
         "compute m (W + (α/r) B A)/‖W + (α/r) B A‖ from the m that is trained, saved and loaded",
         about=frozenset({"output", "gradient"}),
+    ),
+    Mistake(
+        "dora.beside_direction",
+        "the update is added to the unit rows W/‖W‖, and the sum is not brought to length one: m (W/‖W‖ + (α/r) B A)",
+        "the magnitudes of the adapted weight are not m, and a checkpoint answers as another model elsewhere",
+        {"equation": _beside_the_direction},
+        "divide V = W + (α/r) B A, and not W alone, by its own norm: m V/‖V‖",
     ),
     Mistake(
         "dora.scale_outside",

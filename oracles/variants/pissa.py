@@ -124,8 +124,8 @@ MISTAKES = (
     ),
     Mistake(
         "pissa.scaled_residual",
-        "the factors leave α/r out, and the residual subtracts (α/r) B A",
-        "the layer starts as the base, but α/r of the principal part is trained: the residual is not Eq. (4)'s",
+        "the factors leave α/r out: (α/r) B A is α/r times the principal part",
+        "α/r of the principal part is trained, and what it is trained beside is not the residual of Eq. (4)",
         {"factors": lambda S, s: (S.sqrt(), S.sqrt())},
         "divide both factors by √(α/r), so that (α/r) B A is the principal part itself",
         severity="major",  # the function is right from the start; the authors avoid the question by setting α = r

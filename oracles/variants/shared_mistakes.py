@@ -278,6 +278,13 @@ def starts_of_factors(
             documented=(r"\bhe.uniform\b",),
         ),
         Mistake(
+            f"{variant}.a_gain_one",
+            "A is drawn √3 too wide: bound √(3/in) (kaiming_uniform with a = 1) instead of √(1/in)",
+            "A starts √3 too large: B's first steps are that much larger",
+            {"start.A": _uniform_a(math.sqrt(3))},
+            "draw A with kaiming_uniform_(a=√5), which is U(−1/√in, 1/√in)",
+        ),
+        Mistake(
             f"{variant}.a_xavier",
             "A is drawn by Xavier's rule: bound √(6/(in + r)) instead of √(1/in)",
             "A starts up to √6 too large: B's first steps are that much larger",

@@ -35,7 +35,7 @@ FINDINGS = {
         ALPHA,
         ("BUG", "save_load.other_base", "another base"),
         AUTOCAST,
-        ("BUG", "init.principal", "factors leave α/r out, and the residual subtracts (α/r) B A"),
+        ("BUG", "init.principal", "factors leave α/r out: (α/r) B A is α/r times the principal part"),
     ),
     "dora": (DROPOUT, ALPHA, ("OK-doc", "forward.gradients", "gradient flows through ‖V‖"), AUTOCAST),
     "ia3": (("BUG", "shapes.modes", "its option changes nothing"), AUTOCAST),
