@@ -415,6 +415,19 @@ def layer_input(module: nn.Module, case: ModelCase) -> Tensor:
     return torch.randn(3, int(module.in_features), generator=case.generator(5))  # type: ignore[arg-type]
 
 
+HEADS_TOO = Diagnosis(
+    "targets.heads_too",
+    "by default the output head or an embedding gets an adapter, too",
+    "a tied embedding would change under the model, or a large head be trained that nobody asked for",
+    documented_by=(
+        r"\b(all|every|each)\b.{0,20}\blinear\b",
+        r"\b(lm_)?head\b.{0,20}\b(too|included|as well)\b",
+    ),
+    severity="major",
+    remedy="leave the output head and the embeddings out where no targets are given",
+)
+
+
 @check(
     "targets",
     "major",
@@ -430,13 +443,8 @@ def test_heads(context: Context, case: ModelCase) -> None:
     plain = heads(case.base())
     before, tied = {n: w.clone() for n, w in plain.items()}, len({id(w) for w in plain.values()})
     ours = subject_on(context, case)
-    context.demand(
-        not before.keys() & ours.layers.keys(),
-        case,
-        "adapted heads",
-        "none",
-        listed(set(before) & set(ours.layers)),
-    )
+    if there := before.keys() & ours.layers.keys():
+        raise Deviation(case, "adapted heads", "none", listed(set(there)), diagnosis=HEADS_TOO)
     ours.write(far(ours, case))
     train(ours, case, 2)
     now = heads(ours.model)

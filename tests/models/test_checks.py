@@ -19,7 +19,7 @@ from harness.cases.tiny_models import ARCHITECTURES, ModelCase, blank, put
 from harness.engine.checks import CHECKS, Check
 from harness.engine.session import claims_for, load_checks
 from harness.subjects.lora_lite import LoraLite, adapted, config
-from harness.test_targets import INSIDE_A_NAME, PATHS
+from harness.test_targets import HEADS_TOO, INSIDE_A_NAME, PATHS
 from oracles.equation import Equation
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot
 from reports.model import Claim, Diagnosis
@@ -1039,6 +1039,8 @@ def test_no_check_of_whole_models_is_explained_by_a_layers_mistake() -> None:
         (INSIDE_A_NAME, "Targets are matched as substrings.", True),
         (PATHS, "It cannot handle cases like 'intermediate.dense', but works for this project.", True),
         (PATHS, "Adapts the layers that are named.", False),
+        (HEADS_TOO, "If None, adapts all Linear and Conv2d layers.", True),
+        (HEADS_TOO, "Adapts the layers that are named.", False),
     ],
 )
 def test_what_a_docstring_says_of_targets(told: Diagnosis, docstring: str, stated: bool) -> None:
