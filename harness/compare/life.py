@@ -285,6 +285,7 @@ class Life:
             return None
         except SubjectRaised as error:
             if not self.is_refusal(error) or step[0] not in (*SWITCHES, "merge", "save_and_load"):
+                self.taken.append(step)  # it is the one that is told of
                 raise
             done.refused = True
         self.taken.append(step)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.compare.life_faults import CATALOGUE
 from harness.engine.checks import load_checks
 from harness.test_lifecycle_several import TRAINABLE
-from oracles.implementation import Adapted
+from oracles.implementation import Adapted, AdapterSpec
 from oracles.variants import VARIANTS
 from reports.model import ALONE
 from tests.life_table import asked
@@ -162,3 +163,26 @@ def test_a_merged_layer_may_be_for_evaluation_alone() -> None:
     """It is asked in evaluation mode."""
     found = audit(Strict(), ["lora"], checks=lambda c: c.info.aspect == "lifecycle", profile=QUICK)
     assert [f.title for f in found.findings if f.tag == "BUG"] == []
+
+
+class LoadsTheDefaultAlone(Library):
+    """Reads the file of an adapter under the name that it had when it was saved, and under no other."""
+
+    def save(self, adapted: Adapted, path: Path) -> None:
+        super().save(adapted, path)
+        self.saved = adapted.name
+
+    def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        if self.saved != "default":
+            raise ValueError(f"the file is of {self.saved}, and not of default")
+        return super().load(base, spec, path)
+
+
+def test_the_step_that_raises_is_among_those_that_are_told() -> None:
+    """Else the case that is told of raises nothing, and it takes, of all things, what it was not asked with."""
+    found = audit(
+        LoadsTheDefaultAlone(), ["lora"], checks=lambda c: c.id == "lifecycle.others", profile=QUICK
+    )
+    (claim,) = found.run.claims
+    assert claim.witness is not None
+    assert "save_and_load" in str(claim.witness.case["steps"])
