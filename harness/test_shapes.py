@@ -217,7 +217,8 @@ def _has_undefined_ranks(variant: Variant) -> bool:
 PEFT_TAKES_FEWER = "PEFT 0.21, which takes as many triples as there are and keeps α/r of the rank asked for"
 PEFT_WARNS = "PEFT 0.21, which starts so and warns of it"
 PEFT_TAKES_MORE = "PEFT 0.21, which makes more vectors orthogonal than there are dimensions"
-OF_RANKS = re.compile(r"\b(rank|r|odd|even|divisible|multiple)\b", re.IGNORECASE)
+# Of the rank itself: "multiple adapters" and "Rank-Stabilized" are of something else, and said in other claims.
+OF_RANKS = re.compile(r"\b(rank(?![- ]stabili[sz]ed)|r)\b", re.IGNORECASE)
 UNDEFINED = Diagnosis(
     "shapes.undefined_rank",
     "a rank that the method is not defined for is taken without a word about it",

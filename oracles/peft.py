@@ -48,9 +48,7 @@ class Peft(Lifecycle, Oracle):
         import peft
 
         config = BINDINGS[spec.variant].config(spec, ["layer"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return peft.get_peft_model(OneLayer(base), config)
+        return peft.get_peft_model(OneLayer(base), config)  # what it warns of is part of what it does
 
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
         """``base`` inside a PEFT tuner layer; the adapter is called "default"."""

@@ -13,11 +13,12 @@ from typing import Any
 
 from harness.compare.blame import OURS, SHIPPED, TORCH
 
-__all__ = ["heard", "heard_before", "is_silent", "listening", "saying", "speaks", "utterances"]
+__all__ = ["about", "heard", "heard_before", "is_silent", "listening", "saying", "speaks", "utterances"]
 
 _speakers: list[str] = []
 _heard: dict[str, list[str]] = {}
-_before: dict[str, dict[str, None]] = {}
+_before: dict[tuple[str, str], dict[str, None]] = {}  # (who, of which method) -> what was said
+_about: list[str] = [""]
 _whose: list[object] = [None]
 LONGEST = 300
 PYTHON = os.path.dirname(os.path.realpath(os.__file__))
@@ -46,8 +47,13 @@ def saying(who: str) -> Iterator[set[str]]:
 
 
 def heard_before(who: str) -> tuple[str, ...]:
-    """What ``who`` has said in any claim of this process: a library may say a thing once only."""
-    return tuple(_before.get(who, ()))
+    """What ``who`` has said in any claim on this method in this process: a library may say a thing once only."""
+    return tuple(_before.get((who, _about[0]), ()))
+
+
+def about(variant: str) -> None:
+    """What is said from now on is said of this method."""
+    _about[0] = variant
 
 
 def speaks(who: str) -> None:
@@ -64,7 +70,7 @@ def _hear(words: str) -> None:
     if _speakers:
         said = " ".join(words.split())[:LONGEST]
         _heard.setdefault(_speakers[-1], []).append(said)
-        _before.setdefault(_speakers[-1], {})[said] = None
+        _before.setdefault((_speakers[-1], _about[0]), {})[said] = None
 
 
 def _heard_in(made: logging.LogRecord) -> logging.LogRecord:

@@ -24,7 +24,7 @@ from harness.cases.life_cases import LifeCase
 from harness.cases.profiles import Profile
 from harness.cases.recorded_cases import Recorded, cases_of
 from harness.cases.regimes import regimes, square
-from harness.compare import isolation
+from harness.compare import ear, isolation
 from harness.compare.blame import lies_elsewhere
 from harness.compare.context import Context, Refused, Worst
 from harness.compare.dtypes_apart import dtypes_apart
@@ -176,6 +176,7 @@ class ClaimRun:
         return min(fixed, self.profile.examples // 2) if capped else fixed
 
     def _outcome(self, context: Context) -> dict[str, object]:
+        ear.about(self.variant.id)
         broken = self.broken_wrapper(self.variant.id)
         if broken and not (broken.cause == "no_variant" and self._needs_no_layer()):
             why = _because(broken.cause, broken.sentence)
