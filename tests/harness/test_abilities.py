@@ -288,3 +288,35 @@ def test_one_missing_mode_is_told_once() -> None:
     assert [c.cause for c in found.run.claims] == ["mode_missing", "mode_missing"]
     (finding,) = found.findings
     assert len(finding.claims) == 2
+
+
+class OneVector(wrapped.Dora):
+    """Takes one vector, and nothing else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 1:
+            raise RuntimeError(f"x has {x.dim()} dimensions, expected one")
+        return super().forward(x)
+
+
+class OfVectors(wrapped.Library):
+    """Says so."""
+
+    inputs = frozenset({1})
+
+
+OF_ROWS = (
+    "forward.linear",
+    "forward.base_kept",
+    "forward.random_parameters",
+    "merge.weight",
+    "merge.in_training",
+)
+
+
+def test_who_takes_vectors_alone_is_asked_in_vectors() -> None:
+    """By the reference, too, whose answer to a vector may have other dimensions: that is not the library's."""
+    asked = audit(OfVectors({"dora": OneVector}), ["dora"], checks=lambda c: c.id in OF_ROWS, profile=QUICK)
+    ended = {(c.outcome, c.cause) for c in asked.run.claims}
+    assert not {outcome for outcome, _ in ended} & {"fail", "error"}, asked.run.claims
+    assert "audit_failed" not in {cause for _, cause in ended}

@@ -20,7 +20,7 @@ from reports.model import Finding
 from reports.render.fixes import look_at
 from tests.harness.test_told_rightly import ComputesItsWeight, findings
 from tests.subjects import wrapped
-from tests.subjects.judged import audit
+from tests.subjects.judged import QUICK, audit
 
 TWELVE = Profile("default", 12, 0)
 
@@ -571,3 +571,26 @@ class NamesAFile(wrapped.Library):
 
 def test_a_file_without_a_symbol_is_no_symbol_of_the_name_none() -> None:
     assert source_of(NamesAFile(), "lora", "forward") == (Path(__file__), "")
+
+
+class RoomForTwo(wrapped.Lora):
+    """The factors of a second adapter are there from the start."""
+
+    def build(self) -> None:
+        super().build()
+        self.second = nn.ParameterList([self.A.detach().clone(), self.B.detach().clone()])
+
+
+class TakesASecond(wrapped.Library):
+    """Gives them to the adapter that is added."""
+
+    def add_adapter(self, adapted: Adapted, name: str, spec: AdapterSpec) -> Adapted:
+        A, B = adapted.module.second
+        return Adapted(adapted.module, {"A": Slot(A), "B": Slot(B)})
+
+
+@pytest.mark.parametrize(("library", "strays"), [(wrapped.Library, 1), (TakesASecond, 0)])
+def test_what_waits_for_another_adapter_is_no_stray(library: type[wrapped.Library], strays: int) -> None:
+    subject = library({"lora": RoomForTwo})
+    told = audit(subject, ["lora"], checks=lambda c: c.id == "shapes.frozen_base", profile=QUICK).findings
+    assert len(told) == strays
