@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Pair
-from harness.compare.dropped_elsewhere import place_under_own_masks
+from harness.compare.dropped_elsewhere import every_mask, place_under_own_masks
 from harness.compare.layer import Layer
 from harness.compare.outcome import Deviation, ModeMissing, ToldElsewhere
 from harness.compare.probing import alike, beneath, effective, far_layer, masked, without_adapter
@@ -395,8 +395,7 @@ def _gradients(context: Context, pair: Pair, mask: Tensor) -> Expected:
 def _mask(context: Context, pair: Pair, y: Tensor) -> Tensor:
     """(batch, in) of 0 and 1/(1 − p): per row of x, whichever mask gives the output that is nearest to ``y``."""
     at = pair.point
-    masks = torch.cartesian_prod(*[torch.tensor([0.0, 1 / (1 - RATE)], dtype=torch.float64)] * at.x.shape[-1])
-    masks = masks.reshape(-1, at.x.shape[-1])
+    masks = every_mask(at.x.shape[-1], RATE)
     with torch.no_grad():
         every = torch.stack(
             [context.forward(at.x, at.W, at.b, at.parameters, at.spec, at.x * mask) for mask in masks]

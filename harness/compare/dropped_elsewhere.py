@@ -21,6 +21,12 @@ from oracles.variants.record import Call, Form
 WIDEST = 8  # entries that one row drops: each more doubles what is tried
 
 
+def every_mask(width: int, rate: float) -> Tensor:
+    """(2^width, width) float64: what a row of inverted dropout can be multiplied by, of 0 and 1/(1 − rate)."""
+    kept = torch.tensor([0.0, 1 / (1 - rate)], dtype=torch.float64)
+    return torch.cartesian_prod(*[kept] * width).reshape(-1, width)
+
+
 def place_under_own_masks(case: Case, layer: Layer, base: Tensor, rounds: int) -> Mistake | None:
     """The first catalogued place at which some mask of each row gives what ``layer``, in training mode, answers.
 
@@ -47,8 +53,7 @@ def _gives(form: Form, case: Case, outputs: Sequence[Tensor], values: Mapping[st
     width = _width(form, case, values)
     if width < 2:
         return False
-    kept = torch.tensor([0.0, 1 / (1 - case.spec.dropout)], dtype=torch.float64)
-    masks = torch.cartesian_prod(*[kept] * width).reshape(-1, width)
+    masks = every_mask(width, case.spec.dropout)
     with torch.no_grad():
         every = torch.stack([_called(form, case, values, mask.mul) for mask in masks])
     rows = torch.arange(len(case.x))
