@@ -34,12 +34,25 @@ def reads_itself(subject: Implementation) -> str:
 
 @functools.lru_cache(maxsize=64)
 def writes_whole_states(subject: Implementation) -> bool:
-    """Whether the subject file's ``save`` writes ``state_dict()`` itself, and asks the library for nothing else."""
+    """Whether the subject file's ``save`` writes ``state_dict()`` itself, and asks the library for nothing else.
+
+    Of a library in the subject file's own folder both are one hand's, and what is saved is told of it.
+    """
+    if not _lies_in_another_folder(subject):
+        return False
     calls = _calls_of(subject, "save")
     plain = {*dir(builtins), *dir(torch.nn.Module), *dir(torch.Tensor), *dir(dict), *dir(str), *dir(Path)}
     known = all(function in plain | WRITES for _, function in calls)
     called = {function for _, function in calls}
     return known and "state_dict" in called and bool(WRITES & called)
+
+
+def _lies_in_another_folder(subject: Implementation) -> bool:
+    if not lies_elsewhere(subject):
+        return False
+    places = [subject.source(variant, "forward") for variant in subject.variants]
+    here = subject_file(subject).resolve().parent
+    return all(Path(place[0]).resolve().parent != here for place in places if place)
 
 
 @contextmanager

@@ -553,7 +553,7 @@ def thin(
 ) -> ModuleType:
     """A subject file of that ``load`` and ``save``, whose library lies elsewhere or is the file itself."""
     file = tmp_path / "thin.py"
-    place = f'Path("{tmp_path}/library.py")' if elsewhere else "Path(__file__)"
+    place = f'Path("{tmp_path}/library/core.py")' if elsewhere else "Path(__file__)"
     file.write_text(THIN.format(load=load, save=save, place=place))
     spec = importlib.util.spec_from_file_location("thin", file)
     assert spec is not None
