@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -132,12 +133,22 @@ def subject_file(who: Implementation) -> Path:
 
 def lies_elsewhere(who: Implementation) -> bool:
     """Whether the subject says that its library's forward pass stands in another file than itself."""
+    return _lie_apart(who, Path.resolve)
+
+
+def lies_in_another_folder(who: Implementation) -> bool:
+    """Whether it says that this file is not in its own folder, either."""
+    return _lie_apart(who, lambda file: file.resolve().parent)
+
+
+def _lie_apart(who: Implementation, where: Callable[[Path], Path]) -> bool:
+    """Whether the library's forward pass is, by what the subject says, nowhere where the subject is."""
     try:
         places = [who.source(variant, "forward") for variant in who.variants]
-        own = subject_file(who).resolve()
+        own = where(subject_file(who))
     except Exception:
         return False
-    return any(places) and all(Path(place[0]).resolve() != own for place in places if place)
+    return any(places) and all(where(Path(place[0])) != own for place in places if place)
 
 
 def _methods(cls: type) -> frozenset[CodeType]:

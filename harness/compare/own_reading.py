@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from harness.compare.blame import lies_elsewhere, subject_file
+from harness.compare.blame import lies_elsewhere, lies_in_another_folder, subject_file
 from harness.compare.outcome import Deviation, OutsideDomain
 from oracles.implementation import Implementation
 
@@ -38,21 +38,13 @@ def writes_whole_states(subject: Implementation) -> bool:
 
     Of a library in the subject file's own folder both are one hand's, and what is saved is told of it.
     """
-    if not _lies_in_another_folder(subject):
+    if not lies_in_another_folder(subject):
         return False
     calls = _calls_of(subject, "save")
     plain = {*dir(builtins), *dir(torch.nn.Module), *dir(torch.Tensor), *dir(dict), *dir(str), *dir(Path)}
     known = all(function in plain | WRITES for _, function in calls)
     called = {function for _, function in calls}
     return known and "state_dict" in called and bool(WRITES & called)
-
-
-def _lies_in_another_folder(subject: Implementation) -> bool:
-    if not lies_elsewhere(subject):
-        return False
-    places = [subject.source(variant, "forward") for variant in subject.variants]
-    here = subject_file(subject).resolve().parent
-    return all(Path(place[0]).resolve().parent != here for place in places if place)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import pytest
 import torch
@@ -178,13 +179,21 @@ def test_an_exception_for_a_dtype_says_whose_tensors_are_of_another() -> None:
     assert "except under autocast" in finding.failure_mode
 
 
-class RowsAlone(wrapped.Lora):
-    """It refuses what is no matrix."""
+class TakesOnly(wrapped.Lora):
+    """It refuses an x of another number of dimensions."""
+
+    dims: ClassVar[int]
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 2:
-            raise ValueError(f"x has {x.dim()} dimensions, expected 2")
+        if x.dim() != self.dims:
+            raise ValueError(f"x has {x.dim()} dimensions, expected {self.dims}")
         return super().forward(x)
+
+
+class RowsAlone(TakesOnly):
+    """It refuses what is no matrix."""
+
+    dims = 2
 
 
 class SaysSo(wrapped.Library):
@@ -290,13 +299,10 @@ def test_one_missing_mode_is_told_once() -> None:
     assert len(finding.claims) == 2
 
 
-class OneVector(wrapped.Dora):
+class OneVector(TakesOnly, wrapped.Dora):
     """Takes one vector, and nothing else."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 1:
-            raise RuntimeError(f"x has {x.dim()} dimensions, expected one")
-        return super().forward(x)
+    dims = 1
 
 
 class OfVectors(wrapped.Library):
