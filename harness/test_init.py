@@ -30,7 +30,7 @@ from harness.engine.checks import check
 from oracles.seeding import seed_torch
 from oracles.variants import Canonical, Variant
 from oracles.variants.record import Factorised
-from reports.model import Diagnosis
+from reports.model import CONSTANT_START, RANDOM_START, Diagnosis
 
 LARGE = Domain(dtypes=("float32",), sizes=(24, 40), ranks=(4, 8), batches=((2,),))
 TALL_ENOUGH = Domain(dtypes=("float32",), sizes=(6, 12), ranks=(1, 4))
@@ -99,7 +99,7 @@ def _deterministic(context: Context, case: Case) -> None:
             try:
                 context.judge(case, f"initial {tensor.name}", actual, exact, noise, "value")
             except Deviation as found:
-                wrong.append(found)
+                wrong.append(_told_how(context, found))
     wrong = [
         found for found in wrong if not _random_in_both(context, case, found.witness.quantity.split()[-1])
     ]
@@ -107,14 +107,33 @@ def _deterministic(context: Context, case: Case) -> None:
         raise wrong[0].with_note("; ".join(f"{w.witness.quantity} is {w.witness.actual}" for w in wrong[1:]))
 
 
-def _random_in_both(context: Context, case: Case, name: str) -> bool:
-    """Whether oracle (a reference's other form) and subject both draw a tensor that the reference of record sets."""
+def _told_how(context: Context, found: Deviation) -> Deviation:
+    """The deviation, with what is seen of the start on a larger layer beside its numbers: a constant, or random."""
+    name, case = found.witness.quantity.split()[-1], found.case
+    if case is None:
+        return found
+    large = case.but(in_features=max(case.in_features, 6), out_features=max(case.out_features, 5))
+    first, second = _two_draws(large, context.layer, name)
+    if not torch.equal(first, second):
+        how = RANDOM_START
+    elif first.numel() > 1 and bool((first == first.flatten()[0]).all()):
+        how = CONSTANT_START
+    else:
+        return found
+    found.witness = dataclasses.replace(found.witness, actual=f"{found.witness.actual}{how}")
+    return found
+
+
+def _two_draws(case: Case, make: Callable[[Case], State | Layer], name: str) -> tuple[Tensor, Tensor]:
+    """A tensor's start over one weight and bias, drawn from two seeds."""
     other = case.but(seed=case.seed + 1)
     vars(other).update(weight=case.weight, bias_vector=case.bias_vector)
-    return all(
-        not torch.equal(make(case).value(name), make(other).value(name))
-        for make in (context.evaluator, context.layer)
-    )
+    return make(case).value(name), make(other).value(name)
+
+
+def _random_in_both(context: Context, case: Case, name: str) -> bool:
+    """Whether oracle (a reference's other form) and subject both draw a tensor that the reference of record sets."""
+    return all(not torch.equal(*_two_draws(case, make, name)) for make in (context.evaluator, context.layer))
 
 
 @check(

@@ -45,7 +45,7 @@ from harness.compare.layer import SubjectRaised, as_layer, situation
 from harness.compare.life_model import Held, compositions
 from harness.compare.loose_parameters import learns_beside
 from harness.compare.offered import need, offers
-from harness.compare.outcome import Deviation, NotOffered
+from harness.compare.outcome import Deviation, NoSlot, NotOffered
 from harness.compare.probing import alike, kept_factor, masked, mode_is_ignored
 from harness.compare.refusals import is_crash
 from harness.compare.thresholds import MASK_ENTRY, SAME_MASK, STANDARD_ERRORS
@@ -416,8 +416,15 @@ def _who_acts(
 
 
 def _starts_and_computes(context: Context, case: KindCase) -> None:
+    """In every shape; factors in a layout that is not known in one shape hide no fault in another."""
+    unread: list[NoSlot] = []
     for each in in_every_shape(case):
-        _starts_and_computes_there(context, context.abilities.fitted(each))
+        try:
+            _starts_and_computes_there(context, context.abilities.fitted(each))
+        except NoSlot as why:
+            unread.append(why)
+    if unread:
+        raise unread[0]
 
 
 def _starts_and_computes_there(context: Context, case: KindCase) -> None:

@@ -87,8 +87,11 @@ def safe_url(url: str | None) -> str | None:
 
 def shortened(text: str, limit: int) -> str:
     """``text`` in at most ``limit`` characters, the number of those left out among them."""
-    kept = max(limit - 40, 0)
-    return text if len(text) <= limit else f"{text[:kept]} … ({len(text) - kept} more characters)"
+    if len(text) <= limit:
+        return text
+    kept = text[: max(limit - 40, 0)]
+    kept = kept.rpartition(" ")[0] or kept
+    return f"{kept} … ({len(text) - len(kept)} more characters)"
 
 
 def number(value: float | None) -> str:

@@ -107,6 +107,11 @@ PADDED_WITH_ZEROS = _says(
     "the adapter's own convolution pads with zeros where the layer pads otherwise",
     "at the images' edges the update is another than what merging it gives",
 )
+OTHER_PATCHES = _says(
+    "other_patches",
+    "the adapter of a convolution looks at other patches of the image than the layer: no weight computes its output",
+    "the update is that of another convolution than the layer's, and cannot be merged; nothing raises",
+)
 MIRRORED = _says(
     "mirrored",
     "the positions of the update's kernel are mirrored",

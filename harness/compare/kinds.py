@@ -21,6 +21,7 @@ from harness.compare.kind_faults import agrees
 from harness.compare.kind_start import is_plain, linear_starts_there, starts_at_the_base
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt, answering
 from harness.compare.life_model import completed, left_by
+from harness.compare.of_its_patches import computes_from_its_patches
 from harness.compare.outcome import (
     NoSlot,
     NotApplicable,
@@ -131,6 +132,7 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     except (NoSlot, OutsideDomain):
         # Tensors of another shape may be a layout of the library's own, or a fault that shows in the output.
         starts_at_the_base(context, case, layer)
+        computes_from_its_patches(case, layer)
         raise
 
 

@@ -104,7 +104,7 @@ def case_of(claim: Claim) -> str:
 
 
 def _long(words: str) -> str:
-    return shortened(words, 300)
+    return shortened(words, 600)
 
 
 def _shown(value: object) -> str:

@@ -12,6 +12,8 @@ from reports.order import rank
 from reports.text import listed, shortened
 
 MOST = 5
+# Aspects whose claims make calls of the interface with nothing that could be refused.
+OF_CALLS = ("merge", "save_load", "lifecycle")
 # Where no mistake is named: what to look at, by the kind of check that fails. The case and its numbers stand beside it.
 LOOK_AT = {
     "shapes": "register this tensor as the references do",
@@ -99,18 +101,25 @@ def instruction(finding: Finding, claims: Sequence[Claim]) -> str:
         return "write save and load in the subject's file, so that this is asked"
     if is_unverified(finding, own):
         return "make this verifiable"
-    if lead.outcome == "error" and lead.diagnosis:
-        return f"{lead.diagnosis.remedy}, or refuse such input with a sentence"
     if lead.outcome == "error":
-        placed = lead.cause == "raised" and " at " in (lead.detail or "")
-        what = f"mend the exception {lead.detail}" if placed else "mend this"
-        return f"{what}, or refuse such input with a sentence"
+        return _of_an_exception(lead)
     if lead.outcome == "not_applicable":
         return "add the missing mode, or state in the docstring that it is left out"
     remedy = _remedy(finding, own) or _to_come_out(lead)
     if finding.tag in ("OK-undoc", "STYLE"):
         return f"state the difference in the docstring, or {remedy}"
     return remedy if finding.tag == "BUG" else f"{remedy}, or keep the documented choice knowingly"
+
+
+def _of_an_exception(lead: Claim) -> str:
+    """Mend it, or refuse what was given; a call without an argument to refuse has to work, or not to be offered."""
+    placed = lead.cause == "raised" and " at " in (lead.detail or "")
+    what = f"mend the exception {lead.detail}" if placed else "mend this"
+    if lead.diagnosis:
+        what = lead.diagnosis.remedy
+    if lead.aspect in OF_CALLS:
+        return f"{what}; or leave the call out of what is offered"
+    return f"{what}, or refuse such input with a sentence"
 
 
 def _remedy(finding: Finding, own: Sequence[Claim]) -> str:

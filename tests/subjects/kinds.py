@@ -488,6 +488,41 @@ class UnfoldedLibrary(Library):
     layer = Unfolded
 
 
+@broken("conv2d_padding_mode", "padded_with_zeros")
+class UnfoldedPadsWithZeros(Unfolded):
+    """In that layout, which the equation cannot be asked in, the adapter's own convolution pads with zeros."""
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b = self.base
+        return fn.conv2d(x, (self.B @ self.A).reshape(b.weight.shape), None, b.stride, b.padding, b.dilation)
+
+
+@broken("conv2d", "stride_ignored")
+class UnfoldedStrideOne(Unfolded):
+    """In that layout, the adapter's own convolution has a stride of one, and what is too much is cut off."""
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b = self.base
+        if b.padding_mode != "zeros":
+            return super().path_conv2d(x)
+        y = fn.conv2d(x, (self.B @ self.A).reshape(b.weight.shape), None, 1, b.padding, b.dilation)
+        down, along = b(x).shape[2:]
+        return y[:, :, :down, :along]
+
+
+@broken("conv2d_dilation", "other_patches")
+class UnfoldedUndilated(Unfolded):
+    """In that layout, the adapter's own convolution has no dilation, and what is too much is cut off."""
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b = self.base
+        if b.padding_mode != "zeros" or b.dilation == (1, 1):
+            return super().path_conv2d(x)
+        y = fn.conv2d(x, (self.B @ self.A).reshape(b.weight.shape), None, b.stride, b.padding)
+        down, along = b(x).shape[2:]
+        return y[:, :, :down, :along]
+
+
 @broken("conv2d_groups")
 class SharedUnscaled(SharedByGroups):
     """One A for all groups, and no scale with groups: another function than either reading's."""
