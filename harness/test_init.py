@@ -25,6 +25,7 @@ from harness.compare.thresholds import (
     SINGULAR,
     STANDARD_ERRORS,
     SUPPORT,
+    UNIT_VECTORS,
 )
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
@@ -124,7 +125,7 @@ def _told_how(context: Context, found: Deviation) -> Deviation:
     return found
 
 
-def _two_draws(case: Case, make: Callable[[Case], State | Layer], name: str) -> tuple[Tensor, Tensor]:
+def _two_draws(case: Case, make: Callable[[Case], Layer], name: str) -> tuple[Tensor, Tensor]:
     """A tensor's start over one weight and bias, drawn from two seeds."""
     other = case.but(seed=case.seed + 1)
     vars(other).update(weight=case.weight, bias_vector=case.bias_vector)
@@ -180,7 +181,31 @@ def test_distribution(context: Context, case: Case) -> None:
         except Deviation as found:
             if tensor.gaussian and _is_gaussian(ours):
                 found.diagnosis = drawn_from_a_gaussian(context.variant, tensor, _usual(ours, case.spec.rank))
+            found.otherwise = drawn_otherwise(tensor.name, ours)
             raise
+
+
+def drawn_otherwise(name: str, drawn: Tensor) -> Diagnosis | None:
+    """What the law of some draws (n, rows, columns) is that is not the reference's, where it can be said."""
+    vectors = drawn if drawn.shape[1] <= drawn.shape[2] else drawn.mT
+    what = "rows" if vectors is drawn else "columns"
+    gram = vectors @ vectors.mT
+    lengths = gram.diagonal(dim1=1, dim2=2)
+    if bool((drawn == drawn.flatten()[0]).all()):
+        law = f"{name} starts at {float(drawn.flatten()[0]):.4g} everywhere"
+    elif bool(((lengths - 1).abs() < UNIT_VECTORS).all()):
+        apart = bool(((gram - torch.diag_embed(lengths)).abs() < UNIT_VECTORS).all())
+        law = f"the {what} of {name} start {'orthonormal' if apart else 'with length one'}"
+    elif _is_gaussian(drawn):
+        law = f"{name} is drawn from a Gaussian"
+    else:
+        return None
+    return Diagnosis(
+        f"init.law_of_{name}",
+        f"{law}, where the references draw its entries from a uniform law",
+        "the adapter's first steps are larger or smaller than the reference's",
+        remedy=f"draw {name} as the references do",
+    )
 
 
 def _is_gaussian(drawn: Tensor) -> bool:

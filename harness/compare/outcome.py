@@ -22,8 +22,10 @@ class Deviation(Exception):
 
     ``ratio`` and ``threshold`` as in DESIGN §9, where measured; ``diagnosis`` where the check itself knows it.
     ``shared``: the oracle breaks the rule likewise, so that it agrees with the subject. ``alone``: what other checks
-    find wrong is not why.
+    find wrong is not why. ``otherwise``: what is told where no catalogued mistake explains it.
     """
+
+    otherwise: Diagnosis | None = None
 
     def __init__(
         self,

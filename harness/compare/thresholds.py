@@ -28,6 +28,7 @@ FALSE_ALARM = 1e-7
 STANDARD_ERRORS = 6.0
 SUPPORT = 1e-6  # how far above its bound a uniform draw may lie, relative: one rounding of the bound
 REACHED = 0.99  # of its bound, which the largest of the draws passes
+UNIT_VECTORS = 1e-5  # how far from one a length, and from zero a cosine, is where vectors are orthonormal
 GAUSSIAN_SIGMA = (
     1e-3,
     1.05,

@@ -42,11 +42,13 @@ class Failure:
     def told(self, found: Deviation, replay: str) -> dict[str, object]:
         """The fields of the claim that fails."""
         known, where, trouble = self._explained(found)
+        explained = bool(known)
+        known = known or ((found.otherwise,) if found.otherwise else ())
         known = tuple(_named(entry, found.case) for entry in known)
         witness = dataclasses.replace(found.witness, replay=replay, heard=heard(self.context.subject.name))
         witness = _noted(witness, trouble)
         if found.case is not None:
-            witness = self._placed(witness, found.case, where, bool(known), found.shared)
+            witness = self._placed(witness, found.case, where, explained, found.shared)
         return {
             "outcome": "fail",
             "ratio": found.ratio,

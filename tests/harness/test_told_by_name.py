@@ -313,3 +313,62 @@ def test_the_place_of_dropout_is_named_whoever_draws_the_mask() -> None:
 def test_a_bias_that_is_merged_with_another_factor_has_its_name() -> None:
     (title,) = bugs(broken.ExtraBiasMergedTwice, "lora", "merge.weight")
     assert title == "the adapter's part of the bias is merged with another factor than it acts with"
+
+
+# --- where a tensor starts
+
+
+class MagnitudeOfAHalf(wrapped.Dora):
+    """m starts at 0.5, whatever W is."""
+
+    def start_m(self) -> Tensor:
+        return torch.full_like(super().start_m(), 0.5)
+
+
+class MagnitudeOfAnotherWeight(wrapped.Dora):
+    """m is the norm of a weight that the constructor has drawn."""
+
+    def start_m(self) -> Tensor:
+        return nn.Linear(self.base.in_features, self.base.out_features).weight.detach().norm(dim=1)
+
+
+def test_a_start_that_no_mistake_explains_is_told_with_its_tensor() -> None:
+    """What it is, too: the value where it is one everywhere, and that it is drawn at random."""
+    (title,) = bugs(MagnitudeOfAHalf, "dora", "init.deterministic")
+    assert title == "m does not start at the reference's value: it is 0.5 everywhere"
+    (title,) = bugs(MagnitudeOfAnotherWeight, "dora", "init.deterministic")
+    assert title == "m does not start at the reference's value: it is random"
+    (title,) = bugs(broken.MagnitudeWithEps, "dora", "init.deterministic")
+    assert title == "m does not start at the reference's value"
+
+
+class OrthonormalVectors(wrapped.Hra):
+    """U starts with orthonormal columns."""
+
+    def start_u(self, in_: int, r: int) -> Tensor:
+        return torch.linalg.qr(torch.randn_like(super().start_u(in_, r)))[0]
+
+
+class UnitVectors(wrapped.Hra):
+    """U starts with columns of length one, in equal pairs."""
+
+    def start_u(self, in_: int, r: int) -> Tensor:
+        return nn.functional.normalize(super().start_u(in_, r), dim=0)
+
+
+class GaussianVectors(wrapped.Hra):
+    """U starts from a Gaussian, in equal pairs."""
+
+    def start_u(self, in_: int, r: int) -> Tensor:
+        return torch.randn(in_, r // 2).repeat_interleave(2, dim=1)
+
+
+def test_a_law_that_no_mistake_explains_is_told() -> None:
+    uniform = ", where the references draw its entries from a uniform law"
+    told = {
+        OrthonormalVectors: "the columns of U start orthonormal" + uniform,
+        GaussianVectors: "U is drawn from a Gaussian" + uniform,
+        UnitVectors: "the columns of U start at length one",  # which the catalogue has
+    }
+    for layer, title in told.items():
+        assert bugs(layer, "hra", "init.distribution") == [title]
