@@ -31,7 +31,7 @@ from harness.engine.checks import check
 from oracles.seeding import seed_torch
 from oracles.variants import Canonical, Variant
 from oracles.variants.record import Factorised
-from reports.model import CONSTANT_START, RANDOM_START, Diagnosis
+from reports.model import Diagnosis
 
 LARGE = Domain(dtypes=("float32",), sizes=(24, 40), ranks=(4, 8), batches=((2,),))
 TALL_ENOUGH = Domain(dtypes=("float32",), sizes=(6, 12), ranks=(1, 4))
@@ -109,19 +109,22 @@ def _deterministic(context: Context, case: Case) -> None:
 
 
 def _told_how(context: Context, found: Deviation) -> Deviation:
-    """The deviation, with what is seen of the start on a larger layer beside its numbers: a constant, or random."""
+    """The deviation with what to say where no mistake explains it: which tensor, and what is seen of its start."""
     name, case = found.witness.quantity.split()[-1], found.case
     if case is None:
         return found
     large = case.but(in_features=max(case.in_features, 6), out_features=max(case.out_features, 5))
     first, second = _two_draws(large, context.layer, name)
+    how = ""
     if not torch.equal(first, second):
-        how = RANDOM_START
+        how = ": it is random over one base"
     elif first.numel() > 1 and bool((first == first.flatten()[0]).all()):
-        how = CONSTANT_START
-    else:
-        return found
-    found.witness = dataclasses.replace(found.witness, actual=f"{found.witness.actual}{how}")
+        how = f": it is {float(first.flatten()[0]):g} everywhere"
+    found.otherwise = Diagnosis(
+        f"init.start_of_{name}",
+        f"{name} does not start at the reference's value{how}",
+        "the first steps of training are others than the reference's",
+    )
     return found
 
 

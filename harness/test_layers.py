@@ -38,14 +38,15 @@ from harness.compare.kinds import (
     far,
     on_each_kind,
     quantising_error,
+    raised_on,
     refusable,
     takes,
 )
-from harness.compare.layer import SubjectRaised, as_layer, situation
+from harness.compare.layer import BadAnswer, SubjectRaised, as_layer, situation
 from harness.compare.life_model import Held, compositions
 from harness.compare.loose_parameters import learns_beside
 from harness.compare.offered import need, offers
-from harness.compare.outcome import Deviation, NoSlot, NotOffered
+from harness.compare.outcome import Deviation, NoSlot, NotOffered, NotTold
 from harness.compare.probing import alike, kept_factor, masked, mode_is_ignored
 from harness.compare.refusals import is_crash
 from harness.compare.thresholds import MASK_ENTRY, SAME_MASK, STANDARD_ERRORS
@@ -420,7 +421,8 @@ def _starts_and_computes(context: Context, case: KindCase) -> None:
     unread: list[NoSlot] = []
     for each in in_every_shape(case):
         try:
-            _starts_and_computes_there(context, context.abilities.fitted(each))
+            with raised_on(each):
+                _starts_and_computes_there(context, context.abilities.fitted(each))
         except NoSlot as why:
             unread.append(why)
     if unread:
@@ -562,6 +564,13 @@ MODE_IGNORED = Diagnosis(
     remedy="let the layers of this kind take the mode as linear ones do, or refuse it there in a sentence",
 )
 
+WITHOUT_TOO = Diagnosis(
+    "layers.in_any_mode",
+    "on this kind of layer the adapter is not the equation's, with the variant's mode and without",
+    "layers of this kind run and train as another model than the references' would",
+    remedy="let the layers of this kind compute what linear ones do, or refuse them in a sentence",
+)
+
 
 def _modes(variant: Variant) -> tuple[str, ...]:
     return (*variant.modes, *((rank_stabilised.NAME,) if rank_stabilised.has_it(variant) else ()))
@@ -605,8 +614,19 @@ def _computes_in(mode: str, context: Context, case: KindCase) -> None:
         exact = equation_at(context, plain, layer)[0]["output"]
         unit = rounding.roundoff(rounding.coarser(case.torch_dtype)) * float(exact.norm())
         same = agrees(layer.observe(case)["output"], exact, unit)
-        found.diagnosis = MODE_IGNORED if same else found.diagnosis
+        found.diagnosis = MODE_IGNORED if same else found.diagnosis or _without_it_too(context, plain)
         raise
+
+
+def _without_it_too(context: Context, plain: KindCase) -> Diagnosis | None:
+    """Whether the layer is as wrong without the mode."""
+    try:
+        _computes(context, plain, far(context, plain))
+    except Deviation:
+        return WITHOUT_TOO
+    except (NotTold, SubjectRaised, BadAnswer):
+        pass
+    return None
 
 
 HALVES = ("conv1d", "embedding", "conv2d")
@@ -812,7 +832,8 @@ def _folds_square_or_not(context: Context, case: KindCase) -> None:
 
 def _folds(context: Context, case: KindCase) -> None:
     for each in in_every_shape(case):
-        _folds_there(context, context.abilities.fitted(each))
+        with raised_on(each):
+            _folds_there(context, context.abilities.fitted(each))
 
 
 def _folds_there(context: Context, case: KindCase) -> None:

@@ -91,6 +91,7 @@ def test_output(context: Context, case: LifeCase) -> None:
                 steps.MERGE,
                 (*steps.FOLD[:1], *steps.MERGE),
                 (*GIVEN, *steps.FOLD[:1], ("set_adapters", SECOND)),
+                (*steps.FOLD[:1], ("set_adapters",)),
                 (*GIVEN, ("set_adapters", SECOND), *steps.MERGE),
                 (*GIVEN, ("set_adapters", FIRST, SECOND), *steps.FOLD[:1]),
                 (*steps.FOLD, *steps.FOLD),

@@ -234,8 +234,8 @@ def _merged(context: Context, case: Case, layer: Layer, wanted: tuple[Tensor, Te
     except Deviation as found:
         found.alone = not might_be_right()
         found = _named(found, merged.weight.detach().double() - base, weight - base)
-        if wanted is None and found.diagnosis in (None, FACTOR):
-            found.diagnosis = in_one_state.explain_merged(context, case) or found.diagnosis
+        if wanted is None and found.diagnosis in (None, FACTOR, TWICE):
+            found.diagnosis = in_one_state.explain_merged(context, case) or _everywhere(context, case, found)
         raise found from None
     try:
         judge("merged bias", own, bias, shift)
@@ -301,6 +301,17 @@ def _named(found: Deviation, actual: Tensor, update: Tensor) -> Deviation:
     named = {n: d for n, d in NAMED_FACTORS.items() if abs(c - n) < SAME_UPDATE}
     found.diagnosis = next(iter(named.values()), FACTOR)
     return found.with_note(f"what was merged is {c:.4g} times the adapter's change of the weight")
+
+
+def _everywhere(context: Context, case: Case, found: Deviation) -> Diagnosis | None:
+    """The deviation's name; twice only where it is so at another rank and alpha, too."""
+    if found.diagnosis is not TWICE:
+        return found.diagnosis
+    fresh = context.abilities.fitted(case.but(**in_one_state.FRESH))
+    layer = far_layer(context, fresh)
+    wanted, base = effective(layer, fresh)[0], beneath(context, fresh, layer)
+    merged = plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
+    return TWICE if _near(merged.weight.detach().double() - base, 2 * (wanted - base)) else FACTOR
 
 
 def _named_bias(found: Deviation, case: Case, own: Tensor, bias: Tensor) -> Deviation:

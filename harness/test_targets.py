@@ -532,7 +532,7 @@ def as_if_once(
         id(layer.module): layer for n, layer in ours.layers.items() if n in (first, second)
     }.values():
         layer.write({t: v for (n, t), v in values.items() if n == first})
-    x = torch.randn(3, 16, generator=case.generator(5))
+    x = torch.randn(*context.abilities.batch((3,)), 16, generator=case.generator(5))
     with torch.no_grad():
         once, never = lone.layers[first](x), case.base().get_submodule(first)(x)
         outputs = {name: ours.model.get_submodule(name)(x) for name in (first, second)}
@@ -554,7 +554,7 @@ def partner_untouched(
     context.demand(
         partner not in ours.layers, case, "adapted layers", f"not {partner}", listed(set(ours.layers))
     )
-    x = torch.randn(3, 16, generator=case.generator(5))
+    x = torch.randn(*context.abilities.batch((3,)), 16, generator=case.generator(5))
     with torch.no_grad():
         before = plain.get_submodule(partner)(x)
     for when in ("adapting", "two steps"):

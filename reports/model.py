@@ -81,8 +81,6 @@ class Key:
 
 # Details of a claim that fails: by the dtype of something, not by its values; for no reason that other checks tell.
 OF_DTYPES, ALONE = "dtype", "alone"
-# How an actual value ends that a tensor has at the start, where more is seen of it than one entry.
-CONSTANT_START, RANDOM_START = " everywhere", ", at random over one base"
 
 
 @dataclass(frozen=True)

@@ -192,18 +192,26 @@ def on_each_kind(
     asked = list(each_kind(case, kinds, both=both))
     for each in asked:
         try:
-            ask(context, context.abilities.fitted(each))
+            with raised_on(each):
+                ask(context, context.abilities.fitted(each))
         except (NotOffered, OutsideDomain) as why:
             refused.append(why)
         except NoSlot as why:
             unread.append(why)
-        except SubjectRaised as error:
-            error.case = each
-            raise
     if unread:
         raise unread[0]
     if len(refused) == len(asked):
         raise NotOffered("; ".join(dict.fromkeys(map(str, refused))), "layers")
+
+
+@contextmanager
+def raised_on(case: KindCase) -> Iterator[None]:
+    """What the subject raises inside was raised on this case, which need not be the claim's own."""
+    try:
+        yield
+    except SubjectRaised as error:
+        error.case = error.case or case
+        raise
 
 
 @contextmanager

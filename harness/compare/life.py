@@ -244,7 +244,7 @@ class Life:
             )
             return near <= THRESHOLDS["formula"]
 
-        diagnosis = life_faults.explain(self, state, is_it) or self.of_unmerging()
+        fault = life_faults.explain(self, state, is_it)
         return Deviation(
             self.case,
             quantity,
@@ -252,7 +252,8 @@ class Life:
             got,
             ratio=ratio,
             threshold=THRESHOLDS["formula"],
-            diagnosis=diagnosis,
+            diagnosis=fault or self.of_unmerging(),
+            alone=fault is not None,  # its very output: nothing else that is wrong is why
         )
 
     def of_unmerging(self) -> Diagnosis | None:

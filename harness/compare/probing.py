@@ -123,7 +123,8 @@ def mode_is_ignored(context: Context, case: Case, modes: Sequence[str] = ()) -> 
     ``modes``: those that may be on; of itself, those of the variant that are asked on their own.
     """
     without = case.but(**dict.fromkeys(modes or context.variant.modes, False))
-    wide = [c.but(in_features=6, out_features=4, rank=2, batch=(3,)) for c in (case, without)]
+    sizes = {"in_features": 6, "out_features": 4, "rank": 2, "batch": context.abilities.batch((3,))}
+    wide = [c.but(**sizes) for c in (case, without)]
     # One layer after the other: making the second may change the first, which is another fault.
     (first, with_mode), (second, plain) = (_drawn_and_answered(context, c) for c in wide)
     return first == second and bool((with_mode - plain).abs().max() < SAME_FUNCTION)

@@ -13,18 +13,7 @@ from reports.judge.docstring_search import Statement
 from reports.judge.grouping import Grouping, Key, covering, kind_of
 from reports.judge.prior import contradicts, matching
 from reports.judge.standing import standing
-from reports.model import (
-    CONSTANT_START,
-    RANDOM_START,
-    CheckInfo,
-    Claim,
-    Diagnosis,
-    DocstringPart,
-    Finding,
-    Prior,
-    PriorFinding,
-    Run,
-)
+from reports.model import CheckInfo, Claim, Diagnosis, DocstringPart, Finding, Prior, PriorFinding, Run
 from reports.order import LEADING, rank, worst
 from reports.text import shortened
 
@@ -280,7 +269,7 @@ class Defect:
 
     def _unexplained(self) -> str:
         """What the first claim asks and, where the layer alone shows it, in which way it is wrong."""
-        title = _of_a_start(self.lead) or self.info(self.lead).title
+        title = self.info(self.lead).title
         shown = next((c for c in self.claims[1:] if c.check in ABOUT_THE_LAYER), None)
         if shown is None or self.lead.aspect == "contexts":  # how it is asked decides there
             return title
@@ -311,17 +300,6 @@ class Defect:
         if self.kind in FAILURE_MODES:
             return FAILURE_MODES[self.kind]
         return (self.diagnosis.failure_mode if self.diagnosis else "") or self.info(self.lead).failure_mode
-
-
-def _of_a_start(claim: Claim) -> str:
-    """Which tensor starts elsewhere, and how, where the case shows it; else nothing."""
-    witness = claim.witness
-    if claim.check != "init.deterministic" or not (witness and witness.quantity.startswith("initial ")):
-        return ""
-    title = f"{witness.quantity.removeprefix('initial ')} does not start at the reference's value"
-    if witness.actual.endswith(CONSTANT_START):
-        return f"{title}: it is {witness.actual}"
-    return f"{title}: it is random" if witness.actual.endswith(RANDOM_START) else title
 
 
 def _aspects(claims: Sequence[Claim]) -> str:

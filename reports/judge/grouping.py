@@ -56,6 +56,8 @@ class Grouping:
         self.broken = [c for c in self.claims if c.outcome == "fail"]
         alone = [c for c in self.broken if apart(c) == ALONE]
         self.alone = {("mistake", c.diagnosis.mistake) if c.diagnosis else ("check", c.check) for c in alone}
+        plain = [c for c in self.broken if c.check not in SAYS_LITTLE]
+        self.told = {c.diagnosis.mistake for c in plain if c.diagnosis and not is_of_a_check(c.diagnosis)}
         self.held = {(c.check, c.oracle) for c in self.claims if c.outcome == "pass"}
 
     def groups(self) -> list[tuple[Key, list[Claim]]]:
@@ -93,6 +95,8 @@ class Grouping:
         What a check says of itself, or with a yes or a no, explains nothing where what it follows is broken already.
         """
         own = claim.diagnosis is not None and is_of_a_check(claim.diagnosis)
+        if claim.diagnosis and claim.check in SAYS_LITTLE and claim.diagnosis.mistake in self.told:
+            return (("mistake", claim.diagnosis.mistake),)  # which a question of more words tells, too
         inherited = self._inherited(claim, seen)
         if inherited and (own or claim.diagnosis is None or claim.check in SAYS_LITTLE):
             return inherited

@@ -127,3 +127,20 @@ def test_a_known_mistake_of_merging_alone_has_its_name(
     subject = wrapped.Library({variant: layer})
     found = audit(subject, [variant], checks=lambda c: c.id in ASKED, profile=TWELVE)
     assert [f.mistake for f in found.findings if f.tag == "BUG"] == [name]
+
+
+class Undivided(wrapped.Library):
+    """What is merged is not divided by the rank: at rank two it is merged twice."""
+
+    def merge(self, adapted: Adapted) -> nn.Linear:
+        merged, layer = super().merge(adapted), adapted.module
+        with torch.no_grad():
+            merged.weight += (layer.spec.rank - 1) * (merged.weight - layer.base.weight)
+        return merged
+
+
+def test_a_factor_that_is_two_at_one_rank_alone_is_not_told_as_twice() -> None:
+    (title,) = titles(Undivided({"delora": wrapped.Delora}), "delora")
+    assert "λ is not divided by the rank" in title
+    (title,) = titles(Undivided({"hra": wrapped.Hra}), "hra")
+    assert title == "the adapter is merged with another factor than it acts with"

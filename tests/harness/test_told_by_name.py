@@ -337,7 +337,7 @@ def test_a_start_that_no_mistake_explains_is_told_with_its_tensor() -> None:
     (title,) = bugs(MagnitudeOfAHalf, "dora", "init.deterministic")
     assert title == "m does not start at the reference's value: it is 0.5 everywhere"
     (title,) = bugs(MagnitudeOfAnotherWeight, "dora", "init.deterministic")
-    assert title == "m does not start at the reference's value: it is random"
+    assert title == "m does not start at the reference's value: it is random over one base"
     (title,) = bugs(broken.MagnitudeWithEps, "dora", "init.deterministic")
     assert title == "m does not start at the reference's value"
 

@@ -390,6 +390,29 @@ def test_what_is_written_while_it_is_folded_in_is_asked_for() -> None:
     assert (told.mistake, told.tag) == ("contexts.folded_in_eval", "OK-undoc")
 
 
+class KeepsItsNorm(wrapped.Dora):
+    """The row norms of the first call in evaluation mode are kept until train() or eval()."""
+
+    kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> wrapped.Wrapped:
+        self.kept = None
+        return super().train(mode)
+
+    def norm(self) -> Tensor:
+        if self.training:
+            return super().norm()
+        if self.kept is None:
+            self.kept = super().norm()
+        return self.kept
+
+
+def test_what_is_kept_of_a_call_is_not_told_as_folded() -> None:
+    """Where what is written acts in part, nothing was folded in."""
+    (told,) = found(KeepsItsNorm, "dora", "contexts.written_in_eval")
+    assert (told.mistake, told.tag, told.severity) == ("contexts.cached_in_eval", "BUG", "major")
+
+
 class FoldsAtEachEval(wrapped.Lora):
     """eval() adds the update to the base once more each time, and train() takes all of it out."""
 

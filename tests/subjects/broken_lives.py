@@ -170,6 +170,18 @@ class SwitchedWhileMerged(Layer):
         self.aside = {}
 
 
+@layer("lora", "merged", "still_folded", 2)
+class SwitchedOffWhileMerged(Layer):
+    """Switching all adapters off leaves what is folded in at work."""
+
+    def switch(self, names: Sequence[str]) -> None:
+        held = self.aside if not names else {}
+        if held:
+            self.aside = {}
+        super().switch(names)
+        self.aside = held
+
+
 @layer("lora", "inactive", steps=4)
 class InactiveAreTrained(Layer):
     """What is not active is left out of the output, and not out of the graph."""
