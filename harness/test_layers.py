@@ -602,7 +602,9 @@ def test_modes(context: Context, case: KindCase) -> None:
 
 def _acts(context: Context, linear: Case, mode: str) -> bool:
     """Whether the subject has the mode on linear layers. Raises Unsupported, as any layer that is not offered."""
-    return not mode_is_ignored(context, linear.but(**{mode: True}), [mode])
+    there = linear.but(**{mode: True})
+    with raised_on(there):
+        return not mode_is_ignored(context, there, [mode])
 
 
 def _computes_in(mode: str, context: Context, case: KindCase) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from harness.cases.kind_cases import QUANTISERS, KindCase
 from harness.cases.layer_cases import DTYPES, Case
+from harness.cases.life_cases import LifeCase
 from harness.compare import isolation
 from harness.compare.layer import BadAnswer, SubjectRaised, adapt, said
 from oracles.implementation import AdapterSpec, Implementation, Unsupported
@@ -69,6 +70,8 @@ class Abilities:
             }
             if isinstance(case, KindCase):
                 nearest["quantiser"] = self.quantiser(case.quantiser)
+            if isinstance(case, LifeCase):
+                nearest["others"] = tuple(map(self.spec, case.others))
             changes |= {name: value for name, value in nearest.items() if value != getattr(case, name)}
         return dataclasses.replace(case, **changes) if changes else case
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.cases.kind_cases import KindCase, each_kind, options_of, quantised, shapes_of
+from harness.cases.layer_cases import Case
 from harness.compare import rounding
 from harness.compare.abilities import can_quantise
 from harness.compare.adapted_model import offers_models
@@ -205,7 +206,7 @@ def on_each_kind(
 
 
 @contextmanager
-def raised_on(case: KindCase) -> Iterator[None]:
+def raised_on(case: Case) -> Iterator[None]:
     """What the subject raises inside was raised on this case, which need not be the claim's own."""
     try:
         yield
