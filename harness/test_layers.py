@@ -29,7 +29,7 @@ from harness.cases.leaf_output import with_leaf_output
 from harness.compare import kind_mistakes, life_faults, rank_stabilised, rounding
 from harness.compare.beside_linear import is_the_linears, merges_as_the_linear
 from harness.compare.context import Context, where_worst
-from harness.compare.kind_faults import agrees, explain, explain_gradient, merged_without
+from harness.compare.kind_faults import PADDING_LEARNS, agrees, explain, explain_gradient, merged_without
 from harness.compare.kind_start import starts_at_the_base
 from harness.compare.kinds import (
     Kinds,
@@ -437,9 +437,21 @@ def _starts_and_computes_there(context: Context, case: KindCase) -> None:
         _head_untouched(context, case)
     layer.write(case.far(dict.fromkeys(layer.names)))
     _computes(context, case, layer)
+    _padding_rests(case, layer)
     if not learns:
         quantity = "the adapter's gradients at the start"
         raise Deviation(case, quantity, "not all zero", "zero", diagnosis=CANNOT_LEARN)
+
+
+def _padding_rests(case: KindCase, layer: Kinds) -> None:
+    """The padding's own column of A gets no gradient, as no row of a plain embedding's does."""
+    if case.padding_idx is None:
+        return
+    gradient = layer.observe(case).get("gradient of A")
+    if gradient is not None and bool(gradient[:, case.padding_idx].any()):
+        found = f"{float(gradient[:, case.padding_idx].abs().max()):.3g}"
+        quantity = "gradient of A at the padding token"
+        raise Deviation(case, quantity, "zero", found, diagnosis=PADDING_LEARNS, alone=True)
 
 
 CANNOT_LEARN = Diagnosis(

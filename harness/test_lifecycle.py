@@ -327,7 +327,17 @@ def _is_base(layer: Life, quantity: str, actual: Tensor, expected: Tensor) -> No
         "bit for bit the base's",
         f"up to {float(gap.abs().max()):.3g} away",
         diagnosis=diagnosis,
+        alone=diagnosis is DETACH_MERGED and _detaches_unmerged(layer),
     )
+
+
+def _detaches_unmerged(layer: Life) -> bool:
+    """Whether the adapter, with the same values and never merged, is detached without a trace."""
+    context, case = layer.context, layer.case
+    twin = context.layer(case)
+    twin.write(case.far_for(FIRST))
+    base = plain_layer(context.calling("detach", context.subject.detach, twin.adapted), "detach")
+    return torch.equal(base.weight.detach(), case.weight)
 
 
 def _what_stays(layer: Life, gap: Tensor) -> Diagnosis | None:

@@ -72,6 +72,45 @@ def test_deleted_merged(context: Context, case: LifeCase) -> None:
                 layer.judge(f"output {done.after}", layer.output(), roundoffs=FOLDED)
 
 
+LEFT_BEHIND = named(
+    "deleted_left",
+    "an adapter that is deleted leaves tensors of its own in the layer",
+    "memory is not given back, the state dict holds what nobody asked for, and what walks through the adapters by "
+    "their tensors meets one that is gone",
+    "take every tensor of the adapter out of the layer when it is deleted",
+)
+
+
+@check(
+    "lifecycle",
+    "major",
+    title="an adapter that is deleted leaves tensors of its own in the layer",
+    failure_mode="memory is not given back, and the state dict holds what nobody asked for",
+    domain=Domain(strategy=lives(begins=(*TWO, ("delete_adapter", SECOND)))),
+    against=("paper",),
+    examples=1,
+    follows=("lifecycle.deleted_merged",),
+    diagnose=False,
+)
+def test_deleted(context: Context, case: LifeCase) -> None:
+    """Once an adapter is deleted, the layer has the parameters and the state dict of before it was added."""
+    need(context.subject, case.spec, (*SEVERAL, "delete_adapter"))
+    with life(context, case) as layer:
+        before = _held_by(layer)
+        taken = [done.name for done in layer.run() if not done.refused]
+        left = sorted(_held_by(layer) - before)
+        if taken == ["add_adapter", "delete_adapter"] and left:
+            raise Deviation(
+                case, "tensors beside those of before", "none", ", ".join(left[:FEW]), diagnosis=LEFT_BEHIND
+            )
+
+
+def _held_by(layer: Life) -> set[str]:
+    """The names of the layer's parameters and of what its state dict holds."""
+    held = layer.context.calling("state_dict", layer.module.state_dict)
+    return {*held, *(name for name, _ in layer.module.named_parameters())}
+
+
 NAME_TAKEN = named(
     "name_taken",
     "an adapter that is added under a name that is taken takes the place of the one that has it",
@@ -338,7 +377,7 @@ def _comes_back(layer: Life, done: Done, alike: bool) -> None:
     ),
     against=("paper",),
     examples=2,
-    follows=("lifecycle.output", "lifecycle.inactive", "lifecycle.others"),
+    follows=("lifecycle.deleted", "lifecycle.output", "lifecycle.inactive", "lifecycle.others"),
     diagnose=False,
 )  # fmt: skip
 def test_names(context: Context, case: LifeCase) -> None:

@@ -16,6 +16,7 @@ from harness.compare.rounding import coarser
 from harness.compare.thresholds import THRESHOLDS
 from oracles.mistakes import mistakes_of
 from oracles.variants import paper
+from refs.vocabulary import Severity
 from reports.model import Diagnosis
 
 
@@ -34,8 +35,8 @@ def agrees(actual: Tensor, output: Tensor, unit: float) -> bool:
 CATALOGUE: list[Diagnosis] = []  # every fault on a kind of layer that has a name
 
 
-def _says(name: str, summary: str, failure_mode: str) -> Diagnosis:
-    entry = Diagnosis(f"layers.{name}", summary, failure_mode)
+def _says(name: str, summary: str, failure_mode: str, severity: Severity | None = None) -> Diagnosis:
+    entry = Diagnosis(f"layers.{name}", summary, failure_mode, severity=severity)
     CATALOGUE.append(entry)
     return entry
 
@@ -79,6 +80,13 @@ UPDATE_LOST = _says(
 )
 BIAS_LOST = _says(
     "bias_lost", "the bias is left out", "the output is shifted; nothing shows on layers without a bias"
+)
+PADDING_LEARNS = _says(
+    "padding_learns",
+    "the embedding's padding token has a column of A that gets a gradient: it is trained, and no row of a plain "
+    "embedding's is",
+    "what the base keeps out of training, by its padding_idx, moves with the adapter",
+    severity="minor",
 )
 SCALE_LOST = _says(
     "embed_scale",

@@ -30,7 +30,8 @@ def starts_at_the_base(context: Context, case: KindCase, layer: Callable[[Tensor
         wanted, actual = base(case.x), layer(case.x)
     if actual.shape != wanted.shape:
         shapes = str(tuple(wanted.shape)), str(tuple(actual.shape))
-        raise Deviation(case, "shape of the output", *shapes, diagnosis=_option_left_out(case, actual))
+        left_out = _option_left_out(case, actual)
+        raise Deviation(case, "shape of the output", *shapes, diagnosis=left_out, alone=left_out is not None)
     rows = case.rows(case.input)
     size = float(rows.norm() * case.weight.double().norm() + wanted.double().norm()) * case.embed_scale
     unit = rounding.roundoff(rounding.coarser(case.torch_dtype))

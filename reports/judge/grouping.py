@@ -58,6 +58,8 @@ class Grouping:
         self.alone = {("mistake", c.diagnosis.mistake) if c.diagnosis else ("check", c.check) for c in alone}
         plain = [c for c in self.broken if c.check not in SAYS_LITTLE]
         self.told = {c.diagnosis.mistake for c in plain if c.diagnosis and not is_of_a_check(c.diagnosis)}
+        named = [d for c in self.broken for d in (c.diagnosis, *c.further) if d]
+        self.accepted: set[Key] = {("mistake", d.mistake) for d in named if d.agrees_with}
         self.held = {(c.check, c.oracle) for c in self.claims if c.outcome == "pass"}
 
     def groups(self) -> list[tuple[Key, list[Claim]]]:
@@ -98,6 +100,8 @@ class Grouping:
         if claim.diagnosis and claim.check in SAYS_LITTLE and claim.diagnosis.mistake in self.told:
             return (("mistake", claim.diagnosis.mistake),)  # which a question of more words tells, too
         inherited = self._inherited(claim, seen)
+        if claim.aspect == "merge" and inherited and all(key in self.accepted for key in inherited):
+            inherited = ()  # what is merged has to be what is computed, whichever reference's form that is
         if inherited and (own or claim.diagnosis is None or claim.check in SAYS_LITTLE):
             return inherited
         if claim.diagnosis is None:

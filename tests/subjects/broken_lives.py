@@ -532,6 +532,16 @@ class DeletedWhileMerged(Layer):
         self.aside = {}
 
 
+@layer("lora", "deleted", "deleted_left", 2)
+class DeletedIsKept(Layer):
+    """What is deleted is kept under another name."""
+
+    def delete(self, name: str) -> None:
+        held = self.adapter(name)
+        super().delete(name)
+        self.adapters["kept_" + name] = held
+
+
 @layer("lora ia3", "taken_name", "name_taken")
 class NameTakenAgain(Layer):
     """An adapter that is added under a name that is taken replaces the one that has it."""

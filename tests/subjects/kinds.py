@@ -654,6 +654,14 @@ class PlainScaleOnEmbeddings(LowRank):
         self.s = spec.alpha / spec.rank if self.kind == "embedding" else self.s
 
 
+@broken("embedding", "padding_learns")
+class PaddingLearns(LowRank):
+    """The embedding's padding token is looked up in A as any other."""
+
+    def path_embedding(self, x: Tensor) -> Tensor:
+        return fn.embedding(x, self.A.T) @ self.B.T
+
+
 @broken("embedding", "never_trains")
 class StartsAtZero(LowRank):
     """On an embedding both factors start at zero."""
