@@ -18,13 +18,15 @@ from harness.compare import rounding
 from harness.compare.abilities import Abilities, abilities_of
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering
 from harness.compare.outcome import Described, Deviation, NoSlot, OracleRefused, ToldElsewhere, Unverified
+from harness.compare.refusals import is_crash
 from harness.compare.rounding import coarser
 from harness.compare.thresholds import THRESHOLDS
-from oracles.implementation import AdapterSpec, Implementation, Unsupported
+from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
 from oracles.oracle import NotRecorded, Oracle
 from oracles.seeding import seed_torch
 from oracles.variants import Canonical, Variant, paper
 
+FOLDING = ("merge", "merge_in_place")
 State = Literal["initial", "step0", "far"]
 
 
@@ -305,9 +307,34 @@ class Context:
             raise Deviation(case, quantity, str(expected), str(actual), note=note)
 
     def calling(self, what: str, call: Callable[..., Any], *args: Any) -> Any:
-        """A method of the subject, its exceptions turned into findings."""
-        with answering(self.subject.name, what):
-            return call(*args)
+        """A method of the subject, its exceptions turned into findings.
+
+        What folds an adapter in may be refused in a sentence to a layer in training mode: it is asked in evaluation
+        mode then, in which a layer that is folded in place stays.
+        """
+        try:
+            with answering(self.subject.name, what):
+                return call(*args)
+        except SubjectRaised as error:
+            folds = what in FOLDING and not is_crash(error)
+            module = args[0].module if folds and isinstance(args[0], Adapted) else None
+            if module is None or not module.training:
+                raise
+            return self._in_evaluation(what, module, error, functools.partial(call, *args))
+
+    def _in_evaluation(
+        self, what: str, module: nn.Module, error: SubjectRaised, call: Callable[[], Any]
+    ) -> Any:
+        module.train(False)
+        try:
+            with answering(self.subject.name, what):
+                answer = call()
+        except SubjectRaised:
+            module.train()
+            raise error from error.__cause__
+        if what == "merge":
+            module.train()
+        return answer
 
 
 def double(case: Case) -> Case:

@@ -121,10 +121,8 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     with refusable(f"{case.spec.variant} on {case.what}"):
         layer = adapt(context.subject, given, case.spec)
     _refuse_a_plain_one(context, case, layer)
-    if case.groups > 1 and _groups_share(context, case, layer):
-        raise OutsideDomain(
-            "the groups share A: another factorisation of the kernel than the references' blocks"
-        )
+    if case.groups > 1 and (otherwise := _other_factors(context, case, layer)):
+        raise OutsideDomain(f"{otherwise}: another factorisation of the kernel than the references' blocks")
     base = context.variant.base
     if base is not None and base.name not in layer.names:  # what is left of the weight is taken to be right
         linear_starts_there(context, case)
@@ -151,29 +149,58 @@ def _may_share(case: KindCase, layer: Layer) -> bool:
     return sizes == {"A": case.in_features * r // case.groups, "B": case.out_features * r}
 
 
-def _groups_share(context: Context, case: KindCase, layer: Layer) -> bool:
-    """Whether every output of a convolution with groups goes through one A (r, in/groups): ΔW = B A as it is stored."""
-    if not _may_share(case, layer):
-        return False
+def _have_pairs(case: KindCase, layer: Layer) -> bool:
+    """Whether A has every input, and B joins every output to the whole rank: each group may have a pair of its own."""
     r = case.spec.rank
+    sizes = {name: layer.value(name).numel() for name in ("A", "B") if name in layer.names}
+    return sizes == {"A": case.in_features * r, "B": case.out_features * r}
+
+
+def _other_factors(context: Context, case: KindCase, layer: Layer) -> str:
+    """How the update of a convolution with groups is factorised, where it is not as the references do it; else "".
+
+    One A (r, in/groups) that all groups share, ΔW = B A as it is stored; or a pair (A_g, B_g) of the whole rank in
+    each group, ΔW the blocks of B A.
+    """
+    shared, pairs = _may_share(case, layer), _have_pairs(case, layer)
+    if not (shared or pairs):
+        return ""
     try:
         layer = adapt(context.subject, case.base(), case.spec)  # the other one keeps its start
         kinds = Kinds(layer, case)
         kinds.write(case.far(dict.fromkeys(kinds.names)))
-        values = {n: kinds.value(n) for n in kinds.names} | {"A": layer.value("A").reshape(r, -1)}
-        W, b = case.base().weight.detach().double().flatten(1), case.bias_vector
-        merged, bias = paper.effective(
-            context.forward, W, None if b is None else b.double(), values, case.spec
-        )
-        rows = case.rows(case.input)
-        exact = (
-            rows @ (merged.repeat(1, case.groups) * case.mask(case.out_features, case.in_features)).mT + bias
-        )
+        update = _shared if shared else _in_pairs
+        weight, bias = update(context, case, kinds)
+        exact = case.rows(case.input) @ weight.mT + bias
         with torch.no_grad():
             actual = case.outputs(layer(case.x)).double()
     except (NoSlot, OutsideDomain, KeyError, RuntimeError, SubjectRaised):
-        return False
-    return agrees(actual, exact, rounding.roundoff(coarser(case.torch_dtype)) * float(exact.norm()))
+        return ""
+    unit = rounding.roundoff(coarser(case.torch_dtype)) * float(exact.norm())
+    told = "the groups share A" if shared else "each group has factors of its own"
+    return told if agrees(actual, exact, unit) else ""
+
+
+def _shared(context: Context, case: KindCase, kinds: Kinds) -> tuple[Tensor, Tensor]:
+    """W (out, in) and b where ΔW = B A is read in the shape of the stored weight."""
+    values = {n: kinds.value(n) for n in kinds.names}
+    values |= {"A": kinds.layer.value("A").reshape(case.spec.rank, -1)}
+    stored = case.base().weight.detach().double().flatten(1)
+    weight, bias = _effective(context, case, stored, values)
+    return weight.repeat(1, case.groups) * case.mask(case.out_features, case.in_features), bias
+
+
+def _in_pairs(context: Context, case: KindCase, kinds: Kinds) -> tuple[Tensor, Tensor]:
+    """W (out, in) and b where of B A the blocks of the groups act."""
+    weight, bias = _effective(context, case, case.weight.double(), kinds.parameters())
+    return weight * case.mask(case.out_features, case.in_features), bias
+
+
+def _effective(
+    context: Context, case: KindCase, W: Tensor, values: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    b = case.bias_vector
+    return paper.effective(context.forward, W, None if b is None else b.double(), values, case.spec)
 
 
 def on_each_kind(

@@ -29,6 +29,7 @@ from tests.subjects.kinds import (
     InBlocksLibrary,
     Library,
     OtherLayoutLibrary,
+    PairsLibrary,
     PutsPlainOnes,
     SharedLibrary,
     UnfoldedLibrary,
@@ -87,10 +88,11 @@ def test_groups_may_have_blocks_in_both_factors() -> None:
     assert [c.outcome for c in found.run.claims] == ["pass", "pass"]
 
 
-def test_groups_may_share_a() -> None:
-    """Nothing is said of convolutions with groups then; the others are asked as ever."""
+@pytest.mark.parametrize("subject", [SharedLibrary(), PairsLibrary()], ids=lambda s: type(s).__name__)
+def test_groups_may_be_factorised_otherwise(subject: Library) -> None:
+    """One A for all, or a pair in each: nothing is said of convolutions with groups; the others are asked as ever."""
     asked_for = ("layers.conv2d_groups", "layers.merge_conv2d_groups", "layers.conv2d")
-    found = audit(SharedLibrary(), ["lora"], checks=lambda c: c.id in asked_for, profile=TWELVE)
+    found = audit(subject, ["lora"], checks=lambda c: c.id in asked_for, profile=TWELVE)
     told = {c.check: (c.outcome, c.cause) for c in found.run.claims}
     assert told == {
         "layers.conv2d": ("pass", None),

@@ -165,6 +165,37 @@ def test_a_merged_layer_may_be_for_evaluation_alone() -> None:
     assert [f.title for f in found.findings if f.tag == "BUG"] == []
 
 
+class MergesInEvaluationAlone(Layer):
+    """In training mode nothing is folded in, and a sentence says so."""
+
+    def fold(self) -> None:
+        if self.training:
+            raise ValueError("merging is for inference: call eval() first")
+        super().fold()
+
+    def to_plain(self) -> nn.Linear:
+        if self.training:
+            raise ValueError("merging is for inference: call eval() first")
+        return super().to_plain()
+
+
+class ForInference(Library):
+    """The layer above."""
+
+    layer = MergesInEvaluationAlone
+
+
+def test_merging_may_be_for_evaluation_alone() -> None:
+    """It is asked in evaluation mode, and what is exported goes on in training mode."""
+    found = audit(
+        ForInference(), ["lora"], checks=lambda c: c.info.aspect in ("lifecycle", "merge"), profile=QUICK
+    )
+    assert [f.title for f in found.findings if f.tag == "BUG"] == []
+    assert {c.outcome for c in found.run.claims if c.check in ("lifecycle.merged", "merge.weight")} == {
+        "pass"
+    }
+
+
 class LoadsTheDefaultAlone(Library):
     """Reads the file of an adapter under the name that it had when it was saved, and under no other."""
 

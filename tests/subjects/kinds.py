@@ -365,6 +365,25 @@ class DenseLibrary(Library):
     layer = DenseOverGroups
 
 
+class PairsOfGroups(DenseOverGroups):
+    """Each group of a convolution has an A and a B of the whole rank: of B A the blocks of the groups act."""
+
+    def path_conv2d(self, x: Tensor) -> Tensor:
+        b, padding = self.base, self.base.padding
+        if b.padding_mode != "zeros":
+            x, padding = fn.pad(x, b._reversed_padding_repeated_twice, mode=b.padding_mode), 0
+        whole = (self.B.flatten(1) @ self.A.flatten(1)).unflatten(1, (b.in_channels, *b.kernel_size))
+        out, g = b.out_channels // b.groups, b.groups
+        update = torch.cat([w.chunk(g, 1)[i] for i, w in enumerate(whole.split(out))])
+        return fn.conv2d(x, update, None, b.stride, padding, b.dilation, g)
+
+
+class PairsLibrary(Library):
+    """Right, with factors of each group's own."""
+
+    layer = PairsOfGroups
+
+
 class SharedByGroups(LowRank):
     """ΔW = B A in the shape in which the weight is stored: every group of a convolution goes through one A."""
 
