@@ -45,7 +45,7 @@ from harness.compare.kinds import (
 from harness.compare.layer import BadAnswer, SubjectRaised, as_layer, situation
 from harness.compare.life_model import Held, compositions
 from harness.compare.loose_parameters import learns_beside
-from harness.compare.offered import need, offers
+from harness.compare.offered import adapts_linear, need, offers
 from harness.compare.outcome import Deviation, NoSlot, NotOffered, NotTold
 from harness.compare.probing import alike, kept_factor, masked, mode_is_ignored
 from harness.compare.refusals import is_crash
@@ -501,7 +501,8 @@ def _computes(context: Context, case: KindCase, layer: Kinds) -> None:
             elif name == "gradient of x":
                 found.diagnosis = explain_gradient(context, case, layer, actual[name])
             found.alone = not is_the_linears(context, case, layer, name, actual[name])
-            if name == "output" and found.alone and found.diagnosis is None:
+            of_the_kind = found.alone or not adapts_linear(context.subject)
+            if name == "output" and of_the_kind and found.diagnosis is None:
                 found.diagnosis = kind_mistakes.explain(context, case, functools.partial(_answered, context))
             raise
 

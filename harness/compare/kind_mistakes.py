@@ -13,6 +13,7 @@ from harness.compare.in_one_state import FAILURE, REMEDY
 from harness.compare.kind_faults import agrees
 from harness.compare.kinds import Kinds
 from harness.compare.layer import BadAnswer, SubjectRaised
+from harness.compare.offered import adapts_linear
 from harness.compare.outcome import NoSlot, NotOffered, OtherLayout, OutsideDomain
 from harness.compare.rounding import coarser, roundoff
 from oracles.implementation import Unsupported
@@ -36,7 +37,7 @@ def explain(context: Context, case: KindCase, ask: Ask, *, merged: bool = False)
     candidates = [m for m in entries if "output" in m.speaks_of and not m.agrees_with]
     for each in (case, case.but(rank=4 if case.spec.rank == 2 else 2, alpha=5.5, seed=case.seed + 1)):
         candidates = _having(context, each, ask, candidates)
-    return _named(candidates[0], case, merged) if candidates else None
+    return _named(candidates[0], case, merged, adapts_linear(context.subject)) if candidates else None
 
 
 def _having(context: Context, case: KindCase, ask: Ask, candidates: list[Mistake]) -> list[Mistake]:
@@ -71,11 +72,11 @@ def _rows(forward: paper.Forward, case: KindCase, layer: Kinds) -> Tensor:
     return case.rows(case.input) @ weight.mT * case.embed_scale + bias
 
 
-def _named(mistake: Mistake, case: KindCase, merged: bool) -> Diagnosis:
+def _named(mistake: Mistake, case: KindCase, merged: bool, beside_linear: bool) -> Diagnosis:
     on = WORDS[case.kind]
     if merged:
         summary = f"in what {on} is merged into, and not in what it computes, {mistake.summary}"
         return Diagnosis(f"layers.merge.{case.kind}.{mistake.id}", summary, FAILURE, remedy=REMEDY)
-    summary = f"on {on}, and not on a linear layer, {mistake.summary}"
+    summary = f"on {on}, {'and not on a linear layer, ' if beside_linear else ''}{mistake.summary}"
     remedy = f"where {on} is adapted, {mistake.remedy}"
     return Diagnosis(f"layers.{case.kind}.{mistake.id}", summary, mistake.failure_mode, remedy=remedy)

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -44,16 +45,24 @@ def _unmerge(who: Implementation, layer: Adapted) -> None:
 def _load(who: Implementation, layer: Adapted, spec: AdapterSpec, folder: Path) -> None:
     who.save(layer, folder / "probe")
     try:
-        who.load(_base(), spec, folder / "probe")
+        who.load(_base(who), spec, folder / "probe")
     except Unsupported:
-        who.load(_base(bias=False), spec, folder / "probe")
+        who.load(_base(who, bias=False), spec, folder / "probe")
 
 
-def _base(bias: bool = True) -> nn.Linear:
-    base = nn.Linear(4, 3, bias)
+def adapts_linear(who: Implementation) -> bool:
+    """Whether linear layers are among those that the subject adapts; who says nothing of kinds adapts these."""
+    return not who.layers or "linear" in who.layers
+
+
+def _base(who: Implementation, bias: bool = True) -> Any:
+    """A linear layer; of who takes none a convolution, or an embedding."""
+    base: Any = nn.Linear(4, 3, bias)
+    if not adapts_linear(who):
+        base = nn.Conv2d(4, 3, 1, bias=bias) if "conv2d" in who.layers else nn.Embedding(4, 3)
     with torch.no_grad():
-        base.weight.copy_(torch.arange(12.0).reshape(3, 4).cos())
-        if bias:
+        base.weight.copy_(torch.arange(12.0).reshape(base.weight.shape).cos())
+        if getattr(base, "bias", None) is not None:
             base.bias.copy_(torch.arange(3.0).sin())
     return base
 
@@ -89,9 +98,9 @@ def _adapted(who: Implementation, spec: AdapterSpec) -> tuple[Adapted, AdapterSp
     tried = [(each, bias) for each in (plain, small, spec) for bias in (True, False)]
     for each, bias in tried[:-1]:
         with suppress(Exception):
-            return who.adapt(_base(bias), each), each
+            return who.adapt(_base(who, bias), each), each
     with answering(who.name, "adapt"):
-        return who.adapt(_base(bias=False), spec), spec
+        return who.adapt(_base(who, bias=False), spec), spec
 
 
 def offers(who: Implementation, spec: AdapterSpec, method: str) -> bool:

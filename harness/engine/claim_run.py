@@ -30,6 +30,7 @@ from harness.compare.context import Context, Refused, Worst
 from harness.compare.dtypes_apart import dtypes_apart
 from harness.compare.ear import heard
 from harness.compare.layer import BadAnswer, SubjectRaised, WrongType
+from harness.compare.offered import adapts_linear
 from harness.compare.outcome import (
     Deviation,
     ModeMissing,
@@ -178,7 +179,7 @@ class ClaimRun:
     def _outcome(self, context: Context) -> dict[str, object]:
         ear.about(self.variant.id)
         broken = self.broken_wrapper(self.variant.id)
-        if broken and not (broken.cause == "no_variant" and self._needs_no_layer()):
+        if broken and not (broken.cause == "no_variant" and self._needs_no_linear_layer()):
             why = _because(broken.cause, broken.sentence)
             return {"outcome": broken.outcome, "examples": 0, **why}
         try:
@@ -225,8 +226,10 @@ class ClaimRun:
             return {"outcome": "unverified", **_because("audit_failed", reason, name)}
         return {"outcome": "pass", "examples": asked}
 
-    def _needs_no_layer(self) -> bool:
-        """Whether the question is asked of a loaded checkpoint, and the subject loads checkpoints."""
+    def _needs_no_linear_layer(self) -> bool:
+        """Whether the question is of a loaded checkpoint and the subject loads some, or of the kinds it adapts."""
+        if self.check.info.aspect == "layers":
+            return not adapts_linear(self.subject)
         loads = type(self.subject).load_peft is not Implementation.load_peft
         return self.check.info.aspect in OF_FILES and loads
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from torch import Tensor, nn
 
 from harness.cases import kind_cases
 from harness.compare.kind_faults import CATALOGUE
@@ -18,6 +19,7 @@ from harness.test_layers import (
     UNMERGED_OTHERWISE,
     WRONG_RATE,
 )
+from oracles.implementation import Adapted, AdapterSpec, Unsupported
 from oracles.mistakes import mistakes_of
 from tests.life_table import TWELVE, asked
 from tests.subjects.judged import audit
@@ -28,6 +30,7 @@ from tests.subjects.kinds import (
     FoldsOnEvaluation,
     InBlocksLibrary,
     Library,
+    LowRank,
     OtherLayoutLibrary,
     PairsLibrary,
     PutsPlainOnes,
@@ -138,6 +141,47 @@ def test_who_replaces_layers_one_by_one_is_not_asked_of_those_it_does_not_mean()
         "layers.embedding": ("pass", None),
     }
     assert found.verdicts["lora"].verdict == "Faithful"
+
+
+class ConvolutionsAlone(Library):
+    """Right, and of convolutions only."""
+
+    layers = frozenset({"conv2d"})
+
+    def adapt(self, base: nn.Module, spec: AdapterSpec) -> Adapted:  # type: ignore[override]
+        if not isinstance(base, nn.Conv2d):
+            raise Unsupported("convolutions only")
+        return super().adapt(base, spec)
+
+
+class UnscaledConvolution(LowRank):
+    """Without α/r."""
+
+    def update(self, x: Tensor) -> Tensor:
+        return super().update(x) / self.s
+
+
+class UnscaledConvolutionsAlone(ConvolutionsAlone):
+    """The layer above."""
+
+    layer = UnscaledConvolution
+
+
+def test_who_takes_convolutions_alone_is_asked_of_them() -> None:
+    """The rest is not offered; a mistake of the catalogue has its name there, too."""
+    asked_for = ("layers.conv2d", "layers.merge_conv2d", "forward.random_parameters")
+    found = audit(ConvolutionsAlone(), ["lora"], checks=lambda c: c.id in asked_for, profile=TWELVE)
+    told = {c.check: (c.outcome, c.cause) for c in found.run.claims}
+    assert told == {
+        "layers.conv2d": ("pass", None),
+        "layers.merge_conv2d": ("pass", None),
+        "forward.random_parameters": ("not_applicable", "no_variant"),
+    }
+    found = audit(
+        UnscaledConvolutionsAlone(), ["lora"], checks=lambda c: c.id == "layers.conv2d", profile=TWELVE
+    )
+    (finding,) = found.findings
+    assert finding.title == "on a convolution, no scale: α is ignored"
 
 
 def test_who_takes_linear_layers_alone_is_not_asked() -> None:
