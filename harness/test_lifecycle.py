@@ -27,7 +27,7 @@ from harness.compare.outcome import Deviation, ToldElsewhere
 from harness.compare.own_reading import of_the_library
 from harness.compare.probing import effective, plain_layer
 from harness.compare.thresholds import REST, ROUNDOFFS, THRESHOLDS
-from harness.compare.unmerging import FOLDING, leaves_a_rest, offers_folding
+from harness.compare.unmerging import FOLDING, leaves_a_rest
 from harness.engine.checks import check
 from oracles.seeding import seed_torch
 from reports.model import Diagnosis
@@ -111,7 +111,7 @@ def test_output(context: Context, case: LifeCase) -> None:
 )  # fmt: skip
 def test_merged(context: Context, case: LifeCase) -> None:
     """Merged, in place or not, once or again, with whichever adapters are active, it computes what it did before."""
-    if not offers_folding(context.subject, case.spec):
+    if not offers(context.subject, case.spec, "merge_in_place"):
         need(context.subject, case.spec, ("merge",))
     with life(context, case) as layer:
         for done in layer.run():

@@ -245,7 +245,7 @@ class Life:
             return near <= THRESHOLDS["formula"]
 
         fault = life_faults.explain(self, state, is_it)
-        return Deviation(
+        found = Deviation(
             self.case,
             quantity,
             expected,
@@ -255,6 +255,8 @@ class Life:
             diagnosis=fault or self.of_unmerging(),
             alone=fault is not None,  # its very output: nothing else that is wrong is why
         )
+        found.otherwise = life_faults.SWITCHED_MERGED if self.unsettled else None
+        return found
 
     def of_unmerging(self) -> Diagnosis | None:
         """The name of what goes wrong wherever something was folded in, if it is unmerging that does."""
@@ -314,7 +316,7 @@ class Life:
     def _settle(self) -> None:
         """After a switch while merged, whether it is still folded in is not said: have it unfolded."""
         if self.unsettled:
-            with suppress(SubjectRaised):  # nothing may be folded in any more
+            with suppress(SubjectRaised, Unsupported):  # nothing may be folded in any more; or it is for good
                 self._call("unmerge", self.layer.adapted)
             self.unsettled = self.merged = False
 

@@ -45,7 +45,14 @@ UNMERGED_OTHERWISE = named(
     "unmerged_otherwise",
     "unmerging does not take out what merging folded in",
     "after an evaluation that merges, the model is another one",
-    remedy="subtract exactly what merging added, in the same dtype, or keep the weight from before and put it back",
+    remedy="take out exactly what merging put in, in the same dtype, or keep the weight from before and put it back",
+)
+
+SWITCHED_MERGED = named(
+    "switched_merged",
+    "switched while it is merged, the layer computes neither what was folded in nor what is active then",
+    "who switches or deletes adapters on a merged model goes on with a base weight that is neither one's",
+    remedy="unmerge exactly before another adapter is made active, or refuse to switch a merged layer in a sentence",
 )
 
 

@@ -182,6 +182,18 @@ class SwitchedOffWhileMerged(Layer):
         self.aside = held
 
 
+@layer("lora", "merged", "switched_merged", 3)
+class SwitchedHalfUnfolded(Layer):
+    """Switching takes out half of what is folded in."""
+
+    def switch(self, names: Sequence[str]) -> None:
+        folded = self.base.weight.detach().clone() if self.merged else None
+        super().switch(names)
+        if folded is not None:
+            with torch.no_grad():
+                self.base.weight.lerp_(folded, 0.5)
+
+
 @layer("lora", "inactive", steps=4)
 class InactiveAreTrained(Layer):
     """What is not active is left out of the output, and not out of the graph."""
