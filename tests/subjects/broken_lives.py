@@ -519,7 +519,7 @@ class FailedAddLeavesHalf(Layer):
         super().add(name, spec)
 
 
-@layer("lora", "refusal")
+@layer("lora", "refusal", "failed_switch")
 class FailedSwitchSwitchesOff(Layer):
     """Switching to a name that is not there switches everything off first."""
 
