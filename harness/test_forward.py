@@ -16,6 +16,7 @@ from harness.compare.lacking import has_shape, nothing_lacks
 from harness.compare.layer import Layer, SubjectRaised, answering
 from harness.compare.outcome import Deviation, NotOffered, OutsideDomain, ToldElsewhere
 from harness.compare.probing import by_rows, effective, far_layer, mode_is_ignored
+from harness.compare.thresholds import SAME_FUNCTION
 from harness.engine.checks import check
 from oracles.implementation import AdapterSpec
 from reports.model import Diagnosis
@@ -579,11 +580,20 @@ def test_eval_gradients(context: Context, case: Case) -> None:
     layer.train()
     if not _gradients(layer, case):
         return
+    with torch.no_grad():
+        trained = layer(case.x)
     layer.train(False)
     for _ in range(2):  # a weight that was folded in training mode keeps that call's graph, which serves once
         if not _gradients(layer, case):
+            with torch.no_grad():
+                same = bool((layer(case.x) - trained).abs().max() < SAME_FUNCTION)
             raise Deviation(
-                case, "gradients in evaluation mode", "those of training mode", "none", diagnosis=FOLDED
+                case,
+                "gradients in evaluation mode",
+                "those of training mode",
+                "none",
+                diagnosis=FOLDED,
+                alone=same,  # what is folded in is what acts in training mode, whatever that is
             )
 
 
