@@ -450,10 +450,27 @@ WARNED = Diagnosis(
 )
 
 
+LOADED_WHOLE = Diagnosis(
+    "save_load.damaged_and_loaded",
+    "a damaged file is loaded as if it were whole",
+    "a broken download would run with a random or partial adapter, and nothing says so",
+    remedy="hold the names and shapes in the file against the adapter's before anything is copied, and refuse the file "
+    "in a sentence",
+)
+REFUSED_TOO_LATE = Diagnosis(
+    "save_load.refused_too_late",
+    "a damaged file is refused, and the base is another one from then on",
+    "who catches the exception goes on with a damaged base model",
+    remedy="check the whole file before the base weight is touched",
+)
+
+
 def _loaded(case: Case, what: str, *, warned: bool) -> Deviation:
     """What is told of a file that was loaded and ought to have been refused."""
     quantity, told = f"loading {what}", "an adapter and a warning" if warned else "an adapter"
-    return Deviation(case, quantity, "an exception", told, diagnosis=WARNED if warned else None)
+    found = Deviation(case, quantity, "an exception", told, diagnosis=WARNED if warned else None)
+    found.otherwise = LOADED_WHOLE
+    return found
 
 
 def _unchanged(context: Context, case: Case, before: torch.Tensor, base: nn.Module, what: str) -> None:
@@ -464,7 +481,9 @@ def _unchanged(context: Context, case: Case, before: torch.Tensor, base: nn.Modu
         factorised = context.variant.base is not None
         quantity = f"the base's output after {what} was refused"
         diagnosis = BASE_REPLACED if factorised else None
-        raise Deviation(case, quantity, "unchanged", f"{gap:.3g} off", diagnosis=diagnosis)
+        found = Deviation(case, quantity, "unchanged", f"{gap:.3g} off", diagnosis=diagnosis)
+        found.otherwise = REFUSED_TOO_LATE
+        raise found
 
 
 def _is_another_method(context: Context, found: Layer) -> bool:

@@ -281,6 +281,7 @@ def test_a_damaged_file_of_which_is_warned_is_not_loaded_as_whole(
     """It counts what is said of the damaged file, and not of a whole one; PEFT warns, too."""
     (found,) = findings(subject(), BAD_FILES)
     assert found.title.startswith(title)
+    assert "changed" not in found.title  # of a base that is as it was
     assert (found.tag, found.severity) == ("BUG", "major")
     assert bool(found.heard) == (subject is not FillsUp)
     assert any(reference.startswith("PEFT") for reference in found.also_fails) == (title == WARNED)
