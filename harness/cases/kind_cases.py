@@ -7,6 +7,7 @@ that in and out.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -266,6 +267,13 @@ class ScaledEmbedding(nn.Embedding):
     def __init__(self, tokens: int, width: int, embed_scale: float, padding_idx: int | None) -> None:
         super().__init__(tokens, width, padding_idx=padding_idx)
         self.register_buffer("embed_scale", torch.tensor(embed_scale), persistent=False)
+        self.read_in: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        """As any module's; which files read the weight is kept: who takes it takes the layer."""
+        if name == "weight" and "read_in" in self.__dict__:
+            self.read_in.add(sys._getframe(1).f_code.co_filename)
+        return super().__getattr__(name)
 
     def forward(self, input: Tensor) -> Tensor:
         """Tokens (...) -> (..., dim)."""

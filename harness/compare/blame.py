@@ -131,6 +131,14 @@ def subject_file(who: Implementation) -> Path:
     return Path(inspect.getfile(type(who))) if connection is None else Path(connection.command.subject)
 
 
+def is_of_the_library(who: Implementation, file: str) -> bool:
+    """Whether a file that runs is neither torch's, nor the audit's, nor the subject file itself."""
+    try:
+        return not _is_foreign(file) and Path(file).resolve() != subject_file(who).resolve()
+    except Exception:
+        return False
+
+
 def lies_elsewhere(who: Implementation) -> bool:
     """Whether the subject says that its library's forward pass stands in another file than itself."""
     return _lie_apart(who, Path.resolve)

@@ -17,6 +17,7 @@ from harness.cases.layer_cases import Case
 from harness.compare import rounding
 from harness.compare.abilities import can_quantise
 from harness.compare.adapted_model import offers_models
+from harness.compare.blame import is_of_the_library
 from harness.compare.context import Context
 from harness.compare.kind_faults import agrees
 from harness.compare.kind_start import is_plain, linear_starts_there, starts_at_the_base
@@ -120,7 +121,7 @@ def adapted(context: Context, case: KindCase, base: object = None) -> Kinds:
     seed_torch(case.seed)
     with refusable(f"{case.spec.variant} on {case.what}"):
         layer = adapt(context.subject, given, case.spec)
-    _refuse_a_plain_one(context, case, layer)
+    _refuse_a_plain_one(context, case, layer, given)
     if case.groups > 1 and (otherwise := _other_factors(context, case, layer)):
         raise OutsideDomain(f"{otherwise}: another factorisation of the kernel than the references' blocks")
     base = context.variant.base
@@ -253,14 +254,16 @@ def refusable(what: str, mode: str = "layers") -> Iterator[None]:
         raise NotOffered(f"{what}: {why}", mode) from why
 
 
-def _refuse_a_plain_one(context: Context, case: KindCase, layer: Layer) -> None:
+def _refuse_a_plain_one(context: Context, case: KindCase, layer: Layer, given: Any) -> None:
     """Raise NotOffered for a plain embedding in the place of one that scales its output.
 
-    Who replaces layers one by one chooses which, and so does the subject's file; a library that walks through a model
-    has chosen itself.
+    Who replaces layers one by one chooses which, and so does the subject's file; a library that walks through a model,
+    or takes the layer itself and its weight, has chosen itself.
     """
     starts_there = case.variant.starts_at_identity(case.spec)
     if case.embed_scale == 1.0 or offers_models(context.subject) or not starts_there:
+        return
+    if any(is_of_the_library(context.subject, file) for file in getattr(given, "read_in", ())):
         return
     with torch.no_grad():
         plain = is_plain(case, layer(case.x))

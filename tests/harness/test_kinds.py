@@ -39,6 +39,7 @@ from tests.subjects.kinds import (
     fake_quantiser,
     rounding_quantiser,
 )
+from tests.subjects.plain_embeddings import plain
 from tests.subjects.wrapped import Library as LinearOnly
 
 
@@ -141,6 +142,22 @@ def test_who_replaces_layers_one_by_one_is_not_asked_of_those_it_does_not_mean()
         "layers.embedding": ("pass", None),
     }
     assert found.verdicts["lora"].verdict == "Faithful"
+
+
+class TakesThemAsPlain(Library):
+    """The library, and not the subject's file, makes a plain embedding of the layer that it is given."""
+
+    def adapt(self, base: nn.Module, spec: AdapterSpec) -> Adapted:  # type: ignore[override]
+        return super().adapt(plain(base) if isinstance(base, nn.Embedding) else base, spec)
+
+
+def test_a_library_that_takes_a_layer_for_another_is_told_of() -> None:
+    """Where the library reads the layer's weight itself, nobody else has chosen."""
+    found = audit(
+        TakesThemAsPlain(), ["lora"], checks=lambda c: c.id == "layers.embedding_scale", profile=TWELVE
+    )
+    (finding,) = found.findings
+    assert finding.mistake == "layers.plain_in_place"
 
 
 class ConvolutionsAlone(Library):
