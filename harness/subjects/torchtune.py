@@ -63,10 +63,9 @@ class Torchtune(Implementation):
         torch.save(peft.get_adapter_state_dict(adapted.module.state_dict()), path)
 
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
+        """As the recipe loads, which validates names by the modules that its model builders know, and not this one."""
         adapted = self.adapt(base, spec)
-        missing, unexpected = adapted.module.load_state_dict(torch.load(path), strict=False)
-        if unexpected or any(f"layer.{name}" in missing for name in NAMES.values()):
-            raise ValueError(f"the file does not fit: {missing} are missing, {unexpected} are not expected")
+        adapted.module.load_state_dict(torch.load(path), strict=False)
         return adapted
 
     def merge(self, adapted: Adapted) -> nn.Linear:
