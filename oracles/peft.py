@@ -8,7 +8,6 @@ that only collects what others find never needs it.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -97,12 +96,10 @@ class Peft(Lifecycle, Oracle):
         config = BINDINGS[spec.variant].config(spec, list(targets) if targets is not None else [])
         for name in BINDINGS[spec.variant].defaults if targets is None else ():
             setattr(config, name, None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                tuned = peft.get_peft_model(model, config)
-            except TypeError as error:
-                raise Unsupported(f"PEFT: {error}") from error
+        try:
+            tuned = peft.get_peft_model(model, config)
+        except TypeError as error:
+            raise Unsupported(f"PEFT: {error}") from error
         object.__setattr__(model, "_audited_model", tuned)
         return layers_of(tuned, spec)
 
@@ -113,9 +110,7 @@ class Peft(Lifecycle, Oracle):
         """
         import peft
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tuned = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
+        tuned = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
         object.__setattr__(model, "_audited_model", tuned)
         return {
             name: Adapted(layer, {})
@@ -125,15 +120,11 @@ class Peft(Lifecycle, Oracle):
 
     def save_peft(self, model: nn.Module, folder: Path) -> None:
         """``PeftModel.save_pretrained``."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _whole(model).save_pretrained(str(folder))
+        _whole(model).save_pretrained(str(folder))
 
     def merge_model(self, model: nn.Module) -> nn.Module:
         """``merge_and_unload(safe_merge=True)``; one layer alone is merged without, so that both ways are asked."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _whole(model).merge_and_unload(safe_merge=True)
+        return _whole(model).merge_and_unload(safe_merge=True)
 
     def source(self, variant: str, aspect: str) -> tuple[Path, str] | None:
         """The tuner's layer file and the method that carries the aspect."""

@@ -13,7 +13,6 @@ import json
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,14 +87,6 @@ class Named(Adapted):
     adapter: str = FIRST
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """PEFT's warnings are for its users."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 class OneLayer(nn.Module):
     """A model that is one linear layer: PEFT adapts models, the audit compares layers."""
 
@@ -146,8 +137,7 @@ class Peft(Implementation):
     def adapt(self, base: nn.Linear, spec: AdapterSpec) -> Adapted:
         """``base`` inside a PEFT tuner layer; the adapter is called "default"."""
         config = self.config(spec, ["layer"])
-        with quiet():
-            return self.adapted(peft.get_peft_model(OneLayer(base), config), spec)
+        return self.adapted(peft.get_peft_model(OneLayer(base), config), spec)
 
     def adapted(self, model: Any, spec: AdapterSpec) -> Adapted:
         """The tuner layer; the model goes with it, since save and merge are the model's."""
@@ -161,8 +151,7 @@ class Peft(Implementation):
 
     def add_adapter(self, adapted: Adapted, name: str, spec: AdapterSpec) -> Adapted:
         """``PeftModel.add_adapter``."""
-        with quiet():
-            model_of(adapted).add_adapter(name, self.config(spec, ["layer"]))
+        model_of(adapted).add_adapter(name, self.config(spec, ["layer"]))
         return Named(adapted.module, self.slots(adapted.module, spec, name), name)
 
     def set_adapters(self, adapted: Adapted, names: Sequence[str]) -> None:
@@ -173,45 +162,39 @@ class Peft(Implementation):
         model = model_of(adapted)
         if len(names) > 1 and not hasattr(type(model.base_model), "active_adapters"):
             raise Unsupported(f"PEFT {peft.__version__} has one active adapter")
-        with quiet():
-            if not names:
-                tuner_method(model, "disable_adapter_layers")()
-                return
-            if len(names) == 1:
-                model.set_adapter(names[0])
-            else:
-                tuner_method(model, "set_adapter")(list(names))
-            tuner_method(model, "enable_adapter_layers")()
+        if not names:
+            tuner_method(model, "disable_adapter_layers")()
+            return
+        if len(names) == 1:
+            model.set_adapter(names[0])
+        else:
+            tuner_method(model, "set_adapter")(list(names))
+        tuner_method(model, "enable_adapter_layers")()
 
     def delete_adapter(self, adapted: Adapted, name: str) -> None:
         """``PeftModel.delete_adapter``; before that, the tuner's own."""
         model = model_of(adapted)
         own = getattr(type(model), "delete_adapter", None)
-        with quiet():
-            model.delete_adapter(name) if own else tuner_method(model, "delete_adapter")(name)
+        model.delete_adapter(name) if own else tuner_method(model, "delete_adapter")(name)
 
     def merge_in_place(self, adapted: Adapted) -> None:
         """``merge_adapter``."""
-        with quiet():
-            tuner_method(model_of(adapted), "merge_adapter")()
+        tuner_method(model_of(adapted), "merge_adapter")()
 
     def unmerge(self, adapted: Adapted) -> None:
         """``unmerge_adapter``."""
-        with quiet():
-            tuner_method(model_of(adapted), "unmerge_adapter")()
+        tuner_method(model_of(adapted), "unmerge_adapter")()
 
     def save(self, adapted: Adapted, path: Path) -> None:
         """``save_pretrained`` of one adapter, as safetensors; all but "default" go into a subfolder."""
         name = adapted.adapter if isinstance(adapted, Named) else FIRST
-        with quiet():
-            model_of(adapted).save_pretrained(str(path), safe_serialization=True, selected_adapters=[name])
+        model_of(adapted).save_pretrained(str(path), safe_serialization=True, selected_adapters=[name])
 
     def load(self, base: nn.Linear, spec: AdapterSpec, path: Path) -> Adapted:
         """``PeftModel.from_pretrained`` on a fresh base, trainable."""
         within = sorted(path.glob("*/adapter_config.json"))
         folder = within[0].parent if within and not (path / "adapter_config.json").is_file() else path
-        with quiet():
-            model = peft.PeftModel.from_pretrained(OneLayer(base), str(folder), is_trainable=True)
+        model = peft.PeftModel.from_pretrained(OneLayer(base), str(folder), is_trainable=True)
         return self.adapted(model, spec)
 
     def load_peft(self, model: nn.Module, folder: Path) -> Mapping[str, Adapted]:
@@ -221,28 +204,25 @@ class Peft(Implementation):
         """
         if NUMBERS < (0, 6) and not hasattr(model, "config"):
             model.config = CUSTOM  # type: ignore[assignment]
-        with quiet(), known_options(folder) as readable:
+        with known_options(folder) as readable:
             tuned = peft.PeftModel.from_pretrained(model, str(readable), is_trainable=True).eval()
         object.__setattr__(model, "_audited_model", tuned)
         return {name: Adapted(layer, {}) for name, layer in tuner_layers(tuned)}
 
     def save_peft(self, model: nn.Module, folder: Path) -> None:
         """``PeftModel.save_pretrained``."""
-        with quiet():
-            whole(model).save_pretrained(str(folder), safe_serialization=True)
+        whole(model).save_pretrained(str(folder), safe_serialization=True)
 
     def merge_model(self, model: nn.Module) -> nn.Module:
         """``merge_and_unload(safe_merge=True)``, where the release has that; one layer alone is merged without."""
         merging = tuner_method(whole(model), "merge_and_unload")
         safe = "safe_merge" in inspect.signature(merging).parameters
-        with quiet():
-            merged: nn.Module = merging(safe_merge=True) if safe else merging()
+        merged: nn.Module = merging(safe_merge=True) if safe else merging()
         return merged
 
     def merge(self, adapted: Adapted) -> nn.Linear:
         """``merge_and_unload`` of a copy: PEFT's own takes the adapted model apart."""
-        with quiet():
-            found: nn.Linear = copy.deepcopy(model_of(adapted)).merge_and_unload().layer
+        found: nn.Linear = copy.deepcopy(model_of(adapted)).merge_and_unload().layer
         return found
 
     def detach(self, adapted: Adapted) -> nn.Linear:
@@ -262,16 +242,15 @@ class Peft(Implementation):
         Raises Unsupported for kinds of layers and for architectures that came after this release.
         """
         config = self.config(spec, None if targets is None else list(targets))
-        with quiet():
-            try:
-                tuned = peft.get_peft_model(model, config)
-            except TypeError as error:
-                raise Unsupported(f"PEFT {peft.__version__}: {error}") from error
-            except ValueError as error:
-                # The other complaint is of defaults that name nothing in this model.
-                if targets is not None or "specify" not in str(error):
-                    raise
-                raise Unsupported(f"PEFT {peft.__version__} has no default targets here: {error}") from error
+        try:
+            tuned = peft.get_peft_model(model, config)
+        except TypeError as error:
+            raise Unsupported(f"PEFT {peft.__version__}: {error}") from error
+        except ValueError as error:
+            # The other complaint is of defaults that name nothing in this model.
+            if targets is not None or "specify" not in str(error):
+                raise
+            raise Unsupported(f"PEFT {peft.__version__} has no default targets here: {error}") from error
         object.__setattr__(model, "_audited_model", tuned)
         found = {}
         for name, layer in tuner_layers(tuned):

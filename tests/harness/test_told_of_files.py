@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from harness.cases.profiles import Profile
 from harness.compare.outcome import Deviation, OutsideDomain
 from harness.compare.own_reading import of_the_library, reads_itself, writes_whole_states
+from harness.subjects import peft_release
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot
 from oracles.peft import Peft
 from reports.model import Audit, Claim, Finding
@@ -273,7 +274,13 @@ class FillsUpAndWarnsAnyway(FillsUp):
 
 @pytest.mark.parametrize(
     ("subject", "title"),
-    [(FillsUp, DAMAGED), (FillsUpAndWarns, WARNED), (FillsUpAndWarnsAnyway, DAMAGED), (Peft, WARNED)],
+    [
+        (FillsUp, DAMAGED),
+        (FillsUpAndWarns, WARNED),
+        (FillsUpAndWarnsAnyway, DAMAGED),
+        (Peft, WARNED),
+        (peft_release.Peft, WARNED),
+    ],
 )
 def test_a_damaged_file_of_which_is_warned_is_not_loaded_as_whole(
     subject: type[Implementation], title: str
