@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Collection
@@ -58,11 +57,8 @@ class AwkwardCase(VectorCase):
 
     def describe(self) -> dict[str, Any]:
         """The options that the file has, and the names of the model's layers, for a witness."""
-        file = self.vector.adapter / "adapter_config.json"
-        config = json.loads(file.read_text(encoding="utf-8"))
-        layers = [layer["name"] for layer in self.vector.model["layers"] if "name" in layer]
-        options = {name: _few(config[name]) for name in OPTIONS if config.get(name) not in (None, [], {})}
-        return {"checkpoint": self.vector.id, **options, "layers of the model": _few(layers)}
+        options = {n: _few(self.config[n]) for n in OPTIONS if self.config.get(n) not in (None, [], {})}
+        return {"checkpoint": self.vector.id, **options, "layers of the model": _few(_layers(self.vector))}
 
 
 def _few(value: Any) -> Any:

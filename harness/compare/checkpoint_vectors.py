@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,15 +16,33 @@ from torch import Tensor, nn
 from harness.compare import rounding
 from harness.compare.context import Context, where_worst
 from harness.compare.layer import BadAnswer, SubjectRaised
+from harness.compare.misread_files import RUNS_AS_ANOTHER, misread
 from harness.compare.outcome import Deviation
 from harness.compare.thresholds import ROUNDOFFS, THRESHOLDS
 from oracles.implementation import AdapterSpec, Unsupported
 from oracles.variants import Variant
+from oracles.vectors import faults
 from oracles.vectors.chain import run
 from oracles.vectors.corpus import Vector, vectors
 from reports.model import Diagnosis
 
 NOT_APPLIED = "not_applied"  # the reading in which a model is the base
+# What a file has that it is asked about, by the kind of public fault that it is for; patterns speak for themselves.
+HOLDING = {
+    faults.SCALE: "a rank and an alpha",
+    faults.LAYOUT: "weights of another layout",
+    faults.SILENT: "names of another form",
+    faults.NAMES: "modules chosen by their names",
+    faults.FUSED: "fused projections",
+    faults.EXPERTS: "stacked experts",
+    faults.BIAS: "layers that have a bias",
+    faults.TIED: "tied embeddings",
+    faults.SAVED: "modules that are held whole",
+    faults.DTYPE: "several dtypes",
+    faults.SHARDS: "a base in several files",
+    faults.OTHER: "the method's own tensors",
+}
+PATTERNS = ("rank_pattern", "alpha_pattern")
 Strategy = Callable[[Variant], st.SearchStrategy["VectorCase"]]
 
 
@@ -35,9 +54,20 @@ class VectorCase:
     vector: Vector
 
     def describe(self) -> dict[str, Any]:
-        """For a witness."""
+        """What the file has that it is asked about, whatever is found about it, for a witness."""
         about = self.vector.about
-        return {"vector": self.vector.id, "base": about["base"], "for": about["source"]}
+        holding = HOLDING.get(about["source"]) if about["expect"] == "apply" else None
+        more = {"with": holding, **{name: self.config.get(name) for name in PATTERNS}}
+        return {"vector": self.vector.id, "base": about["base"], **{n: v for n, v in more.items() if v}}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The file's options; none where they cannot be read."""
+        try:
+            found = json.loads((self.vector.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def __repr__(self) -> str:
         return f"VectorCase({self.vector.id})"
@@ -96,7 +126,7 @@ def load_from(
 def same_model(context: Context, case: VectorCase, model: nn.Module) -> None:
     """Raise Deviation unless the adapted model computes what the vector says; it names module and wrong reading."""
     found = effective_tensors(case.vector, model)
-    same_tensors(context, case, found, {n: case.vector.merged[n] for n in found})
+    same_tensors(context, case, found, {n: case.vector.merged[n] for n in found}, measured=True)
     for i, x in enumerate(case.vector.inputs):
         with torch.no_grad():
             actual = model(x.float() if x.is_floating_point() else x)
@@ -108,7 +138,9 @@ def same_model(context: Context, case: VectorCase, model: nn.Module) -> None:
         try:
             context.judge(case, f"logits of input {i}", actual.double(), exact, _floor(exact))
         except Deviation as deviation:
-            raise deviation.with_note(_logits_like(case.vector, i, actual.double())) from None
+            deviation.diagnosis = _logits_like(case.vector, i, actual.double())
+            told = deviation.diagnosis
+            raise deviation.with_note(told.summary if told else "equals no known reading") from None
 
 
 def same_tensors(
@@ -117,10 +149,12 @@ def same_tensors(
     found: Mapping[str, Tensor],
     exact: Mapping[str, Tensor],
     vector: Vector | None = None,
+    measured: bool = False,
 ) -> None:
     """Raise Deviation at the first tensor that is not the expected one, with the wrong reading that it equals.
 
-    ``vector``: whose readings these are, where it is not the case's own.
+    ``vector``: whose readings these are, where it is not the case's own. ``measured``: whether the tensors are those
+    of the model as it was read, so that what of the file explains them is looked for where no reading does.
     """
     for name, right in exact.items():
         if found[name].shape != right.shape:
@@ -129,9 +163,20 @@ def same_tensors(
         try:
             context.judge(case, f"weights of {name}", found[name].double(), right, _floor(right))
         except Deviation as deviation:
-            told = reading_like(vector or case.vector, found) or _partly(vector or case.vector, found, exact)
+            told, note = _explained(vector or case.vector, found, exact, measured)
             deviation.diagnosis = told
-            raise deviation.with_note(told.summary if told else "equals no known reading") from None
+            raise deviation.with_note(note) from None
+
+
+def _explained(
+    vector: Vector, found: Mapping[str, Tensor], exact: Mapping[str, Tensor], measured: bool
+) -> tuple[Diagnosis | None, str]:
+    """What explains tensors that are not the expected ones, and in words how it shows."""
+    reading = reading_like(vector, found)
+    if reading is None and measured and (told := misread(vector, found, is_near)):
+        return told
+    reading = reading or _partly(vector, found, exact)
+    return reading, reading.summary if reading else "equals no known reading"
 
 
 def _floor(exact: Tensor) -> float:
@@ -186,22 +231,21 @@ def is_near(actual: Tensor, exact: Tensor) -> bool:
     return gap <= THRESHOLDS["formula"] * _floor(exact)
 
 
-def _logits_like(vector: Vector, i: int, actual: Tensor) -> str:
-    """The sentence of the wrong reading whose logits these are."""
+def _logits_like(vector: Vector, i: int, actual: Tensor) -> Diagnosis | None:
+    """The wrong reading whose logits these are."""
     for wrong in vector.about["wrong_readings"]:
         if is_near(actual, run(vector.model, vector.reading(wrong["id"]), vector.inputs[i])):
-            return str(wrong["sentence"])
-    return "equals no known reading"
+            return _diagnosis(wrong["id"], wrong["sentence"])
+    return None
 
 
 def _diagnosis(identity: str, sentence: str) -> Diagnosis:
     """One of the catalogued readings, whose tensors these are: what other claims show would give other ones."""
     as_base = "the adapter loads without an error, and the model answers there as the base does"
-    another = "the checkpoint runs as another model than the one that was saved"
     return Diagnosis(
         f"checkpoints.{identity}",
         sentence,
-        as_base if identity == NOT_APPLIED else another,
+        as_base if identity == NOT_APPLIED else RUNS_AS_ANOTHER,
         source="catalogue",
     )
 
