@@ -6,6 +6,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from harness.checkpoints.base_checkpoint import BaseCheckpoint
 from harness.compare.checkpoint_vectors import VectorCase, effective_tensors, is_near, load_from, same_tensors
 from harness.compare.context import Context
 from harness.compare.layer import SubjectRaised, said
+from harness.compare.loose_keys import are_words, keys_of, resembling, without
 from harness.compare.outcome import Deviation, ToldElsewhere
 from oracles.implementation import AdapterSpec, Unsupported
 from oracles.variants import Variant
@@ -46,6 +48,15 @@ FOLDERS = {
     "own_words": "for a module that is called as a tensor of the method",
     "many_targets": "with a long list of target modules",
 }
+PLAIN_KEYS = "with a key of rank_pattern or alpha_pattern that is part of other modules' names"
+NOT_HAD = "the adapter cannot be had from a file that is right"
+MATCHES_MORE = Diagnosis(
+    "checkpoints.pattern_keys.matches_more",
+    "a key of rank_pattern or alpha_pattern is applied to modules whose names it is only part of, "
+    "and the checkpoint ends in an exception",
+    NOT_HAD,
+    remedy="match a key with all of a module's name, or with its ending at a dot",
+)
 
 
 @dataclass(frozen=True)
@@ -101,20 +112,39 @@ def read_as_meant(context: Context, case: AwkwardCase) -> None:
     except (Deviation, SubjectRaised) as found:
         _demand_plain(context, case)
         if isinstance(found, SubjectRaised):
-            raise _refused(case, found) from found
+            raise _refused(context, case, found) from found
         raise
 
 
-def _refused(case: AwkwardCase, why: SubjectRaised) -> Deviation:
+def _refused(context: Context, case: AwkwardCase, why: SubjectRaised) -> Deviation:
     """Of a folder that ends in an exception: nothing of it runs, rightly or wrongly."""
     told = Diagnosis(
         f"checkpoints.{case.topic}.refused",
-        f"a checkpoint {FOLDERS[case.topic]} ends in an exception, where the plain one beside it is read",
-        "the adapter cannot be had from a file that is right",
+        f"a checkpoint {_folder_of(case)} ends in an exception, where the plain one beside it is read",
+        NOT_HAD,
         remedy="read it as its options and the names of its tensors say",
     )
+    told = MATCHES_MORE if _matches_more(context, case) else told
     quantity, wanted = "the answer", "the adapter that the file means"
     return Deviation(case, quantity, wanted, "an error", note=str(why), diagnosis=told)
+
+
+def _folder_of(case: AwkwardCase) -> str:
+    """What a folder is for; keys that are plain words are no expressions."""
+    is_plain = case.topic == "pattern_keys" and are_words(keys_of(case.config))
+    return PLAIN_KEYS if is_plain else FOLDERS[case.topic]
+
+
+def _matches_more(context: Context, case: AwkwardCase) -> bool:
+    """Whether a folder is read once it is not for the modules whose names its keys are only part of."""
+    keys = keys_of(case.config)
+    modules = resembling(keys, _layers(case.vector)) if are_words(keys) else set()
+    if not modules or case.topic != "pattern_keys":
+        return False
+    with without(case.vector.adapter, modules) as folder, suppress(SubjectRaised, Unsupported):
+        load_from(context, case.vector, folder)
+        return True
+    return False
 
 
 def _demand_plain(context: Context, case: AwkwardCase) -> None:

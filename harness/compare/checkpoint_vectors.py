@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from harness.compare import rounding
 from harness.compare.context import Context, where_worst
 from harness.compare.layer import BadAnswer, SubjectRaised
+from harness.compare.loose_keys import PATTERNS
 from harness.compare.misread_files import RUNS_AS_ANOTHER, misread
 from harness.compare.outcome import Deviation
 from harness.compare.thresholds import ROUNDOFFS, THRESHOLDS
@@ -42,7 +43,6 @@ HOLDING = {
     faults.SHARDS: "a base in several files",
     faults.OTHER: "the method's own tensors",
 }
-PATTERNS = ("rank_pattern", "alpha_pattern")
 Strategy = Callable[[Variant], st.SearchStrategy["VectorCase"]]
 
 

@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 from harness.cases.profiles import Profile
+from harness.checkpoints.adapter_folder import AdapterFolder
 from harness.compare.awkward_checkpoints import FOLDERS
 from harness.engine.checks import Check
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
@@ -118,6 +119,75 @@ def test_what_ends_in_an_exception_runs_as_nothing(topic: str) -> None:
     for finding in found.values():
         assert "runs as" not in finding.failure_mode
         assert "exception" in finding.title
+
+
+class MakesRanksByItsOwnRule(MergingLoader):
+    """A module's factors are made with a rank of their own, and tensors of another one do not go into them."""
+
+    def fits(self, key: str, module: str) -> bool:
+        """A key of rank_pattern stands anywhere in a name."""
+        return key in module
+
+    def load_peft(self, model: nn.Module, folder: Path) -> Mapping[str, Adapted]:
+        adapter = AdapterFolder(folder)
+        ranks = adapter.config.data.get("rank_pattern") or {}
+        for part in adapter.parts:
+            made = next(
+                (r for key, r in ranks.items() if self.fits(key, part.module)), adapter.config.default_rank
+            )
+            held = adapter.tensors.shape(part.keys["A"])[0]
+            if made != held and not set("^.|") & set("".join(ranks)):
+                raise RuntimeError(f"The size of tensor a ({made}) must match the size of tensor b ({held})")
+        return super().load_peft(model, folder)
+
+
+class TakesWholeNamesAlone(MakesRanksByItsOwnRule):
+    """A key that is a word is for a module at the model's root."""
+
+    def fits(self, key: str, module: str) -> bool:
+        return key == module
+
+
+class TakesEndings(MakesRanksByItsOwnRule):
+    """A key is for a name that it ends at a dot."""
+
+    def fits(self, key: str, module: str) -> bool:
+        return f".{module}".endswith(f".{key}")
+
+
+def test_a_key_that_fits_more_is_told_of_names() -> None:
+    """Without the modules whose names the word is only part of, the file is read."""
+    (found,) = _found(MakesRanksByItsOwnRule("lora"), "checkpoints.pattern_keys").values()
+    assert found.mistake == "checkpoints.pattern_keys.matches_more"
+    assert "names it is only part of" in found.title
+    assert "expression" not in found.title
+
+
+def test_a_key_that_fits_less_is_told_of_no_expression() -> None:
+    """The exception is another one's: it comes without those modules, too."""
+    (found,) = _found(TakesWholeNamesAlone("lora"), "checkpoints.pattern_keys").values()
+    assert found.mistake == "checkpoints.pattern_keys.refused"
+    assert "a key of rank_pattern or alpha_pattern that is part of other modules' names" in found.title
+    assert "expression" not in found.title
+
+
+def test_a_key_that_fits_an_ending_is_right() -> None:
+    assert not _found(TakesEndings("lora"), "checkpoints.pattern_keys")
+
+
+class RefusesExpressions(MergingLoader):
+    """A key that is more than a word ends in an exception."""
+
+    def load_peft(self, model: nn.Module, folder: Path) -> Mapping[str, Adapted]:
+        keys = "".join(AdapterFolder(folder).config.data.get("rank_pattern") or {})
+        if set("^|\\") & set(keys):
+            raise RuntimeError("no module of that name")
+        return super().load_peft(model, folder)
+
+
+def test_expressions_are_told_where_they_are_the_keys() -> None:
+    (found,) = _found(RefusesExpressions("lora"), "checkpoints.pattern_keys").values()
+    assert "with expressions as keys" in found.title
 
 
 def test_every_topic_says_what_its_folders_are_for() -> None:

@@ -9,7 +9,8 @@ import pytest
 from torch import Tensor
 
 from harness.cases.profiles import Profile
-from harness.compare.checkpoint_vectors import HOLDING, PATTERNS, VectorCase, chosen, corpus
+from harness.compare.checkpoint_vectors import HOLDING, VectorCase, chosen, corpus
+from harness.compare.loose_keys import PATTERNS
 from oracles.implementation import AdapterSpec
 from oracles.variants import VARIANTS
 from oracles.vectors import faults
