@@ -62,20 +62,24 @@ def _scaled(
 
 def _factor(update: Update, base: Tensor, found: Tensor, near: IsNear) -> float | None:
     """How many times its scale the update has in a tensor; None where it is not at all there, or not this update."""
-    low = _low(update)
-    if low is None:
+    if _low(update) is None:
         return None
+    factor = _fitted(update, base, found)
+    is_there = not near(found, _times(update, 0.0).apply(base))
+    return factor if is_there and near(found, _times(update, factor).apply(base)) else None
+
+
+def _fitted(update: Update, base: Tensor, found: Tensor) -> float:
+    """The factor that comes nearest by least squares."""
+    low = _low(update)
+    assert low is not None
     at = low.times(0.0).apply(base)
-    step = low.apply(base) - at
+    step, away = low.apply(base) - at, at - found
     if isinstance(update, Magnitude):  # its rows, or columns, are known but for their lengths
         axis = 0 if update.by_columns else 1
         unit = torch.nn.functional.normalize(found, dim=axis)
-        at, step = (t - unit * (unit * t).sum(axis, keepdim=True) for t in (at, step))
-    else:
-        at = at - found
-    factor = -float((at * step).sum() / (step * step).sum())
-    is_there = not near(found, _times(update, 0.0).apply(base))
-    return factor if is_there and near(found, _times(update, factor).apply(base)) else None
+        away, step = (t - unit * (unit * t).sum(axis, keepdim=True) for t in (at, step))
+    return -float((away * step).sum() / (step * step).sum())
 
 
 def _low(update: Update) -> LowRank | None:
