@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Pair
-from harness.compare.dropped_elsewhere import every_mask, place_under_own_masks
+from harness.compare.dropped_elsewhere import drops_its_output, every_mask, place_under_own_masks
 from harness.compare.layer import Layer
 from harness.compare.outcome import Deviation, ModeMissing, ToldElsewhere
 from harness.compare.probing import alike, beneath, effective, far_layer, masked, without_adapter
@@ -221,6 +221,8 @@ def _placed(context: Context, case: Case, layer: Layer, base: Tensor, actual: st
     if actual == WHOLE:
         return ignored_dropout(context.variant)
     elsewhere = place_under_own_masks(case, layer, base, ROUNDS)
+    if elsewhere is None and drops_its_output(layer, case, evaluated(layer, case), ROUNDS):
+        elsewhere = mistake(f"{context.variant.id}.dropout_on_output")
     return described(elsewhere, 1, 1) if elsewhere else None
 
 

@@ -41,6 +41,18 @@ def place_under_own_masks(case: Case, layer: Layer, base: Tensor, rounds: int) -
     return None
 
 
+def drops_its_output(layer: Layer, case: Case, evaluated: Tensor, rounds: int) -> bool:
+    """Whether in training mode each entry of the output is 0 or 1/(1 − p) times the one that is ``evaluated``.
+
+    Whatever function of x that is. Where whole rows are dropped, an x of one feature could have been.
+    """
+    outputs = torch.stack([masked(layer, case.x, seed) for seed in range(rounds)])
+    dropped = outputs == 0
+    kept = torch.where(dropped, 0.0, evaluated / (1 - case.spec.dropout))
+    partly = dropped.any(-1) & ~dropped.all(-1)
+    return bool(partly.any()) and alike(outputs, kept, NOTHING_DROPPED)
+
+
 def _by_torchs_masks(mistake: Mistake, case: Case, output: Tensor, values: Mapping[str, Tensor]) -> bool:
     """Whether it is the first output under the mask that torch's generator draws."""
     theirs = adapt(mistaken(mistake.id), case.base(), case.spec)

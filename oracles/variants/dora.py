@@ -104,6 +104,15 @@ def _beside_the_direction(call: Call, do: Any) -> Tensor:
     return linear(do.base_input(call.x), g[:, None] * call.W, do.bias(call.b, g)) + update
 
 
+def _on_the_update(call: Call, do: Any) -> Tensor:
+    """x Wᵀ + m ⊙ (s x Aᵀ Bᵀ): a LoRA whose outputs have a factor each, with W as it is."""
+    m = do.magnitude(call.p["m"])
+    x = call.drop("low_rank", call.drop("input", do.adapter_input(call.x)))
+    product = call.drop("hidden", x @ call.p["A"].mT) @ call.p["B"].mT
+    update = call.drop("update", do.branch(m * do.scale(call.spec) * call.drop("product", product)))
+    return linear(do.base_input(call.x), call.W, do.bias(call.b, m)) + update
+
+
 def _base_added(call: Call, do: Any) -> Tensor:
     return dora(call, do) + linear(call.x, call.W, call.b)
 
@@ -256,6 +265,13 @@ MISTAKES = (
         "the magnitudes of the adapted weight are not m, and a checkpoint answers as another model elsewhere",
         {"equation": _beside_the_direction},
         "divide V = W + (α/r) B A, and not W alone, by its own norm: m V/‖V‖",
+    ),
+    Mistake(
+        "dora.magnitude_on_update",
+        "the magnitude m multiplies the update alone, and nothing is normalised: W + m (α/r) B A",
+        "the magnitudes of the adapted weight are not m, and a checkpoint answers as another model elsewhere",
+        {"equation": _on_the_update},
+        "multiply W and the update by m together, over the norm of their sum: m (W + (α/r) B A)/‖W + (α/r) B A‖",
     ),
     Mistake(
         "dora.scale_outside",

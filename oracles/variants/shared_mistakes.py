@@ -158,7 +158,7 @@ def _places(variant: str) -> list[Mistake]:
             (
                 "dropout_on_output",
                 "output",
-                "dropout is applied to the layer's output",
+                "dropout is applied to the output of the whole layer, the base's part included",
                 "the frozen base path is dropped too, so training sees a damaged base model",
             ),
             (
