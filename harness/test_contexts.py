@@ -17,6 +17,7 @@ from harness.cases.leaf_output import with_leaf_output
 from harness.compare import contexts, rounding
 from harness.compare.context import Context, Pair, double
 from harness.compare.contexts import observe, same
+from harness.compare.held_outside import passed_by
 from harness.compare.layer import Layer, SubjectRaised, adapt, answering, situation
 from harness.compare.loose_parameters import but_for_further
 from harness.compare.outcome import Deviation, NotOffered, OutsideDomain, ToldElsewhere
@@ -766,7 +767,8 @@ def test_state_dict(context: Context, case: Case) -> None:
     with answering(layer.who, "load_state_dict of a twin's state_dict"):
         # Not strict: a library may keep the base out of its state.
         twin.module.load_state_dict(layer.module.state_dict(), strict=False)
-    same(context, case, "of a twin with the state dict", observe(twin, case), wanted, 2.0)
+    with passed_by(layer, case.x):
+        same(context, case, "of a twin with the state dict", observe(twin, case), wanted, 2.0)
 
 
 def _change_buffers(context: Context, case: Case, layer: Layer) -> None:

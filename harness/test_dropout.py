@@ -9,6 +9,7 @@ from harness.cases.layer_cases import Case, Domain
 from harness.compare import rounding
 from harness.compare.context import Context, Pair
 from harness.compare.dropped_elsewhere import drops_its_output, every_mask, place_under_own_masks
+from harness.compare.held_outside import HELD_OUTSIDE, held_outside, stays_in_training
 from harness.compare.layer import Layer
 from harness.compare.outcome import Deviation, ModeMissing, ToldElsewhere
 from harness.compare.probing import alike, beneath, effective, far_layer, masked, without_adapter
@@ -156,7 +157,9 @@ def test_off_in_eval(context: Context, case: Case) -> None:
     theirs = context.reference(case)
     theirs.write(case.far(dict.fromkeys(theirs.names)))
     mine = _steady(layer, case)
-    context.demand(mine == _steady(theirs, case), case, "two evaluations", "equal", "different")
+    if mine != _steady(theirs, case):
+        told = HELD_OUTSIDE if stays_in_training(layer) and held_outside(layer, case.x) else None
+        raise Deviation(case, "two evaluations", "equal", "different", diagnosis=told)
     if mine:
         without = evaluated(plain, case)
         size = float(without.abs().max())

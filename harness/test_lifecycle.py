@@ -17,6 +17,7 @@ from harness.cases.layer_cases import Case, Domain
 from harness.cases.life_cases import FIRST, SECOND, THIRD, LifeCase, lives
 from harness.compare import rounding
 from harness.compare.context import Context
+from harness.compare.held_outside import passed_by
 from harness.compare.layer import Layer, SubjectRaised, answering, as_layer, situation
 from harness.compare.life import Done, Life, State, life
 from harness.compare.life_faults import UNMERGED_OTHERWISE, named
@@ -383,9 +384,9 @@ def _only_active_moved(layer: Life, done: Done) -> None:
     for name, gradients in done.gradients.items():
         moved = [n for n, v in done.values[name].items() if not rounding.same_values(v, now[name][n])]
         if name in active:
-            demand(
-                bool(moved), layer.case, f"tensors of {name} after a step", "moved: it is active", "as before"
-            )
+            what = f"tensors of {name} after a step"
+            with passed_by(layer.handles[name], layer.case.x):
+                demand(bool(moved), layer.case, what, "moved: it is active", "as before")
             continue
         found = [n for n, g in gradients.items() if bool(g.abs().max() > 0)]
         demand(not found, layer.case, f"gradients of {name}", "none: it is not active", ", ".join(found))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from harness.cases.layer_cases import Case, Domain
 from harness.compare.context import Context
 from harness.compare.ear import heard_before, utterances
+from harness.compare.held_outside import HELD_OUTSIDE, held_outside
 from harness.compare.layer import BadAnswer, Layer, SubjectRaised, adapt, answering, as_layer
 from harness.compare.loose_parameters import asked_in_vain, further_trained
 from harness.compare.offered import need
@@ -79,14 +80,20 @@ def test_canonical(context: Context, case: Case) -> None:
     failure_mode="optimisers, parameter counts and weight decay would see a tensor that should be fixed, or miss one",
 )
 def test_roles(context: Context, case: Case) -> None:
-    """What trains in the reference trains here; what is a persistent buffer there is one here."""
+    """What trains in the reference trains here, as a parameter of the module; what is a persistent buffer is one here."""
     ours, theirs = context.layer(case), context.reference(case)
     lacking = [t.name for t in context.variant.tensors if t.name in ours.names and t.name not in theirs.names]
     if lacking and not any(
         t.name in theirs.names and t.name not in ours.names for t in context.variant.tensors
     ):
         raise Unverified(f"{theirs.who} has no {', '.join(lacking)} to compare the roles of")
+    outside = held_outside(ours, case.x)
     for name in [n for n in theirs.names if n in ours.names]:
+        if name in outside and theirs.raw(name).requires_grad:
+            there = "in none of its modules' lists"
+            raise Deviation(
+                case, f"role of {name}", "a parameter of the module", there, diagnosis=HELD_OUTSIDE
+            )
         wanted = "trainable" if theirs.raw(name).requires_grad else "not trainable"
         actual = "trainable" if ours.raw(name).requires_grad else "not trainable"
         context.demand(wanted == actual, case, f"role of {name}", wanted, actual)

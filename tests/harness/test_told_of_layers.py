@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as fn
 
 from tests.harness.test_told_by_name import bugs
