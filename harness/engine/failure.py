@@ -119,7 +119,7 @@ class Failure:
         if isinstance(case, KindCase):
             return ""
         larger = case.but(in_features=max(case.in_features, 7), out_features=max(case.out_features, 6))
-        return "" if self._holds(larger) else regime(larger, self._holds)
+        return "" if self._holds(larger) else regime(larger, self._holds, case)
 
     def _facts(self, case: Case) -> str:
         """What of the subject equals the reference and what does not, on ordinary cases."""

@@ -20,18 +20,24 @@ OTHER_DTYPES = ("bfloat16", "float16", "float64")
 ORDINARY = {"rank": 2, "in_features": 5, "out_features": 5, "rows": 5}
 
 
-def regime(case: Case, asked: Holds) -> str:
-    """Where the failure at ``case`` begins, in words; empty where it takes nothing special."""
+def regime(case: Case, asked: Holds, smallest: Case | None = None) -> str:
+    """Where the failure at ``case`` begins, in words; empty where it takes nothing special.
+
+    ``smallest``: a case on a smaller layer that fails as well; where that is not in it, it is no regime.
+    """
 
     def holds(other: Case) -> bool:  # what has no value tells nothing
         return (other.has_a_value or not case.has_a_value) and asked(other)
 
-    if _square(case, holds):
+    squares = {each.in_features == each.out_features for each in (case, smallest or case)}
+    if squares == {True} and _square(case, holds):
         sizes = ["where in = out"]
     elif _above_a_side(case, holds):
         sizes = ["for a rank above in or out"]
+    elif squares == {False} and _oblong(case, holds):
+        sizes = ["for in ≠ out"]
     else:
-        sizes = [*_sizes(case, holds)]
+        sizes = [*_sizes(case, holds, _values(smallest or case))]
     found = [*sizes, *_rows(case, holds), *_settings(case, holds)]
     return f"only {' and '.join(found)}" if found else ""
 
@@ -52,15 +58,28 @@ def _above_a_side(case: Case, holds: Holds) -> bool:
     return holds(case.but(**{name: max(side, rank + 1) for name, side in sides.items()}))
 
 
-def _sizes(case: Case, holds: Holds) -> Iterator[str]:
-    values = {"rank": case.spec.rank, "in_features": case.in_features, "out_features": case.out_features}
-    for name, value in values.items():
+def _oblong(case: Case, holds: Holds) -> bool:
+    """Whether layers of two different sides fail, whichever is the longer, and squares of either side hold."""
+    sides = {"in_features": case.in_features, "out_features": case.out_features}
+    squares = [case.but(**dict.fromkeys(sides, side)) for side in sides.values()]
+    turned = case.but(in_features=case.out_features, out_features=case.in_features)
+    larger = case.but(**{name: side + 2 for name, side in sides.items()})
+    return all(map(holds, squares)) and not holds(turned) and not holds(larger)
+
+
+def _values(case: Case) -> dict[str, int]:
+    return {"rank": case.spec.rank, "in_features": case.in_features, "out_features": case.out_features}
+
+
+def _sizes(case: Case, holds: Holds, smallest: dict[str, int]) -> Iterator[str]:
+    """The sizes that it takes; none that the smallest case has not, which fails as well."""
+    for name, value in _values(case).items():
         resized = _resized(case, name, holds)
         if name == "rank" and (words := _parity(value, resized)):
             yield f"for a rank that is {words}"
         elif value == 1 and all(map(resized, (2, 3, 5))):
             yield f"for {SIZES[name]} = 1"
-        elif value > ORDINARY[name] and (words := _threshold(value, resized)):
+        elif value > ORDINARY[name] and value == smallest[name] and (words := _threshold(value, resized)):
             yield f"for {SIZES[name]} {words}"
 
 

@@ -51,6 +51,38 @@ def test_square(side: int, fails: Callable[[int, int], bool], words: str) -> Non
     assert regime(case, lambda c: not fails(c.in_features, c.out_features)) == words
 
 
+@pytest.mark.parametrize(
+    ("in_", "out", "fails", "words"),
+    [
+        (1, 2, lambda in_, out: in_ != out, "only for in ≠ out"),
+        (7, 6, lambda in_, out: in_ != out, "only for in ≠ out"),
+        (1, 2, lambda in_, out: in_ < out, ""),
+        (1, 2, lambda in_, out: True, ""),
+        (7, 3, lambda in_, out: in_ > 6, "only for in > 6"),
+    ],
+)
+def test_sides_that_differ(in_: int, out: int, fails: Callable[[int, int], bool], words: str) -> None:
+    """Squares hold; which side is the longer one makes no difference."""
+    case = _at(1).but(in_features=in_, out_features=out)
+    assert regime(case, lambda c: not fails(c.in_features, c.out_features)) == words
+
+
+@pytest.mark.parametrize(
+    ("smallest", "fails", "words"),
+    [
+        ((1, 2), lambda in_, out: in_ < out or in_ > 6, ""),  # no threshold that in = 1 contradicts
+        ((2, 2), lambda in_, out: in_ != out or in_ == 2, ""),
+        ((7, 2), lambda in_, out: in_ > 6, "only for in > 6"),
+    ],
+)
+def test_the_smallest_case_is_in_the_regime_of_a_larger(
+    smallest: tuple[int, int], fails: Callable[[int, int], bool], words: str
+) -> None:
+    """What begins elsewhere than at the smallest case is not where the failure begins."""
+    larger, small = (_at(1).but(in_features=a, out_features=b) for a, b in ((7, 6), smallest))
+    assert regime(larger, lambda c: not fails(c.in_features, c.out_features), small) == words
+
+
 def test_a_square_failure_is_made_small() -> None:
     """Neither of its sizes can be changed alone."""
     case = _at(1).but(in_features=6, out_features=6)
