@@ -34,8 +34,8 @@ def regime(case: Case, asked: Holds, smallest: Case | None = None) -> str:
         sizes = ["where in = out"]
     elif _above_a_side(case, holds):
         sizes = ["for a rank above in or out"]
-    elif squares == {False} and _oblong(case, holds):
-        sizes = ["for in ≠ out"]
+    elif squares == {False} and (words := _oblong(case, holds)):
+        sizes = [f"for {words}"]
     else:
         sizes = [*_sizes(case, holds, _values(smallest or case))]
     found = [*sizes, *_rows(case, holds), *_settings(case, holds)]
@@ -58,13 +58,16 @@ def _above_a_side(case: Case, holds: Holds) -> bool:
     return holds(case.but(**{name: max(side, rank + 1) for name, side in sides.items()}))
 
 
-def _oblong(case: Case, holds: Holds) -> bool:
-    """Whether layers of two different sides fail, whichever is the longer, and squares of either side hold."""
+def _oblong(case: Case, holds: Holds) -> str:
+    """``in ≠ out``, ``in < out`` or ``in > out``: where such layers fail, a larger one too, and squares hold."""
     sides = {"in_features": case.in_features, "out_features": case.out_features}
     squares = [case.but(**dict.fromkeys(sides, side)) for side in sides.values()]
-    turned = case.but(in_features=case.out_features, out_features=case.in_features)
     larger = case.but(**{name: side + 2 for name, side in sides.items()})
-    return all(map(holds, squares)) and not holds(turned) and not holds(larger)
+    if not all(map(holds, squares)) or holds(larger):
+        return ""
+    if not holds(case.but(in_features=case.out_features, out_features=case.in_features)):
+        return "in ≠ out"
+    return "in < out" if case.in_features < case.out_features else "in > out"
 
 
 def _values(case: Case) -> dict[str, int]:

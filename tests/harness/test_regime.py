@@ -56,13 +56,14 @@ def test_square(side: int, fails: Callable[[int, int], bool], words: str) -> Non
     [
         (1, 2, lambda in_, out: in_ != out, "only for in ≠ out"),
         (7, 6, lambda in_, out: in_ != out, "only for in ≠ out"),
-        (1, 2, lambda in_, out: in_ < out, ""),
+        (1, 2, lambda in_, out: in_ < out, "only for in < out"),
+        (7, 4, lambda in_, out: in_ > out, "only for in > out"),
         (1, 2, lambda in_, out: True, ""),
         (7, 3, lambda in_, out: in_ > 6, "only for in > 6"),
     ],
 )
 def test_sides_that_differ(in_: int, out: int, fails: Callable[[int, int], bool], words: str) -> None:
-    """Squares hold; which side is the longer one makes no difference."""
+    """Squares hold; which side is the longer one may make a difference."""
     case = _at(1).but(in_features=in_, out_features=out)
     assert regime(case, lambda c: not fails(c.in_features, c.out_features)) == words
 
