@@ -49,6 +49,36 @@ def _further(names: list[str]) -> Diagnosis | None:
     )
 
 
+LOWERED = Diagnosis(
+    "shapes.rank_lowered",
+    "the rank that is asked for is silently lowered",
+    "a smaller adapter is trained than the configuration says, and a checkpoint of the rank asked for does not fit",
+    documented_by=(
+        r"\brank\b.{0,60}\b(at most|no more than|min\(|capp?ed|clamp\w*|limit\w*|lower\w*|reduc\w*)",
+    ),
+    remedy="take the rank that is asked for, or refuse it in a sentence",
+)
+SAID_TO_BE_LOWERED = dataclasses.replace(
+    LOWERED, summary="the rank that is asked for is lowered, which is said aloud", severity="minor"
+)
+
+
+def _lowered(context: Context, case: Case, layer: Layer) -> Diagnosis | None:
+    """What explains tensors that are all there, in the shapes of one smaller rank; None where that is not it."""
+    known = [t for t in context.variant.tensors if t.name in layer.names and t.role != "base"]
+    there = [tuple(layer.view(t.name).shape) for t in known]
+
+    def at(rank: int) -> list[tuple[int, ...]]:
+        spec = dataclasses.replace(case.spec, rank=rank)
+        return [tuple(t.shape(case.out_features, case.in_features, spec)) for t in known]
+
+    if there == at(case.spec.rank) or not any(there == at(rank) for rank in range(1, case.spec.rank)):
+        return None
+    who = context.subject.name
+    heard = {without_numbers(w) for w in (*utterances(who), *heard_before(who)) if OF_RANKS.search(w)}
+    return SAID_TO_BE_LOWERED if heard - _words(context, case.but(rank=1)) else LOWERED
+
+
 @check(
     "shapes",
     "major",
@@ -67,7 +97,9 @@ def test_canonical(context: Context, case: Case) -> None:
             wanted = tuple(theirs.view(tensor.name).shape)
             there = tuple(ours.view(tensor.name).shape) if tensor.name in ours.names else "no such slot"
             optional = tensor.role == "base" and there == "no such slot"
-            context.demand(optional or there == wanted, case, f"shape of {tensor.name}", wanted, there)
+            if not optional and there != wanted:
+                told = _lowered(context, case, ours)
+                raise Deviation(case, f"shape of {tensor.name}", str(wanted), str(there), diagnosis=told)
     if extra := sorted(set(ours.names) - set(theirs.names)):
         told = ", ".join(extra)
         raise Deviation(case, "further tensors of the adapter", "none", told, diagnosis=_further(extra))
@@ -80,7 +112,7 @@ def test_canonical(context: Context, case: Case) -> None:
     failure_mode="optimisers, parameter counts and weight decay would see a tensor that should be fixed, or miss one",
 )
 def test_roles(context: Context, case: Case) -> None:
-    """What trains in the reference trains here, as a parameter of the module; what is a persistent buffer is one here."""
+    """What trains in the reference trains here, as the module's parameter; what is a persistent buffer is one here."""
     ours, theirs = context.layer(case), context.reference(case)
     lacking = [t.name for t in context.variant.tensors if t.name in ours.names and t.name not in theirs.names]
     if lacking and not any(
@@ -170,6 +202,14 @@ RANK_ZERO = Diagnosis(
 )
 
 
+WITHOUT_FACTORS = dataclasses.replace(
+    RANK_ZERO,
+    summary="a rank of zero is accepted: the adapter has no {}, and trains {} alone",
+    failure_mode="a mistyped configuration would train a part of the method",
+    agrees_with=None,
+)
+
+
 @check(
     "shapes",
     "minor",
@@ -193,8 +233,33 @@ def test_bad_rank(context: Context, case: Case) -> None:
             f"adapt with rank {rank}",
             "an exception",
             "an adapter",
-            diagnosis=RANK_ZERO if not rank and _is_plain(layer, case) else None,
+            diagnosis=None if rank else _of_rank_zero(context, layer, case),
         )
+
+
+def _of_rank_zero(context: Context, layer: Layer, case: Case) -> Diagnosis | None:
+    """What an adapter of rank zero is: a plain layer, or one that trains what does not depend on the rank."""
+    tensors = {n: layer.raw(n) for n in layer.names}
+    trained = [n for n, t in tensors.items() if isinstance(t, Tensor) and t.requires_grad and t.numel()]
+    empty = [n for n in tensors if n not in trained and _depends_on_rank(context, case, n)]
+    if trained and empty and _answers_finitely(layer, case):
+        words = WITHOUT_FACTORS.summary.format(" and no ".join(empty), " and ".join(trained))
+        return dataclasses.replace(WITHOUT_FACTORS, summary=words)
+    return RANK_ZERO if not trained and _is_plain(layer, case) else None
+
+
+def _depends_on_rank(context: Context, case: Case, name: str) -> bool:
+    tensor, sizes = context.variant.tensor(name), (case.out_features, case.in_features)
+    other = dataclasses.replace(case.spec, rank=case.spec.rank + 1)
+    return tensor is not None and tensor.shape(*sizes, other) != tensor.shape(*sizes, case.spec)
+
+
+def _answers_finitely(layer: Layer, case: Case) -> bool:
+    try:
+        with torch.no_grad():
+            return bool(layer(case.x).isfinite().all())
+    except (SubjectRaised, BadAnswer):
+        return False
 
 
 def _is_plain(layer: Layer, case: Case) -> bool:
