@@ -51,8 +51,17 @@ ADAPTS_NOTHING = Diagnosis(
 SILENTLY = dataclasses.replace(ADAPTS_NOTHING, summary=f"{ADAPTS_NOTHING.summary}, and nothing says so")
 
 
+MORE_HERE = Diagnosis(
+    "targets.more_here",
+    "by default more layers are adapted on this architecture than PEFT adapts",
+    "the same settings train a larger adapter than with PEFT, and the files of the two do not fit each other",
+    remedy="adapt by default what PEFT adapts",
+)
+SAYS_LITTLE = 3  # letters of a name that a docstring may have for other reasons
+
+
 def by_choice(context: Context, case: ModelCase) -> Diagnosis | None:
-    """What explains that other layers than PEFT's are adapted by default; None where it is nothing known."""
+    """What explains that other layers than PEFT's are adapted by default; None where it is not known which are."""
     mine = places_of(context.subject, case)
     if mine is not None and not mine.layers:
         said = heard(context.subject.name)
@@ -61,7 +70,20 @@ def by_choice(context: Context, case: ModelCase) -> Diagnosis | None:
     if adapts_more(context, case):
         return ADAPTS_MORE
     why = as_the_authors(context, case)
-    return _of_the_authors(why[0]) if why else None
+    if why:
+        return _of_the_authors(why[0])
+    if mine is None or not without_heads(mine.layers, case) > reference_places(context, case).layers:
+        return None
+    return _stated_by_names(mine.layers)
+
+
+def _stated_by_names(layers: Iterable[str]) -> Diagnosis:
+    """More than PEFT's: a choice where one sentence of the docstring names every one of them, as q_proj."""
+    names = sorted({name.rpartition(".")[2] for name in layers})
+    if min(map(len, names)) <= SAYS_LITTLE:
+        return MORE_HERE
+    every = "".join(rf"(?=.*\b{re.escape(name)}\b)" for name in names)
+    return dataclasses.replace(MORE_HERE, documented_by=(every,))
 
 
 def on_the_same_layers(context: Context, case: ModelCase) -> tuple[ModelCase, AdaptedModel]:

@@ -20,13 +20,18 @@ SILENCE = re.compile(
 LEFT_OUT = re.compile(
     r"\b(no|not|none|never|only|without|alone|always|instead|cannot|can't|isn't|aren't|doesn't|don't|unsupported|"
     r"left out|leaves? out|ignor\w+|refus\w+|rais\w+|reject\w+|missing|lacks?|absent|omit\w*|drops? the|neither|nor|"
-    r"unavailable|restricted|limited|must|unless|equals?|has to)\b|=",
+    r"unavailable|restricted|limited|must|unless|equals?|has to)\b|"
+    r"(alpha|α|scal(e|ing))\s*==?\s*(the )?(\w+\.)?(lora_)?(r|rank)\b",
     re.IGNORECASE,
 )
+# The texts that a function's parameters are by default, as they are quoted: they leave nothing out.
+DEFAULTS = re.compile(r"\w+=['\"].*['\"]")
+GATES = r"gat(e[sd]?|ing)|(re)?scal(e[sd]?|ing)|multipl(y|ies|ied)"
 # How an option or a dtype is spelled in words and in code.
 SPELLINGS: Mapping[str, str] = {
     "dropout": r"drop-?\s?outs?\b|(lora|module)_dropout",
     "gram_schmidt": r"gram\W?schmidt|apply_gs",
+    "gate": rf"\b({GATES})\b.{{0,40}}\b(in|out)puts?\b|\b(in|out)puts?\b.{{0,40}}\b({GATES})\b",
     "feedforward": r"feed\W?forward|\bffn?\b|is_feedforward|input side",
     "rslora": r"(use_)?rs_?lora|rank\W?stabili[sz]ed",
     "alpha": r"(lora_)?alpha|α",
@@ -75,7 +80,8 @@ def leaving_out(parts: Iterable[DocstringPart], what: str) -> Statement | None:
     """The first sentence that says of an option, or of a dtype, that it is left out or restricted."""
     wanted = [_compiled(phrase) for phrase in spellings(what)]
     for said in _sentences(parts) if wanted else ():
-        if all(w.search(said.sentence) for w in wanted) and LEFT_OUT.search(said.sentence):
+        named = all(w.search(said.sentence) for w in wanted) and not DEFAULTS.fullmatch(said.sentence)
+        if named and LEFT_OUT.search(said.sentence):
             return said
     return None
 

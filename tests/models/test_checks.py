@@ -22,7 +22,8 @@ from harness.subjects.lora_lite import LoraLite, adapted, config
 from harness.test_targets import HEADS_TOO, INSIDE_A_NAME, PATHS
 from oracles.equation import Equation
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Slot
-from reports.model import Claim, Diagnosis
+from reports.judge.docstring_search import stating
+from reports.model import Claim, Diagnosis, DocstringPart
 from reports.render.fixes import instruction
 from tests.subjects import wrapped
 from tests.subjects.judged import audit
@@ -896,6 +897,33 @@ def test_more_layers_are_more_layers_with_the_head_among_them_too() -> None:
     assert ask(HeadToo(), "heads").outcome == "fail"
 
 
+class MoreOnLlama(LoraLite):
+    """On Llama alone it adapts the whole attention by default."""
+
+    def adapt_model(
+        self, model: nn.Module, spec: AdapterSpec, targets: Targets = None
+    ) -> Mapping[str, Adapted]:
+        own = ["q_proj", "k_proj", "v_proj", "o_proj"] if model.config.model_type == "llama" else None
+        return super().adapt_model(model, spec, targets or own)
+
+
+@pytest.mark.parametrize(
+    ("docstring", "stated"),
+    [
+        ("`q_proj`/`k_proj`/`o_proj` must be linear; `v_proj` may be absent.", True),
+        ("Adapts q_proj and v_proj.", False),
+        ("Adapts every projection of the attention.", False),
+    ],
+)
+def test_more_layers_on_one_architecture_are_a_choice_where_they_are_named(
+    docstring: str, stated: bool
+) -> None:
+    told = ask(MoreOnLlama(), "default").diagnosis
+    assert told is not None
+    assert told.mistake == "targets.more_here"
+    assert (stating([DocstringPart("", 0, docstring)], told.documented_by) is not None) == stated
+
+
 class FoldsIntoTheEmbedding(LoraLite):
     """Merging moves the embedding, which has no adapter: a head's update in a weight that both share."""
 
@@ -1037,6 +1065,8 @@ def test_no_check_of_whole_models_is_explained_by_a_layers_mistake() -> None:
         ),
         (INSIDE_A_NAME, "Every linear layer whose name contains one of the targets.", True),
         (INSIDE_A_NAME, "Targets are matched as substrings.", True),
+        (INSIDE_A_NAME, "Replaces matched ``nn.Linear`` layers with wrappers.", False),
+        (INSIDE_A_NAME, "Layers that match one of the patterns are adapted.", True),
         (PATHS, "It cannot handle cases like 'intermediate.dense', but works for this project.", True),
         (PATHS, "Adapts the layers that are named.", False),
         (HEADS_TOO, "If None, adapts all Linear and Conv2d layers.", True),

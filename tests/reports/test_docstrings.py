@@ -44,6 +44,16 @@ def test_a_phrase_is_looked_for_in_a_sentence(text, phrase, says):
         ("fp16 and bf16 are refused.", "float16 base, bfloat16 base", True),
         ("fp16 is refused.", "float16 base, bfloat16 base", False),
         ("Works in float32 only.", "no", False),
+        ("alpha = r: the update is B A as it stands.", "an alpha of one's own choice", True),
+        ("mode='alpha_only', scaling='alpha_over_r'", "an alpha of one's own choice", False),
+        (
+            "Called as Layer(base, r=r, alpha=1.0, dropout=0.0).",
+            "an alpha of one's own choice, dropout",
+            False,
+        ),
+        ("Called as Layer(base, alpha=16).", "an alpha of one's own choice", False),
+        ("It gates the input only.", "a gate on the output", True),
+        ("The gate is not trained at first.", "a gate on the output", False),
         ("No input is too large.", "No", False),
     ],
 )
