@@ -78,5 +78,5 @@ def test_rank_stabilised(context: Context, case: Case) -> None:
     diagnose=False,
 )
 def test_specs(context: Context, case: Case) -> None:
-    """An alpha of one's own choice, no dropout, and base layers with a bias and without are taken."""
+    """An alpha of one's own choice, no dropout, every mode left off, base layers with a bias and without are taken."""
     nothing_lacks(context, "spec")

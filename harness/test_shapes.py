@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.cases.layer_cases import Case, Domain
+from harness.compare.abilities import always_on
 from harness.compare.context import Context
 from harness.compare.ear import heard_before, utterances
 from harness.compare.held_outside import HELD_OUTSIDE, held_outside
@@ -22,6 +23,7 @@ from harness.compare.outcome import (
     ModeMissing,
     NotOffered,
     OutsideDomain,
+    ToldElsewhere,
     Unverified,
     without_numbers,
 )
@@ -101,8 +103,8 @@ def test_canonical(context: Context, case: Case) -> None:
                 told = _lowered(context, case, ours)
                 raise Deviation(case, f"shape of {tensor.name}", str(wanted), str(there), diagnosis=told)
     if extra := sorted(set(ours.names) - set(theirs.names)):
-        told = ", ".join(extra)
-        raise Deviation(case, "further tensors of the adapter", "none", told, diagnosis=_further(extra))
+        names = ", ".join(extra)
+        raise Deviation(case, "further tensors of the adapter", "none", names, diagnosis=_further(extra))
 
 
 @check(
@@ -122,10 +124,8 @@ def test_roles(context: Context, case: Case) -> None:
     outside = held_outside(ours, case.x)
     for name in [n for n in theirs.names if n in ours.names]:
         if name in outside and theirs.raw(name).requires_grad:
-            there = "in none of its modules' lists"
-            raise Deviation(
-                case, f"role of {name}", "a parameter of the module", there, diagnosis=HELD_OUTSIDE
-            )
+            what, actual = f"role of {name}", "in none of its modules' lists"
+            raise Deviation(case, what, "a parameter of the module", actual, diagnosis=HELD_OUTSIDE)
         wanted = "trainable" if theirs.raw(name).requires_grad else "not trainable"
         actual = "trainable" if ours.raw(name).requires_grad else "not trainable"
         context.demand(wanted == actual, case, f"role of {name}", wanted, actual)
@@ -408,8 +408,10 @@ def test_modes(context: Context, case: Case) -> None:
         ours = context.layer(case)
     except Unsupported as why:
         raise ModeMissing(why, case_mode(context, case)) from why
+    mode = case_mode(context, case)
+    if mode in always_on(context.subject, case.but(**{mode: False}).spec):
+        raise ToldElsewhere(f"it has {mode} alone, and nothing to tell it from", "scale.specs")
     if mode_is_ignored(context, case):
-        mode = case_mode(context, case)
         context.demand(
             False, case, f"an adapter with {mode}=True", "another function", "the same as without it"
         )

@@ -124,12 +124,15 @@ CANNOT = {
     "scale": "a factor of α/r, where α/√r is always taken",
 }
 NO_DROPOUT = "dropout"
+# What a mode is in the place of, where a subject has it always.
+INSTEAD_OF = {"feedforward": "a gate on the output"}
 # What is about something else than the scale factor, and where the lines are that decide it.
 ABOUT = {
     NO_DROPOUT: "dropout",
     CANNOT["dropout"]: "dropout",
     CANNOT["bias"]: "forward",
     CANNOT["no bias"]: "forward",
+    **dict.fromkeys(INSTEAD_OF.values(), "forward"),
 }
 
 
@@ -203,10 +206,18 @@ def _not_expressed(subject: Implementation, case: Case) -> Iterator[Lack]:
         yield Lack("spec", CANNOT["alpha"], "declared", why, case)
     if has_alpha and subject.nearest(asked).rslora:
         yield Lack("spec", CANNOT["scale"], "declared", why, case)
+    for mode in always_on(subject, asked):
+        yield Lack("spec", INSTEAD_OF.get(mode, f"{variant.title} without {mode}"), "declared", why, case)
     if variant.has_dropout and subject.nearest(asked).dropout == 0:
         yield Lack("spec", NO_DROPOUT, "declared", why, case)
     if variant.has_dropout and subject.nearest(dataclasses.replace(asked, dropout=0.0)).dropout > 0:
         yield Lack("spec", CANNOT["dropout"], "declared", why, case)
+
+
+def always_on(subject: Implementation, spec: AdapterSpec) -> list[str]:
+    """The modes that are off in ``spec``, and on in the nearest that the subject can express."""
+    modes = [mode for mode in VARIANTS[spec.variant].modes if not getattr(spec, mode)]
+    return [mode for mode in modes if getattr(subject.nearest(spec), mode)]
 
 
 def _working(subject: Implementation, case: Case, whole: Abilities) -> tuple[Case | None, list[Lack]]:

@@ -150,3 +150,41 @@ def test_a_rank_of_zero_is_told_by_what_is_trained_of_it() -> None:
     (found,) = findings(wrapped.Library({"lora": PlainAtRankZero}), ["shapes.bad_rank"])
     assert (found.title, found.tag) == ("a rank of zero is accepted", "OK-undoc")
     assert not bugs(wrapped.Dora, "dora", "shapes.bad_rank")
+
+
+# --- one side of a layer alone
+
+
+class GatesTheInput(wrapped.Ia3):
+    """Whatever side is asked for."""
+
+    def __init__(self, base: nn.Linear, spec: AdapterSpec) -> None:
+        super().__init__(base, dataclasses.replace(spec, feedforward=True))
+
+
+class OneSide(wrapped.Library):
+    """(IA)³ that gates the input only."""
+
+    def __init__(self) -> None:
+        super().__init__({"ia3": GatesTheInput})
+
+    def nearest(self, spec: AdapterSpec) -> AdapterSpec:
+        return dataclasses.replace(super().nearest(spec), feedforward=spec.variant == "ia3")
+
+
+class OneSideUnsaid(OneSide):
+    """Gates."""
+
+
+@pytest.mark.parametrize(("subject", "tag"), [(OneSide(), "OK-doc"), (OneSideUnsaid(), "OK-undoc")])
+def test_the_side_that_is_not_there_is_the_missing_mode(subject: wrapped.Library, tag: str) -> None:
+    """And not that the other one changes nothing."""
+    (found,) = findings(subject, ["shapes.modes", "scale.specs"], "ia3")
+    assert found.title.startswith("A mode of the references is missing: a gate on the output")
+    assert (found.tag, found.aspect) == (tag, "forward")
+
+
+def test_a_side_that_makes_no_difference_is_still_told() -> None:
+    (title,) = bugs(GatesTheInput, "ia3", "shapes.modes")
+    assert title == "a mode of the reference is not there, or its option changes nothing"
+    assert not findings(wrapped.Library(), ["shapes.modes", "scale.specs"], "ia3")
