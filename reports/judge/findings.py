@@ -10,7 +10,7 @@ from refs.vocabulary import ASPECTS, SEVERITIES, Severity, Tag
 from reports import cites, reference_fails
 from reports.judge import docstring_search
 from reports.judge.docstring_search import Statement
-from reports.judge.grouping import Grouping, Key, covering, kind_of
+from reports.judge.grouping import Grouping, Key, covering, is_of_a_check, kind_of
 from reports.judge.prior import contradicts, matching
 from reports.judge.standing import standing
 from reports.model import CheckInfo, Claim, Diagnosis, DocstringPart, Finding, Prior, PriorFinding, Run
@@ -154,11 +154,19 @@ class Defect:
             2 if named is None else int(named is not claim.diagnosis),
             int(claim.witness is not None and RECORDED in claim.witness.case),  # not shrunk
             int(follows),
+            int(self._is_of_another_aspect(claim)),
             rank(self.info(claim).severity, SEVERITIES),
             rank(claim.aspect, LEADING),
             int(claim.witness is None),
             self.siblings.index(claim),
         )
+
+    def _is_of_another_aspect(self, claim: Claim) -> bool:
+        """Whether what a check says of itself is severe, and about something else than the claim's aspect."""
+        named = self.named(claim)
+        if named is None or not is_of_a_check(named) or named.severity != "critical":
+            return False
+        return named.mistake.partition(".")[0] != claim.aspect
 
     @cached_property
     def diagnosis(self) -> Diagnosis | None:

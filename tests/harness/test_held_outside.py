@@ -91,7 +91,7 @@ def test_tensors_in_a_plain_dict_are_one_finding() -> None:
     """What training, dropout and the state dict make of it is none of its own."""
     (found,) = of_all(Keeping(InADict))
     assert (found.mistake, found.severity, found.tag) == ("shapes.held_outside", "critical", "BUG")
-    assert found.title == HELD_OUTSIDE.summary
+    assert (found.title, found.aspect) == (HELD_OUTSIDE.summary, "shapes")
     assert {claim.partition("[")[0] for claim in found.claims} == set(ASKED)
 
 
