@@ -253,7 +253,8 @@ class Life:
             ratio=ratio,
             threshold=THRESHOLDS["formula"],
             diagnosis=fault or self.of_unmerging(),
-            alone=fault is not None,  # its very output: nothing else that is wrong is why
+            # Its very output: nothing else that is wrong is why. The base's own may have other reasons.
+            alone=fault is not None and not is_it(self.base),
         )
         found.otherwise = life_faults.SWITCHED_MERGED if self.unsettled else None
         return found

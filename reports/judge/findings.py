@@ -154,19 +154,17 @@ class Defect:
             2 if named is None else int(named is not claim.diagnosis),
             int(claim.witness is not None and RECORDED in claim.witness.case),  # not shrunk
             int(follows),
-            int(self._is_of_another_aspect(claim)),
+            rank(claim.aspect, LEADING) if self._is_grave_in_itself(claim) else 0,
             rank(self.info(claim).severity, SEVERITIES),
             rank(claim.aspect, LEADING),
             int(claim.witness is None),
             self.siblings.index(claim),
         )
 
-    def _is_of_another_aspect(self, claim: Claim) -> bool:
-        """Whether what a check says of itself is severe, and about something else than the claim's aspect."""
+    def _is_grave_in_itself(self, claim: Claim) -> bool:
+        """Whether the claim says of itself what is critical in whatever check: the nearest to the tensors leads."""
         named = self.named(claim)
-        if named is None or not is_of_a_check(named) or named.severity != "critical":
-            return False
-        return named.mistake.partition(".")[0] != claim.aspect
+        return named is not None and is_of_a_check(named) and named.severity == "critical"
 
     @cached_property
     def diagnosis(self) -> Diagnosis | None:
