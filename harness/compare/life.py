@@ -254,7 +254,9 @@ class Life:
             threshold=THRESHOLDS["formula"],
             diagnosis=fault or self.of_unmerging(),
             # Its very output: nothing else that is wrong is why. The base's own may have other reasons.
-            alone=fault is not None and not is_it(self.base),
+            alone=fault is not None
+            and fault.mistake not in life_faults.OF_THE_FUNCTION
+            and not is_it(self.base),
         )
         found.otherwise = life_faults.SWITCHED_MERGED if self.unsettled else None
         return found

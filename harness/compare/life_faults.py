@@ -55,6 +55,9 @@ SWITCHED_MERGED = named(
     remedy="unmerge exactly before another adapter is made active, or refuse to switch a merged layer in a sentence",
 )
 
+# What a layer may have in all its life, of which its first claims tell.
+OF_THE_FUNCTION = ("lifecycle.bias_lost", "lifecycle.bias_not_folded")
+
 
 def explain(life: Lived, state: State, is_it: Callable[[Weights], bool]) -> Diagnosis | None:
     """The first fault whose output is the subject's."""
