@@ -81,6 +81,15 @@ UNFOLDS_WHAT_IS_THERE = Diagnosis(
 )
 
 
+STAYS_FOLDED = Diagnosis(
+    "contexts.stays_folded",
+    "eval() folds the adapter into the weight, and train() does not take it out: its tensors act no more",
+    "training that goes on after an evaluation trains nothing, and what is loaded then has no effect",
+    severity="critical",
+    remedy="take out what eval() folded in as soon as training mode is back",
+)
+
+
 @check(
     "contexts",
     "critical",
@@ -117,12 +126,16 @@ def test_written_in_eval(context: Context, case: Case) -> None:
 
 def _unfolds_what_it_folded(context: Context, case: Case, layer: Layer) -> None:
     """Written while folded in, and back in training mode, the layer is that of the written parameters."""
+    with torch.no_grad():
+        folded = layer(case.x)
     layer.write(contexts.parameters(layer, case))
     layer.train()
     try:
         _like_a_fresh_one(context, case, layer, "in training mode, after a write in evaluation mode")
     except Deviation as found:
-        found.diagnosis, found.alone = UNFOLDS_WHAT_IS_THERE, True
+        with torch.no_grad():
+            stays = rounding.same_values(layer(case.x), folded)
+        found.diagnosis, found.alone = STAYS_FOLDED if stays else UNFOLDS_WHAT_IS_THERE, True
         raise
 
 
@@ -224,12 +237,25 @@ def test_inference_mode(context: Context, case: Case) -> None:
     """Under ``torch.inference_mode()`` the output is that of an ordinary call, and so are gradients afterwards."""
     plain, layer = far_layer(context, case), far_layer(context, case)
     wanted = observe(plain, case)
+    if _lost_by_evaluation(layer, case):
+        raise ToldElsewhere(
+            "after eval() and train() nothing of the adapter acts", "contexts.written_in_eval"
+        )
     for training in (True, False):
         layer.train(training)
         same(context, case, f"under inference_mode in {_mode(training)} mode", _inferred(layer, case), wanted)
         layer.train()
         after = observe(layer, case, where="after a call under inference_mode")
         same(context, case, "after a call under inference_mode", after, wanted)
+
+
+def _lost_by_evaluation(layer: Layer, case: Case) -> bool:
+    """Whether an output wanted a gradient before the layer was in evaluation mode, and wants none afterwards."""
+    before = layer(case.x).requires_grad
+    layer.train(False)
+    layer(case.x)
+    layer.train()
+    return before and not layer(case.x).requires_grad
 
 
 def _inferred(layer: Layer, case: Case) -> rounding.Quantities:

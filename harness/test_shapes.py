@@ -107,6 +107,20 @@ def test_canonical(context: Context, case: Case) -> None:
         raise Deviation(case, "further tensors of the adapter", "none", names, diagnosis=_further(extra))
 
 
+def _untrained(ours: Layer, theirs: Layer) -> Diagnosis | None:
+    """The tensors that want a gradient in the reference and none here, by name."""
+    names = [n for n in theirs.names if n in ours.names]
+    still = [n for n in names if theirs.raw(n).requires_grad and not ours.raw(n).requires_grad]
+    if not still:
+        return None
+    return Diagnosis(
+        f"shapes.untrained_{'_'.join(still)}",
+        f"{' and '.join(still)} {'wants' if len(still) == 1 else 'want'} no gradient",
+        "what the reference trains stays as it starts",
+        remedy=f"let {' and '.join(still)} want a gradient when the adapter is made",
+    )
+
+
 @check(
     "shapes",
     "major",
@@ -128,7 +142,10 @@ def test_roles(context: Context, case: Case) -> None:
             raise Deviation(case, what, "a parameter of the module", actual, diagnosis=HELD_OUTSIDE)
         wanted = "trainable" if theirs.raw(name).requires_grad else "not trainable"
         actual = "trainable" if ours.raw(name).requires_grad else "not trainable"
-        context.demand(wanted == actual, case, f"role of {name}", wanted, actual)
+        if wanted != actual:
+            found = Deviation(case, f"role of {name}", wanted, actual)
+            found.otherwise = _untrained(ours, theirs)
+            raise found
         if wanted == "not trainable" and isinstance(ours.raw(name), nn.Parameter):
             held = context.variant.tensor(name)
             is_buffer = held is not None and held.role == "buffer"

@@ -13,7 +13,7 @@ from harness.compare import rounding
 from harness.compare.context import Context, Pair, Worst, double
 from harness.compare.layer import Layer, answering
 from harness.compare.loose_parameters import but_for_further
-from harness.compare.outcome import Deviation
+from harness.compare.outcome import Deviation, ToldElsewhere
 from harness.engine.checks import check
 from reports.model import Diagnosis
 
@@ -66,7 +66,12 @@ def train(layer: Layer, case: Case, names: list[str], make: Optimiser, steps: in
     """``steps`` steps on ½ mean (y − t)², over the slots ``names``; the losses before each step."""
     layer.train()
     # Slots may be views of one parameter, which takes one step, not one per slot.
-    optimiser = make(list({id(layer.raw(name)): layer.raw(name) for name in names}.values()))
+    held = list({id(layer.raw(name)): layer.raw(name) for name in names}.values())
+    if not held:
+        raise ToldElsewhere(
+            "nothing of the adapter wants a gradient, which shapes.roles tells", "shapes.roles"
+        )
+    optimiser = make(held)
     losses = []
     for _ in range(steps):
         optimiser.zero_grad()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from harness.cases.kind_cases import WORDS, KindCase
+from harness.cases.kind_cases import OPTIONS, WORDS, KindCase
 from harness.cases.layer_cases import Case
 from harness.compare import isolation
 from harness.compare.context import Context, Worst
@@ -112,7 +112,14 @@ class Failure:
 
     def _layer(self, case: KindCase) -> str:
         """The case's kind in words, with its options where the plain layers of the kind are answered."""
-        return case.words if case.is_plain or plain_ones_answer(self.context, case) else WORDS[case.kind]
+        named = case.is_plain or (
+            plain_ones_answer(self.context, case) and self._answers_without_options(case)
+        )
+        return case.words if named else WORDS[case.kind]
+
+    def _answers_without_options(self, case: KindCase) -> bool:
+        """Whether the very layer is answered where it has none of its options."""
+        return self._holds(dataclasses.replace(case, **OPTIONS))
 
     def _regime_of_a_larger(self, case: Case) -> str:
         """Where the failure begins on a layer that has room for other ranks, if that one fails as well."""

@@ -7,7 +7,7 @@ same as an ``nn.Module`` that a library can adapt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,15 +117,22 @@ MODULES: dict[str, Any] = {
 }
 
 
+def _container(path: str, names: Sequence[str]) -> nn.Module:
+    """What holds the layers whose names begin so: blocks that are numbered from zero are a list, as in any model."""
+    below = {n.removeprefix(f"{path}.").partition(".")[0] for n in names if n.startswith(f"{path}.")}
+    return nn.ModuleList() if below == {str(i) for i in range(len(below))} else nn.Module()
+
+
 class ChainModel(nn.Module):
     """A base of the corpus with its weights; every layer a submodule of its own name."""
 
     def __init__(self, config: Config, tensors: Tensors, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.chain: Config = config
+        names = [layer["name"] for layer in config["layers"] if "name" in layer]
         for layer in config["layers"]:
             if "name" in layer:
-                self._place(layer["name"], MODULES[layer["kind"]](layer))
+                self._place(layer["name"], MODULES[layer["kind"]](layer), names)
         self.to(dtype or getattr(torch, config["dtype"]))
         tied = config.get("tied", {})
         self.load_state_dict({**tensors, **{new: tensors[old] for new, old in tied.items()}})
@@ -133,12 +140,12 @@ class ChainModel(nn.Module):
             self.get_submodule(new.rpartition(".")[0]).weight = self.get_parameter(old)
         self.eval()
 
-    def _place(self, name: str, module: nn.Module) -> None:
+    def _place(self, name: str, module: nn.Module, names: Sequence[str]) -> None:
         node: nn.Module = self
         *path, last = name.split(".")
-        for part in path:
+        for depth, part in enumerate(path, 1):
             if not hasattr(node, part):
-                node.add_module(part, nn.Module())
+                node.add_module(part, _container(".".join(path[:depth]), names))
             node = getattr(node, part)
         node.add_module(last, module)
 

@@ -410,7 +410,7 @@ class KeepsItsNorm(wrapped.Dora):
 def test_what_is_kept_of_a_call_is_not_told_as_folded() -> None:
     """Where what is written acts in part, nothing was folded in."""
     (told,) = found(KeepsItsNorm, "dora", "contexts.written_in_eval")
-    assert (told.mistake, told.tag, told.severity) == ("contexts.cached_in_eval", "BUG", "major")
+    assert (told.mistake, told.tag) == ("contexts.cached_in_eval", "BUG")
 
 
 class FoldsAtEachEval(wrapped.Lora):
@@ -617,3 +617,43 @@ def test_what_waits_for_another_adapter_is_no_stray(library: type[wrapped.Librar
     subject = library({"lora": RoomForTwo})
     told = audit(subject, ["lora"], checks=lambda c: c.id == "shapes.frozen_base", profile=QUICK).findings
     assert len(told) == strays
+
+
+class StaysFolded(wrapped.Lora):
+    """eval() folds the update into the weight for good: the factors act no more."""
+
+    folded = False
+
+    def train(self, mode: bool = True) -> wrapped.Wrapped:
+        if not mode and not self.folded:
+            self.folded = True
+            with torch.no_grad():
+                self.base.weight += (self.s * self.B @ self.A).to(self.base.weight.dtype)
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) if self.folded else super().forward(x)
+
+
+def test_what_stays_folded_in_is_told_as_that() -> None:
+    """Nothing is taken out of the weight then, and inference mode has no part in it."""
+    told = found(StaysFolded, "lora", "contexts.written_in_eval", "contexts.inference_mode")
+    assert [f.mistake for f in told] == ["contexts.stays_folded"]
+
+
+class WithoutGradients(wrapped.Lora):
+    """Neither factor wants a gradient."""
+
+    def build(self) -> None:
+        super().build()
+        self.A.requires_grad_(False)
+        self.B.requires_grad_(False)
+
+
+def test_an_adapter_that_does_not_train_is_told_by_its_tensors() -> None:
+    """No optimiser is made without a tensor, and no claim fails for the audit's own reason."""
+    checks = ("shapes.roles", "training.sgd", "training.adamw", "training.alive")
+    subject = wrapped.Library({"lora": WithoutGradients})
+    told = audit(subject, ["lora"], checks=lambda c: c.id in checks, profile=QUICK)
+    assert "audit_failed" not in {c.cause for c in told.run.claims}
+    assert [f.title for f in told.findings if f.tag == "BUG"] == ["A and B want no gradient"]
