@@ -253,13 +253,15 @@ class Life:
             ratio=ratio,
             threshold=THRESHOLDS["formula"],
             diagnosis=fault or self.of_unmerging(),
-            # Its very output: nothing else that is wrong is why. The base's own may have other reasons.
-            alone=fault is not None
-            and fault.mistake not in life_faults.OF_THE_FUNCTION
-            and not is_it(self.base),
+            alone=fault is not None and self._is_of_a_life(fault) and not is_it(self.base),
         )
         found.otherwise = life_faults.SWITCHED_MERGED if self.unsettled else None
         return found
+
+    def _is_of_a_life(self, fault: Diagnosis) -> bool:
+        """Whether a fault whose very output is seen is due to what was done, and to nothing else that is wrong."""
+        done = self.folded or self.gone or len(self.handles) > 1
+        return bool(done) and fault.mistake not in life_faults.OF_THE_FUNCTION
 
     def of_unmerging(self) -> Diagnosis | None:
         """The name of what goes wrong wherever something was folded in, if it is unmerging that does."""
