@@ -282,7 +282,10 @@ class ClaimRun:
             return {"outcome": "not_applicable", "examples": 0, **_because("outside", why)}
         if context.left_out:
             return {"outcome": "not_applicable", "examples": 0, **_because("outside", context.left_out)}
-        return {"outcome": "unverified", **_because("refused_all", "none of the cases was answered: the subject refused, or raised")}
+        return {
+            "outcome": "unverified",
+            **_because("refused_all", "none of the cases was answered: the subject refused, or raised"),
+        }
 
     @property
     def known(self) -> disagreements.Disagreement | None:
