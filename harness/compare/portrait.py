@@ -40,6 +40,7 @@ LAW: dict[str, Any] = {
     "batch": (2,),
 }
 AS_SET = "the reference's"
+TENSORS = "tensors"  # of a start: their names and shapes
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def write_own(layer: Layer, case: Case, held: Mapping[str, Tensor]) -> None:
 def _start(sitting: Sitting) -> Values:
     """Which tensors there are, and where they and the output start."""
     layer, other, case = sitting.layer(), sitting.layer(seed=1), sitting.case
-    found: Values = {"tensors": ", ".join(f"{n} {tuple(layer.view(n).shape)}" for n in sorted(layer.names))}
+    found: Values = {TENSORS: ", ".join(f"{n} {tuple(layer.view(n).shape)}" for n in sorted(layer.names))}
     for tensor in case.variant.tensors:
         if tensor.name in layer.names and not (tensor.uniform and tensor.drawn_from == "global"):
             found[f"start of {tensor.name}"] = _start_of(tensor, layer, other, case)

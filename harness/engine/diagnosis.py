@@ -23,7 +23,7 @@ from harness.compare.abilities import abilities_of
 from harness.compare.context import Context, Worst
 from harness.compare.layer import adapt
 from harness.compare.loose_parameters import own_parameters
-from harness.compare.portrait import Sitting, Value, Values, own_of, same
+from harness.compare.portrait import TENSORS, Sitting, Value, Values, own_of, same
 from harness.compare.probing import far_layer, is_the_bases
 from harness.compare.thresholds import ALL_BUT_A_FEW, HALF_DIGITS, THRESHOLDS
 from harness.engine.checks import CHECKS, Check
@@ -242,8 +242,16 @@ class Search:
         ]
         yield from ((m,) for m in entries)
         touching = [m for m in entries if self._touches(found, m, stage, wrong)]
+        touching.sort(key=lambda m: not self._has_its_tensors((*found, m)))
         for size, most in ((2, MOST_PAIRED), (3, MOST_TRIPLED)):
             yield from (c for c in itertools.combinations(touching[:most], size) if _of_different_parts(c))
+
+    def _has_its_tensors(self, found: Set) -> bool:
+        """Whether with these mistakes the tensors are the subject's, where they are not the reference's."""
+        theirs = self.portraits(found)
+        keys = [k for k in self.told(("start",)) if k[2] == TENSORS]
+        other = [k for k in keys if not self.same(k, self.subject.value(k), self.right.value(k))]
+        return bool(other) and all(self.same(k, self.subject.value(k), theirs.value(k)) for k in other)
 
     def _covered(self, found: Set, added: Set, wrong: frozenset[Key], parts: Sequence[str]) -> int:
         """How many of the wrong quantities the set reproduces; 0 where it computes what the subject does not."""

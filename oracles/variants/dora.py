@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,14 +58,32 @@ def dora(call: Call, do: Any) -> Tensor:
         product = call.drop("product", h @ B.mT)
         adapted = (g - 1) * (x @ W.mT) + g * s * product
     else:
-        g = do.spread(m) / (length if length.dim() == 2 else length[:, None])
-        V = W + s * call.drop("delta_w", B @ A)
-        adapted = call.drop("input", do.adapter_input(call.x)) @ (g * V - W).mT
+        spread, norms = do.spread(m), length if length.dim() == 2 else length[:, None]
+        g = spread / norms
+        x = call.drop("input", do.adapter_input(call.x))
+        inner = _product(call, A, B, (spread, 1 / norms), x)
+        if inner is None:
+            adapted = x @ (g * (W + s * call.drop("delta_w", B @ A)) - W).mT
+        else:
+            adapted = x @ (g * W - W).mT + s * inner
     adapted = call.drop("update", do.branch(adapted))
     if do.outer is not None:
         adapted = do.outer(call.spec) * adapted
     b = do.bias(call.b, g)
     return base + adapted if b is None else base + b + adapted
+
+
+def _product(call: Call, A: Tensor, B: Tensor, factors: tuple[Tensor, Tensor], x: Tensor) -> Tensor | None:
+    """x (g ⊙ B A)ᵀ where dropout acts in the low-rank product itself; None where it does not.
+
+    ``factors``: of g, each (out, 1), (1, in) or (1, 1).
+    """
+    if call.place not in ("low_rank", "hidden", "product"):
+        return None
+    of_rows = [f for f in factors if f.shape[1] == 1]
+    of_columns = [f for f in factors if f.shape[1] != 1]
+    h = call.drop("hidden", call.drop("low_rank", x) @ math.prod(of_columns, start=A).mT)
+    return call.drop("product", h @ B.mT) * math.prod(of_rows, start=torch.ones_like(B[:1, :1])).mT
 
 
 def rows(V: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as fn
 
 from harness.cases.layer_cases import Case
 from harness.engine.shrinking import shrunk
@@ -372,3 +373,29 @@ def test_a_law_that_no_mistake_explains_is_told() -> None:
     }
     for layer, title in told.items():
         assert bugs(layer, "hra", "init.distribution") == [title]
+
+
+# --- several at once, one of them in the shape of a tensor
+
+
+class MagnitudePerInput(wrapped.Dora):
+    """m (in,) over the norms of the columns, which are not detached, α for α/r, and no dropout."""
+
+    def start_m(self) -> Tensor:
+        return self.w0.norm(dim=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        V = self.w0 + self.spec.alpha * self.B @ self.A
+        return fn.linear(x.to(self.dtype), self.m * V / V.norm(dim=0), self.base.bias).to(x.dtype)
+
+
+def test_what_another_shape_of_a_tensor_makes_is_looked_for_first() -> None:
+    """Of thirty mistakes that touch the output, three together: those that make m as long come first."""
+    checks = ("init.deterministic", "dtype.double", "dtype.forward", "forward.gradients", "dropout.active")
+    told = findings(wrapped.Library({"dora": MagnitudePerInput}), checks, "dora")
+    assert {f.mistake for f in told if f.tag == "BUG"} == {
+        "dora.magnitude_per_input",
+        "dora.norm_attached",
+        "dora.alpha_unscaled",
+        "dora.dropout_ignored",
+    }
