@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from harness.cases.kind_cases import KINDS
 from harness.compare.layer import answering
 from harness.compare.outcome import NotOffered
 from oracles.implementation import Adapted, AdapterSpec, Implementation, Unsupported
@@ -51,8 +52,8 @@ def _load(who: Implementation, layer: Adapted, spec: AdapterSpec, folder: Path) 
 
 
 def adapts_linear(who: Implementation) -> bool:
-    """Whether linear layers are among those that the subject adapts; who says nothing of kinds adapts these."""
-    return not who.layers or "linear" in who.layers
+    """Whether linear layers are among those that the subject adapts; who names none of the kinds adapts these."""
+    return "linear" in who.layers or not any(kind in who.layers for kind in KINDS)
 
 
 def _base(who: Implementation, bias: bool = True) -> Any:
