@@ -310,8 +310,8 @@ def _everywhere(context: Context, case: Case, found: Deviation) -> Diagnosis | N
     fresh = context.abilities.fitted(case.but(**in_one_state.FRESH))
     layer = far_layer(context, fresh)
     wanted, base = effective(layer, fresh)[0], beneath(context, fresh, layer)
-    merged = plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
-    return TWICE if _near(merged.weight.detach().double() - base, 2 * (wanted - base)) else FACTOR
+    weight, _ = in_one_state.merged_into(context, fresh, layer)
+    return TWICE if _near(weight - base, 2 * (wanted - base)) else FACTOR
 
 
 def _named_bias(found: Deviation, case: Case, own: Tensor, bias: Tensor) -> Deviation:

@@ -468,9 +468,8 @@ REFUSED_TOO_LATE = Diagnosis(
 def _loaded(case: Case, what: str, *, warned: bool) -> Deviation:
     """What is told of a file that was loaded and ought to have been refused."""
     quantity, told = f"loading {what}", "an adapter and a warning" if warned else "an adapter"
-    found = Deviation(case, quantity, "an exception", told, diagnosis=WARNED if warned else None)
-    found.otherwise = LOADED_WHOLE
-    return found
+    known = WARNED if warned else None
+    return Deviation(case, quantity, "an exception", told, diagnosis=known, otherwise=LOADED_WHOLE)
 
 
 def _unchanged(context: Context, case: Case, before: torch.Tensor, base: nn.Module, what: str) -> None:
@@ -481,9 +480,8 @@ def _unchanged(context: Context, case: Case, before: torch.Tensor, base: nn.Modu
         factorised = context.variant.base is not None
         quantity = f"the base's output after {what} was refused"
         diagnosis = BASE_REPLACED if factorised else None
-        found = Deviation(case, quantity, "unchanged", f"{gap:.3g} off", diagnosis=diagnosis)
-        found.otherwise = REFUSED_TOO_LATE
-        raise found
+        found = f"{gap:.3g} off"
+        raise Deviation(case, quantity, "unchanged", found, diagnosis=diagnosis, otherwise=REFUSED_TOO_LATE)
 
 
 def _is_another_method(context: Context, found: Layer) -> bool:

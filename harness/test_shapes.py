@@ -143,9 +143,7 @@ def test_roles(context: Context, case: Case) -> None:
         wanted = "trainable" if theirs.raw(name).requires_grad else "not trainable"
         actual = "trainable" if ours.raw(name).requires_grad else "not trainable"
         if wanted != actual:
-            found = Deviation(case, f"role of {name}", wanted, actual)
-            found.otherwise = _untrained(ours, theirs)
-            raise found
+            raise Deviation(case, f"role of {name}", wanted, actual, otherwise=_untrained(ours, theirs))
         if wanted == "not trainable" and isinstance(ours.raw(name), nn.Parameter):
             held = context.variant.tensor(name)
             is_buffer = held is not None and held.role == "buffer"

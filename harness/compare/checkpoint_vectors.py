@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class VectorCase:
         more = {"with": holding, **{name: self.config.get(name) for name in PATTERNS}}
         return {"vector": self.vector.id, "base": about["base"], **{n: v for n, v in more.items() if v}}
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The file's options; none where they cannot be read."""
         try:

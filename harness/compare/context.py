@@ -26,7 +26,7 @@ from oracles.oracle import NotRecorded, Oracle
 from oracles.seeding import seed_torch
 from oracles.variants import Canonical, Variant, paper
 
-FOLDING = ("merge", "merge_in_place")
+FOLDS_IN = ("merge", "merge_in_place")
 State = Literal["initial", "step0", "far"]
 
 
@@ -316,7 +316,7 @@ class Context:
             with answering(self.subject.name, what):
                 return call(*args)
         except SubjectRaised as error:
-            folds = what in FOLDING and not is_crash(error)
+            folds = what in FOLDS_IN and not is_crash(error)
             module = args[0].module if folds and isinstance(args[0], Adapted) else None
             if module is None or not module.training:
                 raise

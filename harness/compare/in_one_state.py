@@ -35,7 +35,7 @@ Ask = Callable[[Context, Case, Layer], tuple[Tensor, Tensor]]
 
 def explain_merged(context: Context, case: Case) -> Diagnosis | None:
     """The one mistake whose weight and bias are merged, on the failing case and on another one."""
-    found = _mistake(context, case, _merged)
+    found = _mistake(context, case, merged_into)
     if found is None:
         return None
     summary = f"in what is merged, and not in what is computed, {found.summary}"
@@ -55,7 +55,8 @@ def explain_evaluated(context: Context, case: Case) -> Diagnosis | None:
     )
 
 
-def _merged(context: Context, case: Case, layer: Layer) -> tuple[Tensor, Tensor]:
+def merged_into(context: Context, case: Case, layer: Layer) -> tuple[Tensor, Tensor]:
+    """W' (out, in) and b' (out,) of what the layer is merged into, zeros where that has no bias."""
     merged = plain_layer(context.calling("merge", context.subject.merge, layer.adapted), "merge")
     bias = torch.zeros(case.out_features) if merged.bias is None else merged.bias.detach()
     return merged.weight.detach().double(), bias.double()

@@ -146,15 +146,18 @@ def far(context: Context, case: KindCase, base: object = None) -> Kinds:
 def _may_share(case: KindCase, layer: Layer) -> bool:
     """Whether A has a group's inputs, and B joins every output to the whole rank."""
     r = case.spec.rank
-    sizes = {name: layer.value(name).numel() for name in ("A", "B") if name in layer.names}
-    return sizes == {"A": case.in_features * r // case.groups, "B": case.out_features * r}
+    return _sizes(layer) == {"A": case.in_features * r // case.groups, "B": case.out_features * r}
 
 
 def _have_pairs(case: KindCase, layer: Layer) -> bool:
     """Whether A has every input, and B joins every output to the whole rank: each group may have a pair of its own."""
     r = case.spec.rank
-    sizes = {name: layer.value(name).numel() for name in ("A", "B") if name in layer.names}
-    return sizes == {"A": case.in_features * r, "B": case.out_features * r}
+    return _sizes(layer) == {"A": case.in_features * r, "B": case.out_features * r}
+
+
+def _sizes(layer: Layer) -> dict[str, int]:
+    """How many numbers each factor has."""
+    return {name: layer.value(name).numel() for name in ("A", "B") if name in layer.names}
 
 
 def _other_factors(context: Context, case: KindCase, layer: Layer) -> str:
@@ -368,9 +371,8 @@ def quantising_error(context: Context, case: KindCase, layer: Kinds, exact: Tens
 
     As a floor: the threshold's multiple of it is what may be lost.
     """
-    b = None if case.bias_vector is None else case.bias_vector.double()
     with torch.no_grad():
-        W, bias = paper.effective(context.forward, case.weight.double(), b, layer.parameters(), case.spec)
-        best = quantised(case, W.float(), None if b is None else bias.float())
+        W, bias = _effective(context, case, case.weight.double(), layer.parameters())
+        best = quantised(case, W.float(), None if case.bias_vector is None else bias.float())
         lost = case.outputs(best(case.x)).double() - exact
     return 2 * float(lost.norm()) / THRESHOLDS["formula"]

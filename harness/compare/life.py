@@ -245,7 +245,7 @@ class Life:
             return near <= THRESHOLDS["formula"]
 
         fault = life_faults.explain(self, state, is_it)
-        found = Deviation(
+        return Deviation(
             self.case,
             quantity,
             expected,
@@ -254,9 +254,8 @@ class Life:
             threshold=THRESHOLDS["formula"],
             diagnosis=fault or self.of_unmerging(),
             alone=fault is not None and self._is_of_a_life(fault) and not is_it(self.base),
+            otherwise=life_faults.SWITCHED_MERGED if self.unsettled else None,
         )
-        found.otherwise = life_faults.SWITCHED_MERGED if self.unsettled else None
-        return found
 
     def _is_of_a_life(self, fault: Diagnosis) -> bool:
         """Whether a fault whose very output is seen is due to what was done, and to nothing else that is wrong."""

@@ -25,8 +25,6 @@ class Deviation(Exception):
     find wrong is not why. ``otherwise``: what is told where no catalogued mistake explains it.
     """
 
-    otherwise: Diagnosis | None = None
-
     def __init__(
         self,
         case: Described | None,
@@ -40,10 +38,12 @@ class Deviation(Exception):
         diagnosis: Diagnosis | None = None,
         shared: bool = False,
         alone: bool = False,
+        otherwise: Diagnosis | None = None,
     ) -> None:
         self.shared, self.alone = shared, alone
         self.case = case if isinstance(case, Case) else None  # what the mistakes catalogue can be tried on
         self.ratio, self.threshold, self.diagnosis = ratio, threshold, diagnosis
+        self.otherwise = otherwise
         self.witness = Witness(case.describe() if case else {}, quantity, expected, actual, note)
         super().__init__(f"{quantity}: expected {expected}, got {actual}" + (f" ({note})" if note else ""))
 

@@ -114,9 +114,8 @@ def instruction(finding: Finding, claims: Sequence[Claim]) -> str:
 def _of_an_exception(lead: Claim) -> str:
     """Mend it, or refuse what was given; a call without an argument to refuse has to work, or not to be offered."""
     placed = lead.cause == "raised" and " at " in (lead.detail or "")
-    what = f"mend the exception {lead.detail}" if placed else "mend this"
-    if lead.diagnosis:
-        what = lead.diagnosis.remedy
+    mend = f"mend the exception {lead.detail}" if placed else "mend this"
+    what = lead.diagnosis.remedy if lead.diagnosis else mend
     if lead.aspect in OF_CALLS:
         return f"{what}; or leave the call out of what is offered"
     return f"{what}, or refuse such input with a sentence"
